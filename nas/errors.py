@@ -1,0 +1,75 @@
+"""Every error a user can cause: one line that says what must hold, what came, and what mends it.
+
+VitnasError
+├── UsageError              a value that cannot be understood (exit code 2)
+│   └── UnknownNameError    a space, device, data set or model that does not exist
+├── InfeasibleError         no architecture fits the budget (exit code 3)
+├── DataError               a data set that cannot be used
+├── TableError              a latency table that is missing, incomplete or of another machine
+├── WeightsError            supernet weights that are missing or do not fit the space
+├── RunError                a run directory that cannot be used or resumed
+└── EvaluationError         a subnet whose score or latency could not be obtained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VitnasError(Exception):
+    """An error with the fix beside it; the command line prints it as one line."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(f"{message}; {fix}" if fix else message)
+        self.message = message
+        self.fix = fix
+
+    @property
+    def kind(self) -> str:
+        """The stable name of this error in `--json` output, e.g. `infeasible`."""
+        return type(self).__name__.removesuffix("Error").lower()
+
+
+class UsageError(VitnasError):
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not one of those known, with the closest ones that are."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], fix: str = "") -> None:
+        known = sorted(known)
+        close = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {what} {name!r}", f"{hint} {fix}".strip())
+
+    @property
+    def kind(self) -> str:
+        return "unknown_name"
+
+
+class InfeasibleError(VitnasError):
+    exit_code = 3
+
+
+class DataError(VitnasError):
+    pass
+
+
+class TableError(VitnasError):
+    pass
+
+
+class WeightsError(VitnasError):
+    pass
+
+
+class RunError(VitnasError):
+    pass
+
+
+class EvaluationError(VitnasError):
+    pass

@@ -1,0 +1,223 @@
+"""A family is its parts; model, latency rows, MACs and the trellis are derived from them.
+
+All families share one skeleton: a stem, stages (each entered by a transition, made of blocks) and
+a head. `Parts` says which `Layer`s each of them emits for a choice, given the small state that
+came before. `SearchSpace.advance` is the only walk over that skeleton.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib import import_module
+from pkgutil import iter_modules
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from nas.errors import UnknownNameError, UsageError
+from nas.space import Architecture, Position, Repeat, Space
+
+if TYPE_CHECKING:
+    from nas.elastic import ElasticModule
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A piece of a network: builder of a module, row of a latency table, unit of MAC counting.
+
+    `path` says where in the network its weights live; it is no part of the `key`, so equal layers
+    at different places share one measurement. `input_shape` is without the batch axis.
+    """
+
+    path: str
+    module: type[ElasticModule]
+    args: tuple[tuple[str, int], ...]
+    input_shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, path: str, module: type[ElasticModule], input_shape: tuple[int, ...], **args: int
+    ) -> Layer:
+        return cls(path, module, tuple(sorted(args.items())), input_shape)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return dict(self.args)
+
+    @cached_property
+    def key(self) -> str:
+        """E.g. `Mlp(hidden=768, width=192)@196x192`."""
+        args = ", ".join(f"{k}={v}" for k, v in self.args)
+        return f"{self.module.__name__}({args})@{'x'.join(map(str, self.input_shape))}"
+
+    def build(self) -> ElasticModule:
+        return self.module(**self.sizes)
+
+
+class Part(NamedTuple):
+    """What a choice adds to the network, and the state in which it leaves it."""
+
+    layers: tuple[Layer, ...]
+    state: Hashable
+
+
+class Parts(Protocol):
+    """One model family at fixed patch, window and head sizes."""
+
+    def stem(self, resolution: int, width: int) -> Part: ...
+    def transition(self, stage: int, state: Any, width: int) -> Part: ...
+    def block(self, stage: int, index: int, state: Any, block: Any) -> Part | None:
+        """None where the choice is not allowed after `state`."""
+
+    def head(self, state: Any, classes: int) -> tuple[Layer, ...]: ...
+
+
+class _Ended(NamedTuple):
+    """The state of a stage whose last block has been chosen."""
+
+    state: Hashable
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A domain for architectures and the parts that turn each of them into layers."""
+
+    name: str
+    domain: Space[Architecture]
+    parts: Parts = field(compare=False)
+
+    @cached_property
+    def positions(self) -> tuple[Position, ...]:
+        return tuple(self.domain.positions())
+
+    @cached_property
+    def _kinds(self) -> tuple[tuple[str, int, int, Repeat | None], ...]:
+        """For each position: what it chooses, in which stage, at which index."""
+        stages = dict(self.domain.domains)["stages"].items  # type: ignore[attr-defined]
+        kinds: list[tuple[str, int, int, Repeat | None]] = [("resolution", 0, 0, None)]
+        for s, stage in enumerate(stages):
+            blocks = dict(stage.domains)["blocks"]
+            kinds.append(("width", s, 0, None))
+            kinds += [("block", s, i, blocks) for i in range(blocks.times.values[-1])]
+        return tuple(kinds)
+
+    def advance(self, index: int, state: Any, value: Any) -> Part | None:
+        """What choosing `value` at position `index` adds after `state`; None if not allowed."""
+        kind, stage, i, blocks = self._kinds[index]
+        if kind == "resolution":
+            return Part((), value)
+        ended = isinstance(state, _Ended)
+        inner = state.state if ended else state
+        if kind == "width":
+            parts = self.parts
+            return (
+                parts.transition(stage, inner, value) if stage else parts.stem(inner, value)
+            )
+        assert blocks is not None
+        if value is None:
+            return Part((), _Ended(inner)) if ended or i in blocks.times.values else None
+        return None if ended else self.parts.block(stage, i, state, value)
+
+    def finish(self, state: Any, classes: int) -> tuple[Layer, ...]:
+        return self.parts.head(state.state if isinstance(state, _Ended) else state, classes)
+
+    def layers(self, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
+        """The network as the list of its layers, in the order in which they run."""
+        return _layers(self, architecture, classes)
+
+    def __contains__(self, architecture: object) -> bool:
+        if not isinstance(architecture, Architecture):
+            return False
+        try:
+            self.parse(architecture.to_json())
+        except UsageError:
+            return False
+        return True
+
+    def parse(self, text: str) -> Architecture:
+        """The architecture that JSON `text` describes; `UsageError` names what is wrong."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"the architecture is not JSON: {error}") from None
+        architecture = self.domain.parse(data)
+        _layers(self, architecture, 2)
+        return architecture
+
+    def draw(self, rng: Random) -> Architecture:
+        """A random architecture: at each position one of the values allowed there."""
+        state: Any = None
+        values = []
+        for i, position in enumerate(self.positions):
+            allowed = [
+                (v, part) for v in position.values if (part := self.advance(i, state, v)) is not None
+            ]
+            value, part = rng.choice(allowed)
+            values.append(value)
+            state = part.state
+        return self.domain.assemble(iter(values))
+
+    @cached_property
+    def largest(self) -> Architecture:
+        """The architecture that holds every weight of the space: the last value everywhere."""
+        return self._extreme(-1)
+
+    @cached_property
+    def smallest(self) -> Architecture:
+        return self._extreme(0)
+
+    def _extreme(self, end: int) -> Architecture:
+        state: Any = None
+        values = []
+        for i, position in enumerate(self.positions):
+            allowed = [v for v in position.values if self.advance(i, state, v) is not None]
+            value = allowed[end]
+            values.append(value)
+            part = self.advance(i, state, value)
+            assert part is not None
+            state = part.state
+        return self.domain.assemble(iter(values))
+
+
+@lru_cache(maxsize=4096)
+def _layers(space: SearchSpace, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
+    state: Any = None
+    layers: list[Layer] = []
+    for i, value in enumerate(space.domain.flatten(architecture)):
+        part = space.advance(i, state, value)
+        if part is None:
+            raise UsageError(
+                f"{space.positions[i].name} = {value} is not allowed after the choices before it",
+                f"see `vitnas inspect --space {space.name}` for what the space allows",
+            )
+        layers += part.layers
+        state = part.state
+    return (*layers, *space.finish(state, classes))
+
+
+def space_names() -> Iterator[str]:
+    """Every `family:preset` there is; imports the families."""
+    import search_spaces
+
+    for module in iter_modules(search_spaces.__path__):
+        yield from (f"{module.name}:{preset}" for preset in _presets(module.name))
+
+
+def load_space(name: str) -> SearchSpace:
+    """The space called `name`, e.g. `swin:micro`; raises `UnknownNameError` with the closest."""
+    family, _, preset = name.partition(":")
+    try:
+        domain, parts = _presets(family)[preset]
+    except (ModuleNotFoundError, KeyError):
+        raise UnknownNameError("space", name, space_names()) from None
+    return SearchSpace(name, domain, parts)
+
+
+def _presets(family: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:
+    if not family.isidentifier():
+        raise ModuleNotFoundError(family)
+    presets: Mapping[str, tuple[Space[Architecture], Parts]]
+    presets = import_module(f"search_spaces.{family}").PRESETS
+    return presets

@@ -1,0 +1,187 @@
+"""Search spaces as data: a domain for every field of an architecture.
+
+Four domains compose every space: `Choice` (one value of a few), `Space` (one domain per field of
+a dataclass), `Fixed` (one domain per entry of a tuple) and `Repeat` (a variable number of items).
+An architecture and the flat tuple of its choices are the same thing: `positions` lists what is
+chosen in order, `flatten` and `assemble` go from one form to the other. Everything that samples,
+varies or encodes architectures works on the flat form and is therefore written once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from typing import Any, Generic, Protocol, TypeVar
+
+from nas.errors import UsageError
+
+S = TypeVar("S")
+
+
+class Domain(Protocol):
+    """A finite set of values and the flat sequence of choices that picks one."""
+
+    def positions(self, name: str) -> Iterator[Position]: ...
+    def flatten(self, value: Any) -> Iterator[Any]: ...
+    def assemble(self, values: Iterator[Any]) -> Any: ...
+    def parse(self, data: Any, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Position:
+    """One choice to make; `None` among the values means that a `Repeat` has ended."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """One of a few values, written from the cheapest to the most expensive."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"a Choice needs distinct values, at least one, got {values}")
+        object.__setattr__(self, "values", values)
+
+    def positions(self, name: str) -> Iterator[Position]:
+        yield Position(name, self.values)
+
+    def flatten(self, value: Any) -> Iterator[Any]:
+        yield value
+
+    def assemble(self, values: Iterator[Any]) -> Any:
+        return next(values)
+
+    def parse(self, data: Any, name: str) -> Any:
+        if data not in self.values:
+            raise UsageError(
+                f"{name} must be one of {', '.join(map(str, self.values))}, got {data!r}"
+            )
+        return self.values[self.values.index(data)]
+
+
+@dataclass(frozen=True, init=False)
+class Space(Generic[S]):
+    """A domain for every field of the dataclass `of`."""
+
+    of: type[S]
+    domains: tuple[tuple[str, Domain], ...]
+
+    def __init__(self, of: type[S], **domains: Domain) -> None:
+        names = [f.name for f in fields(of)]  # type: ignore[arg-type]
+        if set(names) != set(domains):
+            raise TypeError(
+                f"{of.__name__} has the fields {names}, the space gives domains for "
+                f"{sorted(domains)}: each field needs exactly one"
+            )
+        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "domains", tuple((name, domains[name]) for name in names))
+
+    def positions(self, name: str = "") -> Iterator[Position]:
+        for field, domain in self.domains:
+            yield from domain.positions(f"{name}.{field}".lstrip("."))
+
+    def flatten(self, value: Any) -> Iterator[Any]:
+        for field, domain in self.domains:
+            yield from domain.flatten(getattr(value, field))
+
+    def assemble(self, values: Iterator[Any]) -> S:
+        return self.of(**{field: domain.assemble(values) for field, domain in self.domains})
+
+    def parse(self, data: Any, name: str = "architecture") -> S:
+        """The value that `data` (parsed JSON) describes; raises `UsageError` naming the field."""
+        names = [field for field, _ in self.domains]
+        if not isinstance(data, dict) or set(data) != set(names):
+            got = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise UsageError(f"{name} must be an object with the keys {names}, got {got}")
+        return self.of(**{f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains})
+
+    def values(self) -> tuple[S, ...]:
+        """Every value, first field slowest; for small spaces such as that of one block."""
+        choices = [position.values for position in self.positions()]
+        return tuple(self.assemble(iter(combo)) for combo in itertools.product(*choices))
+
+
+@dataclass(frozen=True, init=False)
+class Fixed:
+    """A tuple with one domain per entry."""
+
+    items: tuple[Domain, ...]
+
+    def __init__(self, *items: Domain) -> None:
+        object.__setattr__(self, "items", items)
+
+    def positions(self, name: str) -> Iterator[Position]:
+        for i, item in enumerate(self.items):
+            yield from item.positions(f"{name}[{i}]")
+
+    def flatten(self, value: Any) -> Iterator[Any]:
+        for item, v in zip(self.items, value, strict=True):
+            yield from item.flatten(v)
+
+    def assemble(self, values: Iterator[Any]) -> Any:
+        return tuple(item.assemble(values) for item in self.items)
+
+    def parse(self, data: Any, name: str) -> Any:
+        if not isinstance(data, Sequence) or len(data) != len(self.items):
+            raise UsageError(f"{name} must be a list of {len(self.items)} entries, got {data!r}")
+        return tuple(d.parse(v, f"{name}[{i}]") for i, (d, v) in enumerate(zip(self.items, data)))
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """As many items as one of `times` says; each item is one position of the flat form."""
+
+    item: Space[Any]
+    times: Choice
+
+    def positions(self, name: str) -> Iterator[Position]:
+        values = self.item.values()
+        for i in range(self.times.values[-1]):
+            end = (None,) if i >= self.times.values[0] else ()
+            yield Position(f"{name}[{i}]", (*end, *values))
+
+    def flatten(self, value: Any) -> Iterator[Any]:
+        yield from value
+        yield from itertools.repeat(None, self.times.values[-1] - len(value))
+
+    def assemble(self, values: Iterator[Any]) -> Any:
+        taken = itertools.islice(values, self.times.values[-1])
+        return tuple(v for v in list(taken) if v is not None)
+
+    def parse(self, data: Any, name: str) -> Any:
+        if not isinstance(data, Sequence) or len(data) not in self.times.values:
+            lengths = ", ".join(map(str, self.times.values))
+            raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
+        return tuple(self.item.parse(v, f"{name}[{i}]") for i, v in enumerate(data))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one width at one resolution of the feature map."""
+
+    width: int
+    blocks: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One member of a space: input resolution in pixels, and its stages."""
+
+    resolution: int
+    stages: tuple[Stage, ...]
+
+    def to_json(self) -> str:
+        """Canonical JSON: the same architecture always gives the same text."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return sha256(self.to_json().encode()).hexdigest()[:12]

@@ -1,0 +1,335 @@
+"""Training, saving and loading of supernets.
+
+Sandwich rule and in-place distillation (BigNAS, Yu et al., ECCV 2020): each step trains the largest
+network on the labels, the smallest and random ones on its output. Every subnet draws its own window
+schedule (sparsity-aware adaptation, SparseViT, CVPR 2023, section 3.2). Small canvases come first:
+what an item looks like is learned where a step costs a sixteenth, where to look is learned last.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nas.data import Dataset
+from nas.elastic import Network
+from nas.errors import RunError, WeightsError
+from nas.evaluate import Evaluator, resize
+from nas.family import load_space
+from nas.progress import bar
+from nas.records import Journal, atomic_path, fingerprint, read_json, write_json
+
+ASSETS = Path(__file__).parent / "assets" / "supernets"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a supernet is trained; the defaults made the shipped one.
+
+    `images` counts training images over all canvases. `shares` are the parts of them seen on
+    canvases of a quarter, a half and the whole of the largest resolution.
+    """
+
+    images: int = 260_000
+    shares: tuple[float, float, float] = (0.55, 0.37, 0.08)
+    batches: tuple[int, int, int] = (64, 32, 32)
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.03
+    clip_norm: float = 1.0
+    random_subnets: int = 1
+    seed: int = 0
+
+    def steps(self) -> list[int]:
+        return [max(1, int(self.images * s / b)) for s, b in zip(self.shares, self.batches)]
+
+    def phase(self, step: int) -> int:
+        """0, 1 or 2: which canvas this step is on."""
+        ends = [sum(self.steps()[: i + 1]) for i in range(2)]
+        return sum(step >= end for end in ends)
+
+    def rate(self, step: int) -> float:
+        total = sum(self.steps())
+        warm = max(1, int(total * self.warmup))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+class Trainer:
+    """One training; everything random in a step derives from (seed, step), so it can resume."""
+
+    def __init__(self, network: Network, data: Dataset, recipe: Recipe, bf16: bool) -> None:
+        self.network, self.data, self.recipe, self.bf16 = network, data, recipe, bf16
+        self.device = next(network.parameters()).device
+        decay = [p for p in network.parameters() if p.ndim > 1]
+        plain = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.step = 0
+
+    def train_step(self) -> float:
+        """One step of the sandwich; returns the loss of the largest network."""
+        recipe, space = self.recipe, self.network.space
+        phase = recipe.phase(self.step)
+        full = space.largest.resolution
+        canvas = full if phase == 2 else full // (4, 2)[phase]
+        images, labels = self._batch(canvas, recipe.batches[phase])
+        rng = Random(f"{recipe.seed} {self.step}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self.network.train()
+
+        largest = replace(space.largest, resolution=canvas)
+        logits = self._run(images, largest)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if phase:  # before that there is nothing to distil
+            target = logits.detach().softmax(-1)
+            for subnet in [space.smallest, *(space.draw(rng) for _ in range(recipe.random_subnets))]:
+                # A subnet that shrinks the picture must shrink the small canvases as well.
+                resolution = canvas * subnet.resolution // full
+                subnet = replace(subnet, resolution=resolution)
+                output = self._run(resize(images, resolution), subnet)
+                F.cross_entropy(output, target).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def _run(self, images: Tensor, architecture: Any) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network(images, architecture).float()  # type: ignore[no-any-return]
+
+    def _batch(self, canvas: int, size: int) -> tuple[Tensor, Tensor]:
+        split = self.data.train
+        first = self.step * size
+        epoch, offset = divmod(first, split.size)
+        order = range(split.size)
+        if split.size < 10**7:  # an endless split is already in random order
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            order = torch.randperm(split.size, generator=generator).tolist()
+        picked = [order[(offset + i) % split.size] for i in range(size)]
+        pixels, labels = split.batch(picked, canvas)
+        images = self.data.tensor(pixels)
+        if self.data.augment:
+            images = _augment(images, Random(f"crop {self.recipe.seed} {self.step}"))
+        return images.to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer moments by name, as one flat dict of tensors."""
+        tensors = {f"weight/{k}": v for k, v in self.network.state_dict().items()}
+        names = [name for name, p in self.network.named_parameters() if p.ndim > 1]
+        names += [name for name, p in self.network.named_parameters() if p.ndim <= 1]
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{key}/{names[i]}": value for key, value in moments.items()}
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+    def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
+        self.network.load_state_dict(
+            {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
+        )
+        names = [name for name, p in self.network.named_parameters() if p.ndim > 1]
+        names += [name for name, p in self.network.named_parameters() if p.ndim <= 1]
+        state = self.optimizer.state_dict()
+        state["state"] = {
+            i: {
+                key: tensors[f"{key}/{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in tensors
+            }
+            for i, name in enumerate(names)
+            if f"exp_avg/{name}" in tensors
+        }
+        self.optimizer.load_state_dict(state)
+        self.step = step
+
+
+def _augment(images: Tensor, rng: Random) -> Tensor:
+    """A crop of 60-100 % of the area and a horizontal flip, drawn per image."""
+    side = images.shape[-1]
+    out = []
+    for image in images:
+        crop = max(8, round(side * math.sqrt(rng.uniform(0.6, 1.0))))
+        y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
+        piece = image[None, :, y : y + crop, x : x + crop]
+        out.append(resize(piece.flip(-1) if rng.random() < 0.5 else piece, side))
+    return torch.cat(out)
+
+
+def faster_in_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products beat float32 ones here, by measurement."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.randn(1024, 192, dtype=dtype), torch.randn(192, 768, dtype=dtype)
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        return sorted(times)[4]
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def train(
+    space_name: str,
+    data: Dataset,
+    out: Path,
+    recipe: Recipe,
+    device: str = "cpu",
+    resume: bool = False,
+    checkpoint_s: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train the supernet of a space; returns the folder with `weights.safetensors`.
+
+    A killed training goes on with `resume=True` from the last checkpoint (one a minute) and ends
+    with the same weights and loss curve on the same machine and thread count.
+    """
+    space = load_space(space_name)
+    torch.manual_seed(recipe.seed)
+    network = Network(space, space.largest, len(data.classes)).to(device)
+    identity = {"space": space_name, "data": data.fingerprint, "recipe": asdict(recipe)}
+    identity["recipe"] = {k: list(v) if isinstance(v, tuple) else v
+                          for k, v in asdict(recipe).items()}  # fmt: skip
+    progress_file = out / "checkpoint.json"
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
+    if resume and progress_file.exists():
+        saved = read_json(progress_file)
+        if differing := [k for k in identity if saved[k] != identity[k]]:
+            raise RunError(
+                f"{out} was trained with another {' and '.join(differing)}",
+                "resume with the same options, or choose another --out",
+            )
+        trainer = Trainer(network, data, recipe, saved["bf16"])
+        trainer.load_state(load_file(out / f"checkpoint-{saved['step']}.safetensors"), saved["step"])
+    else:
+        saved = {**identity, "step": 0, "seconds": 0.0, "bf16": faster_in_bf16(torch.device(device))}
+        trainer = Trainer(network, data, recipe, saved["bf16"])
+    log = Journal(out / "loss.jsonl")
+    kept = [r for r in log.read() if r["step"] <= trainer.step]
+    with atomic_path(log.path) as temporary:
+        temporary.write_text("".join(f"{_line(r)}\n" for r in kept))
+    total, losses = sum(recipe.steps()), []
+    started = last_saved = time.monotonic()
+    before_s = float(saved["seconds"])
+
+    def checkpoint() -> None:
+        nonlocal last_saved
+        name = f"checkpoint-{trainer.step}.safetensors"
+        with atomic_path(out / name) as temporary:
+            save_file(trainer.state(), temporary)
+        saved.update(step=trainer.step, seconds=before_s + time.monotonic() - started)
+        write_json(progress_file, saved)  # from here on the new checkpoint counts
+        for old in out.glob("checkpoint-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+        last_saved = time.monotonic()
+
+    images_of = [recipe.batches[recipe.phase(s)] for s in range(total)]
+    with bar("train", sum(images_of), "images") as advance:
+        advance(sum(images_of[: trainer.step]))
+        while trainer.step < total and not stop():
+            losses.append(trainer.train_step())
+            at = trainer.step
+            note = ""
+            if at % 20 == 0 or at == total:
+                mean = sum(losses) / len(losses)
+                log.append({"step": at, "canvas": recipe.phase(at - 1), "loss": round(mean, 6)})
+                losses, note = [], f"canvas {recipe.phase(at - 1) + 1}/3 loss {mean:.3f}"
+            advance(images_of[at - 1], note)
+            # Only between log entries, so that a resumed loss curve is the same.
+            if at % 20 == 0 and time.monotonic() - last_saved > checkpoint_s:
+                checkpoint()
+    checkpoint()
+    if trainer.step == total:
+        save_supernet(out, network, space_name, data, {**identity, **saved})
+    return out
+
+
+def _line(record: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(record, separators=(",", ":"))
+
+
+def save_supernet(
+    folder: Path, network: Network, space_name: str, data: Dataset, training: dict[str, Any]
+) -> None:
+    """Write `weights.safetensors` (half precision) and `supernet.json`."""
+    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
+    with atomic_path(folder / "weights.safetensors") as temporary:
+        save_file(weights, temporary)
+    network.load_state_dict({k: v.float() for k, v in weights.items()})
+    evaluator = Evaluator(network, data, data.search, 500)
+    card = {
+        "space": space_name,
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "fingerprint": fingerprint((folder / "weights.safetensors").read_bytes()),
+        "largest_search_top1_percent": evaluator.top1_percent(network.space.largest),
+        "smallest_search_top1_percent": evaluator.top1_percent(network.space.smallest),
+        "search_images": evaluator.images,
+        "training": training,
+    }
+    write_json(folder / "supernet.json", card)
+
+
+def supernet_folder(space_name: str, data: Dataset) -> Path:
+    """Where the shipped supernet of a space for a data set lies; `WeightsError` if there is none."""
+    folder = ASSETS / space_name.replace(":", "-")
+    fix = f"train one: vitnas train --space {space_name} --data {data.name} --out supernet"
+    if not (folder / "supernet.json").exists():
+        raise WeightsError(f"no supernet is shipped for {space_name}", fix)
+    if read_json(folder / "supernet.json")["data"] != data.name:
+        raise WeightsError(f"the shipped supernet of {space_name} is not for {data.name}", fix)
+    return folder
+
+
+def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network, dict[str, Any]]:
+    """The supernet in `folder` and its card; `WeightsError` if it is not of this space and data."""
+    if not (folder / "supernet.json").exists():
+        fix = f"finish it: vitnas train --space {space_name} --out {folder} --resume"
+        raise WeightsError(f"no finished supernet in {folder}", fix)
+    card = read_json(folder / "supernet.json")
+    for what, want, got in (
+        ("space", space_name, card["space"]),
+        ("classes", list(data.classes), card["classes"]),
+    ):
+        if want != got:
+            raise WeightsError(
+                f"the supernet in {folder} has the {what} {got}, not {want}",
+                f"use --space {card['space']} and the data it was trained on, or train another",
+            )
+    space = load_space(space_name)
+    network = Network(space, space.largest, len(data.classes))
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        network.load_state_dict({k: v.float() for k, v in weights.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot load {folder}/weights.safetensors: {str(error).splitlines()[0]}",
+            "restore the file, or train again",
+        ) from None
+    return network.eval(), card

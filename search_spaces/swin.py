@@ -1,0 +1,322 @@
+"""Swin Transformer with elastic sizes and per-block window-activation pruning.
+
+Swin: Liu et al., ICCV 2021, https://arxiv.org/abs/2103.14030. A block here is the paper's pair of
+successive blocks (figure 3b): one with regular, one with shifted windows, which share their
+choices. Pruning: SparseViT, Chen et al., CVPR 2023, https://arxiv.org/abs/2303.17605.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.elastic import (
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticLinear,
+    ElasticMlp,
+    ElasticModule,
+)
+from nas.family import Layer, Part
+from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.windows import (
+    kept_windows,
+    padded,
+    relative_index,
+    shift_mask,
+    window_order,
+    window_tokens,
+)
+
+# Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
+# Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.
+
+Orders = tuple[Tensor, Tensor] | None
+CHUNK = 16  # windows run together at inference: their activations then stay in the L2 cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """One regular and one shifted window block."""
+
+    heads: int
+    mlp_ratio: int
+    sparsity: int  # percent of the windows that pass unchanged
+
+
+def pad_map(x_BSSC: Tensor, size: int, window: int) -> Tensor:
+    extra = padded(size, window) - x_BSSC.shape[1]
+    return F.pad(x_BSSC, (0, 0, 0, extra, 0, extra)) if extra else x_BSSC
+
+
+class MapModule(ElasticModule):
+    """A layer whose input is a map and (here not needed) the window orders."""
+
+    @classmethod
+    def inputs(
+        cls, batch: int, input_shape: Sequence[int], **sizes: int
+    ) -> tuple[Tensor | Orders, ...]:
+        return torch.randn(batch, *input_shape), None
+
+
+class PatchEmbed(ElasticModule):
+    """Non-overlapping patches as a strided convolution, then (where asked for) a LayerNorm."""
+
+    def __init__(self, *, width: int, patch: int, norm: int, **_: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        self.norm = ElasticLayerNorm(width) if norm else nn.Identity()
+
+    def forward(
+        self, images: Tensor, *, width: int, patch: int, window: int, norm: int
+    ) -> tuple[Tensor, Orders]:
+        extra = -images.shape[-1] % patch
+        images = F.pad(images, (0, extra, 0, extra)) if extra else images
+        x = F.conv2d(images, self.weight[:width], self.bias[:width], stride=patch)
+        x = self.norm(x.permute(0, 2, 3, 1).contiguous())
+        return pad_map(x, x.shape[1], window), None
+
+
+class Merge(MapModule):
+    """Concatenate 2x2 neighbours, normalise, project to the next width."""
+
+    def __init__(self, *, in_width: int, width: int, **_: int) -> None:
+        super().__init__()
+        self.norm_weight = nn.Parameter(torch.ones(4, in_width))
+        self.norm_bias = nn.Parameter(torch.zeros(4, in_width))
+        self.reduction = nn.Parameter(torch.empty(width, 4, in_width))
+        nn.init.trunc_normal_(self.reduction, std=0.02)
+
+    def forward(
+        self, x_BSSC: Tensor, orders: Orders, *, width: int, in_width: int, size: int, window: int
+    ) -> tuple[Tensor, Orders]:
+        b, c = x_BSSC.shape[0], in_width
+        half = (size + 1) // 2
+        x = x_BSSC[:, :size, :size]
+        x = F.pad(x, (0, 0, 0, size % 2, 0, size % 2)) if size % 2 else x
+        x = x.reshape(b, half, 2, half, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, half, half, -1)
+        weight, bias = self.norm_weight[:, :c].reshape(-1), self.norm_bias[:, :c].reshape(-1)
+        x = F.layer_norm(x, (4 * c,), weight, bias)
+        x = F.linear(x, self.reduction[:width, :, :c].reshape(width, -1))
+        return pad_map(x, half, window), None
+
+
+class WindowScore(MapModule):
+    """Order the windows of both partitions by their activation, for the blocks that follow."""
+
+    def __init__(self, **_: int) -> None:
+        super().__init__()
+
+    def forward(
+        self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int
+    ) -> tuple[Tensor, Orders]:
+        regular = window_order(x_BSSC, size, window, 0)
+        one = padded(size, window) == window
+        return x_BSSC, (regular, regular if one else window_order(x_BSSC, size, window, window // 2))
+
+
+class WindowBlock(MapModule):
+    """Window attention and MLP on the `kept` most active windows; the others pass unchanged."""
+
+    def __init__(
+        self, *, width: int, heads: int, head_dim: int, hidden: int, window: int, **_: int
+    ) -> None:
+        super().__init__()
+        self.norm1 = ElasticLayerNorm(width)
+        self.attention = ElasticAttention(width, heads, head_dim)
+        self.position = nn.Parameter(torch.empty(heads, (2 * window - 1) ** 2))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.norm2 = ElasticLayerNorm(width)
+        self.mlp = ElasticMlp(width, hidden)
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        orders: Orders,
+        *,
+        width: int,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        size: int,
+        window: int,
+        shift: int,
+        kept: int,
+    ) -> tuple[Tensor, Orders]:
+        b, side, _, c = x_BSSC.shape
+        tokens = window_tokens(size, window, shift, x_BSSC.device)
+        total = len(tokens)
+        if kept < total:
+            assert orders is not None
+            chosen = orders[1 if shift else 0][:, :kept]
+        else:
+            chosen = torch.arange(total, device=x_BSSC.device).expand(b, total)
+        first = torch.arange(0, b * side * side, side * side, device=x_BSSC.device)
+        index = (tokens[chosen] + first[:, None, None]).view(-1, window * window)
+        bias = self.position[:heads, relative_index(window, x_BSSC.device)]
+        mask = shift_mask(size, window, shift, x_BSSC.device)[chosen.flatten()] if shift else None
+        flat = x_BSSC.reshape(-1, c)
+        # Autograd saves less with one chunk; inference is up to 1.5x faster with small ones.
+        chunk = len(index) if torch.is_grad_enabled() else CHUNK
+        outputs = []
+        for start in range(0, len(index), chunk):
+            rows = index[start : start + chunk]
+            added = bias if mask is None else bias + mask[start : start + chunk, None]
+            valid = _valid(rows, size, side) if side > size else None
+            outputs.append(self._run(flat.index_select(0, rows.flatten()).view(-1, window * window, c), heads, hidden, added, valid))
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        flat = flat.index_copy(0, index.flatten(), y.view(-1, c))
+        return flat.view(x_BSSC.shape), orders
+
+    def _run(
+        self, x_WNC: Tensor, heads: int, hidden: int, bias: Tensor, valid: Tensor | None
+    ) -> Tensor:
+        y = self.norm1(x_WNC)
+        # Padding enters attention as zeros, as in the official code (pad after the norm).
+        y = y if valid is None else y * valid
+        x_WNC = x_WNC + self.attention(y, heads, bias.to(y.dtype))
+        return x_WNC + self.mlp(self.norm2(x_WNC), hidden)  # type: ignore[no-any-return]
+
+    @classmethod
+    def inputs(
+        cls, batch: int, input_shape: Sequence[int], **sizes: int
+    ) -> tuple[Tensor | Orders, ...]:
+        total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
+        order = torch.rand(batch, total).argsort(1)
+        return torch.randn(batch, *input_shape), (order, order)
+
+
+def _valid(rows: Tensor, size: int, side: int) -> Tensor:
+    """(windows, tokens, 1): 1 for real tokens, 0 for padding."""
+    token = rows % (side * side)
+    return ((token // side < size) & (token % side < size)).unsqueeze(-1).float()
+
+
+class Head(MapModule):
+    """LayerNorm, mean over the tokens, linear classifier."""
+
+    def __init__(self, *, width: int, classes: int, **_: int) -> None:
+        super().__init__()
+        self.norm = ElasticLayerNorm(width)
+        self.fc = ElasticLinear(width, classes)
+
+    def forward(
+        self, x_BSSC: Tensor, orders: Orders, *, width: int, classes: int, size: int
+    ) -> tuple[Tensor]:
+        return (self.fc(self.norm(x_BSSC[:, :size, :size]).mean((1, 2))),)
+
+
+class State(NamedTuple):
+    """What later layers depend on."""
+
+    size: int  # side of the feature map in tokens
+    width: int
+    sparsity: int  # of the last block of this stage
+
+
+@dataclass(frozen=True)
+class Swin:
+    """The parts of a Swin at fixed patch, window and head size."""
+
+    patch: int = 4
+    window: int = 7
+    head_dim: int = 32
+    patch_norm: bool = True
+
+    def stem(self, resolution: int, width: int) -> Part:
+        args = {"width": width, "patch": self.patch, "window": self.window}
+        layer = Layer.of(
+            "stem", PatchEmbed, (3, resolution, resolution), norm=int(self.patch_norm), **args
+        )
+        return Part((layer,), State(-(-resolution // self.patch), width, 0))
+
+    def transition(self, stage: int, state: State, width: int) -> Part:
+        layer = self._layer(f"merge{stage}", Merge, state, in_width=state.width, width=width)
+        return Part((layer,), State((state.size + 1) // 2, width, 0))
+
+    def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        if block.sparsity < state.sparsity:
+            return None  # later blocks take a prefix of the same order
+        layers = []
+        if block.sparsity and not state.sparsity:
+            layers.append(self._layer(f"score{stage}", WindowScore, state))
+        side = padded(state.size, self.window)
+        total = (side // self.window) ** 2
+        for name, shift in (("regular", 0), ("shifted", self.window // 2)):
+            layers.append(
+                self._layer(
+                    f"stage{stage}_{index}_{name}",
+                    WindowBlock,
+                    state,
+                    width=state.width,
+                    heads=block.heads,
+                    head_dim=self.head_dim,
+                    hidden=state.width * block.mlp_ratio,
+                    shift=shift if total > 1 else 0,
+                    kept=kept_windows(total, block.sparsity),
+                )
+            )
+        return Part(tuple(layers), state._replace(sparsity=block.sparsity))
+
+    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+        side = padded(state.size, self.window)
+        args = {"width": state.width, "classes": classes, "size": state.size}
+        return (Layer.of("head", Head, (side, side, state.width), **args),)
+
+    def _layer(
+        self, path: str, module: type[ElasticModule], state: State, **args: int
+    ) -> Layer:
+        side = padded(state.size, self.window)
+        shape = (side, side, state.width)
+        return Layer.of(path, module, shape, size=state.size, window=self.window, **args)
+
+
+def stage(width: Choice, depth: Choice, heads: Choice, mlp: Choice, sparsity: Choice) -> Space[Stage]:
+    """`depth` counts pairs of blocks."""
+    block = Space(Block, heads=heads, mlp_ratio=mlp, sparsity=sparsity)
+    return Space(Stage, width=width, blocks=Repeat(block, depth))
+
+
+_FIFTHS = Choice(80, 60, 40, 20, 0)
+_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
+
+DEBUG = Space(
+    Architecture,
+    resolution=Choice(16, 24),
+    stages=Fixed(
+        stage(Choice(8, 12), Choice(1, 2), Choice(1, 2), Choice(1, 2), Choice(50, 0)),
+        stage(Choice(16), Choice(1), Choice(2), Choice(1, 2), Choice(50, 0)),
+    ),
+)
+MICRO = Space(
+    Architecture,
+    resolution=Choice(112, 168, 224),
+    stages=Fixed(
+        stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), Choice(2, 4), _FIFTHS),
+        stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), Choice(2, 4), _FIFTHS),
+        stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), Choice(2, 4), _FIFTHS),
+    ),
+)
+TINY = Space(
+    Architecture,
+    resolution=Choice(160, 192, 224),
+    stages=Fixed(
+        stage(Choice(64, 96), Choice(1), Choice(2, 3), Choice(2, 4), _TENTHS),
+        stage(Choice(128, 192), Choice(1), Choice(4, 6), Choice(2, 4), _TENTHS),
+        stage(Choice(256, 384), Choice(1, 2, 3), Choice(8, 12), Choice(2, 4), _TENTHS),
+        stage(Choice(512, 768), Choice(1), Choice(16, 24), Choice(2, 4), Choice(0)),
+    ),
+)
+
+PRESETS = {
+    "debug": (DEBUG, Swin(patch=2, window=3, head_dim=4)),
+    "micro": (MICRO, Swin(head_dim=16, patch_norm=False)),
+    "tiny": (TINY, Swin()),
+}
