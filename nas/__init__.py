@@ -1,0 +1,55 @@
+"""Hardware-aware architecture search for vision transformers, inside a latency budget.
+
+>>> import nas
+>>> result = nas.search("20ms")  # doctest: +SKIP
+>>> result["winner"]["measured_ms"] <= 20  # doctest: +SKIP
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Architecture": "nas.space",
+    "Budget": "nas.budget",
+    "Choice": "nas.space",
+    "Evaluator": "nas.evaluate",
+    "EvolutionSearcher": "nas.searcher",
+    "Fixed": "nas.space",
+    "Graph": "nas.trellis",
+    "LatencyTable": "nas.latency",
+    "Layer": "nas.family",
+    "Network": "nas.elastic",
+    "Part": "nas.family",
+    "Recipe": "nas.supernet",
+    "Repeat": "nas.space",
+    "SearchSpace": "nas.family",
+    "Space": "nas.space",
+    "Stage": "nas.space",
+    "Surrogate": "nas.searcher",
+    "Trellis": "nas.trellis",
+    "VitnasError": "nas.errors",
+    "export_network": "nas.export",
+    "load_data": "nas.data",
+    "load_space": "nas.family",
+    "load_supernet": "nas.supernet",
+    "measure_fresh": "nas.stopwatch",
+    "profile": "nas.latency",
+    "search": "nas.run",
+    "train": "nas.supernet",
+    "write_report": "nas.report",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import nas` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nas' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

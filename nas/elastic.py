@@ -28,6 +28,13 @@ class ElasticModule(nn.Module):
         """Random inputs of the right shapes, to run this layer on its own."""
         return (torch.randn(batch, *input_shape),)
 
+    def kept(self, *state: Any, **sizes: int) -> Tensor | None:
+        """Which tokens of the first image this layer works on: a square bool map, to be drawn.
+
+        None for layers that always work on everything.
+        """
+        return None
+
     def inherit(self, large: nn.Module) -> None:
         """Take over the leading slice of every parameter of `large`."""
         source = dict(large.named_parameters())
@@ -117,6 +124,18 @@ class Network(nn.Module):
             state = module(*state, **layer.sizes)
         logits: Tensor = state[0]
         return logits
+
+    @torch.no_grad()
+    def kept(self, images: Tensor) -> dict[str, Tensor]:
+        """For each layer that can prune, by path: the tokens of the first image it works on."""
+        state: tuple[Any, ...] = (images,)
+        maps = {}
+        for layer in self.space.layers(self.architecture, self.classes):
+            module: Any = self.layers[layer.path]
+            if (kept := module.kept(*state, **layer.sizes)) is not None:
+                maps[layer.path] = kept
+            state = module(*state, **layer.sizes)
+        return maps
 
     def inherit(self, architecture: Architecture) -> Network:
         """The plain model of `architecture` with this network's weights."""

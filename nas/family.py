@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -17,7 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nas.errors import UnknownNameError, UsageError
-from nas.space import Architecture, Position, Repeat, Space
+from nas.space import Architecture, Position, Repeat, Space, restrict
 
 if TYPE_CHECKING:
     from nas.elastic import ElasticModule
@@ -126,6 +126,10 @@ class SearchSpace:
     def layers(self, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
         return _layers(self, architecture, classes)
+
+    def restrict(self, field: str, *values: Any) -> SearchSpace:
+        """The part of this space in which every choice of `field` is one of `values`."""
+        return replace(self, domain=restrict(self.domain, field, *values))
 
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture):

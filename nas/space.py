@@ -162,6 +162,21 @@ class Repeat:
         return tuple(self.item.parse(v, f"{name}[{i}]") for i, v in enumerate(data))
 
 
+def restrict(domain: Any, field: str, *values: Any) -> Any:
+    """The domain in which every choice of `field`, at any depth, is one of `values`."""
+    if isinstance(domain, Space):
+        domains = {
+            name: Choice(*values) if name == field else restrict(inner, field, *values)
+            for name, inner in domain.domains
+        }
+        return Space(domain.of, **domains)
+    if isinstance(domain, Fixed):
+        return Fixed(*(restrict(item, field, *values) for item in domain.items))
+    if isinstance(domain, Repeat):
+        return Repeat(restrict(domain.item, field, *values), domain.times)
+    return domain
+
+
 @dataclass(frozen=True)
 class Stage:
     """Blocks of one width at one resolution of the feature map."""

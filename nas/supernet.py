@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nas.data import Dataset
 from nas.elastic import Network
-from nas.errors import RunError, WeightsError
+from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
 from nas.evaluate import Evaluator, resize
 from nas.family import load_space
 from nas.progress import bar
@@ -44,7 +44,7 @@ class Recipe:
     images: int = 260_000
     shares: tuple[float, float, float] = (0.55, 0.37, 0.08)
     batches: tuple[int, int, int] = (64, 32, 32)
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
     clip_norm: float = 1.0
@@ -186,6 +186,14 @@ def faster_in_bf16(device: torch.device) -> bool:
         return sorted(times)[4]
 
     return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def check_device(name: str) -> None:
+    """Training runs on `cpu`, `cuda` or `cuda:N`; raises `VitnasError` for what is not there."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UnknownNameError("training device", name, ["cpu", "cuda"])
+    if name != "cpu" and not torch.cuda.is_available():
+        raise VitnasError("torch sees no CUDA device", "use --device cpu, or install a CUDA build")
 
 
 def train(

@@ -63,7 +63,7 @@ def window_order(x_BSSC: Tensor, size: int, window: int, shift: int) -> Tensor:
     """(batch, windows): the windows of each image, most active first.
 
     The score of a window is the L2 norm over its tokens of the channel mean of |x|; tokens beyond
-    the real `size` of a padded map count as zero. Equal scores keep the order of the map.
+    the real `size` of a padded map count as zero..
     """
     b, side, _, _ = x_BSSC.shape
     activity = torch.linalg.vector_norm(x_BSSC, ord=1, dim=-1)
@@ -71,4 +71,4 @@ def window_order(x_BSSC: Tensor, size: int, window: int, shift: int) -> Tensor:
         activity = F.pad(activity[:, :size, :size], (0, side - size, 0, side - size))
     tokens = window_tokens(size, window, shift, x_BSSC.device)
     scores = torch.linalg.vector_norm(activity.flatten(1)[:, tokens], dim=-1)
-    return scores.argsort(dim=1, descending=True, stable=True)
+    return scores.argsort(dim=1, descending=True)

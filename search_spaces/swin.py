@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -174,6 +174,15 @@ class WindowBlock(MapModule):
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         flat = flat.index_copy(0, index.flatten(), y.view(-1, c))
         return flat.view(x_BSSC.shape), orders
+
+    def kept(self, *state: Any, **sizes: int) -> Tensor:
+        x, orders = state
+        size, window = sizes["size"], sizes["window"]
+        tokens = window_tokens(size, window, sizes["shift"], x.device)
+        mask = torch.zeros(x.shape[1] * x.shape[2], dtype=torch.bool)
+        order = torch.arange(len(tokens)) if orders is None else orders[int(sizes["shift"] > 0)][0]
+        mask[tokens[order[: sizes["kept"]]].flatten()] = True
+        return mask.view(x.shape[1:3])[:size, :size]
 
     def _run(
         self, x_WNC: Tensor, heads: int, hidden: int, bias: Tensor, valid: Tensor | None

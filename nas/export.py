@@ -1,0 +1,122 @@
+"""A subnet as files that run without this package, each reloaded and compared before it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nas.elastic import Network
+from nas.errors import EvaluationError, UnknownNameError, VitnasError
+from nas.records import atomic_path, write_text
+
+_TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
+
+
+def export_network(
+    network: Network, images: Tensor, expected: Tensor, folder: Path, formats: Sequence[str]
+) -> dict[str, float]:
+    """Write `architecture.json` and a file for each of `formats` (safetensors, pt2, onnx).
+
+    Returns the largest difference of a logit from `expected`, which the supernet gave for `images`
+    (1, 3, resolution, resolution), for each file; raises `EvaluationError` if one is over 1e-3.
+    """
+    if unknown := [f for f in formats if f not in WRITERS]:
+        raise UnknownNameError("format", unknown[0], WRITERS)
+    write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
+    differences = {}
+    for name in formats:
+        file, write, read = WRITERS[name]
+        with atomic_path(folder / file) as temporary:
+            with torch.no_grad():
+                write(network, images, temporary)
+                output = read(network, images, temporary)
+            difference = float((output - expected).abs().max())
+            if not difference <= _TOLERANCE:
+                raise EvaluationError(
+                    f"{file} gives logits that differ from the supernet's by {difference:.2g}",
+                    "please report this with the architecture.json beside it",
+                )
+        differences[file] = difference
+    return differences
+
+
+def _write_safetensors(network: Network, images: Tensor, path: Path) -> None:
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+
+
+def _read_safetensors(network: Network, images: Tensor, path: Path) -> Tensor:
+    plain = Network(network.space, network.architecture, network.classes).eval()
+    plain.load_state_dict(load_file(path))
+    return plain(images)  # type: ignore[no-any-return]
+
+
+def _write_pt2(network: Network, images: Tensor, path: Path) -> None:
+    with _quiet():
+        buffer = io.BytesIO()
+        torch.export.save(torch.export.export(network, (images,)), buffer)
+    path.write_bytes(buffer.getvalue())
+
+
+def _read_pt2(network: Network, images: Tensor, path: Path) -> Tensor:
+    with _quiet():
+        program = torch.export.load(io.BytesIO(path.read_bytes()))
+        return program.module()(images)  # type: ignore[no-any-return]
+
+
+def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
+    _onnxruntime()
+    with _quiet():
+        program: Any = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
+        path.write_bytes(program.model_proto.SerializeToString())
+
+
+def _read_onnx(network: Network, images: Tensor, path: Path) -> Tensor:
+    session = _onnxruntime().InferenceSession(path.read_bytes())
+    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(output)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (what torch.onnx.export needs)
+    except ImportError:
+        raise VitnasError("ONNX export needs a package", "pip install 'vitnas[onnx]'") from None
+    return onnxruntime
+
+
+def onnx_installed() -> bool:
+    try:
+        _onnxruntime()
+    except VitnasError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The exporters log and warn about their own internals."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+WRITERS: dict[str, tuple[str, Callable[..., None], Callable[..., Tensor]]] = {
+    "safetensors": ("weights.safetensors", _write_safetensors, _read_safetensors),
+    "pt2": ("model.pt2", _write_pt2, _read_pt2),
+    "onnx": ("model.onnx", _write_onnx, _read_onnx),
+}

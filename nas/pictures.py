@@ -1,0 +1,199 @@
+"""The pictures of a report, drawn with matplotlib from what a run has recorded."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
+SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
+_STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#e5e9ee",
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vitnas",
+}
+
+
+def _figure(width: float, height: float) -> Figure:
+    with mpl.rc_context(_STYLE):
+        return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand inside a page."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    # Fixed sizes would not shrink with the page; the viewBox stays.
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text[text.index("<svg") :]).replace(
+        ' width="', ' data-width="', 1
+    )
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]) -> Figure:
+    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines."""
+    figure = _figure(7.4, 4.2)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        several = len(runs) > 1
+        for run, cloud, color in zip(runs, clouds, _cycle(len(runs))):
+            name = run["run_dir"].rstrip("/").rsplit("/", 1)[-1] if several else "front"
+            if len(cloud):
+                axes.scatter(*cloud.T, s=7, color=color if several else GREY, alpha=0.35, lw=0,
+                             label=None if several else f"scored ({len(cloud):,})")  # fmt: skip
+            front = np.array([(c["predicted_ms"], c["search_top1_percent"]) for c in run["front"]])
+            axes.step(*front.T, where="post", color=color, lw=1.4, marker="o", ms=3.5, label=name)
+            axes.axvline(run["budget_ms"], color=RED, lw=1, ls="--")
+            axes.annotate(f"{run['budget_ms']:g} ms", (run["budget_ms"], 0.01), color=RED, rotation=90,
+                          xycoords=("data", "axes fraction"), xytext=(3, 2),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+            winner = run["winner"]
+            axes.scatter(winner["measured_ms"], winner["search_top1_percent"], marker="*", s=190,
+                         color=color if several else RED, edgecolor="white", zorder=5,
+                         label=f"winner{' of ' + name if several else ''} (measured)")  # fmt: skip
+            if not several:
+                for b, marker in zip(run["baselines"], "sDP^v"):
+                    axes.scatter(b["measured_ms"], b["search_top1_percent"], marker=marker, s=42,
+                                 color=INK, edgecolor="white", zorder=4,
+                                 label=f"{b['name']} (measured)")  # fmt: skip
+        axes.set(xlabel="latency [ms]; cloud and front as predicted", ylabel="top-1 on the search split [%]")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Every re-measured network: predicted against measured, and the band of the table's p95."""
+    figure = _figure(3.9, 3.6)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        top = 0.0
+        for run, color in zip(runs, _cycle(len(runs))):
+            points = np.array([(c["measured_ms"], c["predicted_ms"]) for c in run["measured"]])
+            axes.scatter(*points.T, s=22, color=color, edgecolor="white", zorder=3)
+            top = max(top, float(points.max()) * 1.06)
+        line = np.array([0, top])
+        p95 = max(run["table"]["p95_percent"] for run in runs) / 100
+        axes.plot(line, line, color=GREY, lw=1)
+        axes.fill_between(line, line * (1 - p95), line * (1 + p95), color=GREY, alpha=0.2, lw=0)
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel="measured [ms]", ylabel="predicted [ms]")
+        axes.set_aspect("equal")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def convergence(runs: Sequence[dict[str, Any]], journals: Sequence[list[dict[str, Any]]]) -> Figure:
+    """The best search accuracy within the budget over the candidates of the search."""
+    figure = _figure(3.9, 3.6)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        for run, journal, color in zip(runs, journals, _cycle(len(runs))):
+            own = [r["top1_percent"] for r in journal if r["origin"] == "search"]
+            if not own:
+                continue
+            steps = np.arange(1, len(own) + 1)
+            axes.scatter(steps, own, s=14, color=GREY, zorder=2)
+            start = run["best_known_percent"] or -math.inf
+            best = np.maximum.accumulate([start, *own])
+            axes.step(np.arange(len(best)), best, where="post", color=color, lw=1.6)
+        axes.set(xlabel="candidates scored in this run", ylabel="best on the search split [%]")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def layers(winner: Sequence[tuple[str, float]], dense: Sequence[tuple[str, float]]) -> Figure:
+    """Latency by layer, the winner beside the largest dense network, in the order of running."""
+    mine, other = dict(winner), dict(dense)
+    names = [*dict.fromkeys([*(n for n, _ in dense), *(n for n, _ in winner)])]
+    names.sort(key=lambda n: _place(n, [n for n, _ in dense], [n for n, _ in winner]))
+    figure = _figure(7.4, 0.6 + 0.2 * len(names))
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        y = np.arange(len(names))
+        for values, color, shift, who in (
+            (other, GREY, -0.2, f"largest dense, {sum(other.values()):.1f} ms"),
+            (mine, BLUE, 0.2, f"winner, {sum(mine.values()):.1f} ms"),
+        ):
+            axes.barh(y + shift, [values.get(n, 0) for n in names], 0.38, color=color, label=who)
+        axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
+        axes.invert_yaxis()
+        axes.set(xlabel="milliseconds (measured rows, calibrated)")
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _place(name: str, dense: list[str], winner: list[str]) -> float:
+    """Where a layer runs; one that only the winner has stands just before its successor."""
+    if name in dense:
+        return dense.index(name)
+    following = [n for n in winner[winner.index(name) :] if n in dense]
+    return dense.index(following[0]) - 0.5 if following else math.inf
+
+
+def kept_windows(
+    images: Sequence[NDArray[np.float64]],
+    labels: Sequence[str],
+    maps: Sequence[dict[str, NDArray[np.bool_]]],
+) -> Figure:
+    """Test images in rows, blocks in columns; what a block leaves out is darkened.
+
+    `images` are (side, side, 3) in [0, 1]; `maps` hold for each image the tokens by block.
+    """
+    names = list(maps[0])
+    per_row = min(8, len(names) + 1)
+    lines = math.ceil((len(names) + 1) / per_row)
+    figure = _figure(7.4, 0.98 * lines * len(images) * 8 / per_row + 0.1)
+    with mpl.rc_context(_STYLE):
+        grid = figure.subplots(len(images) * lines, per_row, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for i, (image, label, own) in enumerate(zip(images, labels, maps)):
+            cells = grid[i * lines : (i + 1) * lines].ravel()
+            cells[0].imshow(image)
+            cells[0].set_title(label, fontsize=7)
+            for axes, name in zip(cells[1:], names):
+                kept = own[name]
+                scale = -(-len(image) // len(kept))
+                mask = np.kron(kept, np.ones((scale, scale)))[: len(image), : len(image), None]
+                axes.imshow(image * (0.18 + 0.82 * mask) + (1 - mask) * np.array([0.06, 0.1, 0.2]))
+                title = name.replace("stage", "s").replace("_", " ")
+                axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
+    return figure
+
+
+def _cycle(n: int) -> Iterable[str]:
+    return [SERIES[i % len(SERIES)] for i in range(n)]

@@ -1,0 +1,589 @@
+"""The main job: budget in, measured winner, baselines and report out.
+
+A run is a directory. Everything that took time is kept in it (scores in `candidates.jsonl`, the
+table, the stopwatch's samples), and a resumed run replays the same search against these records,
+so that it ends as the undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.budget import Budget
+from nas.data import Dataset, load_data
+from nas.errors import InfeasibleError, RunError, UnknownNameError
+from nas.evaluate import Evaluator, resize
+from nas.family import SearchSpace, load_space
+from nas.latency import LatencyTable, describe_device, profile
+from nas.progress import bar, console
+from nas.records import Journal, fingerprint, read_json, write_json
+from nas.searcher import EvolutionSearcher, Surrogate, pareto
+from nas.space import Architecture
+from nas.supernet import load_supernet, supernet_folder
+from nas.trellis import Trellis, decode, encode
+
+SAMPLERS = ("trellis", "rejection")
+_BATCH = 8  # candidates scored between two looks at the surrogate
+_MEASURED = 5  # best candidates that are re-measured, besides the front
+_ROUNDS = 30  # end-to-end samples of each
+_SURROGATE_FROM = 48  # scores below which the evolution goes without a surrogate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines a run's result; a resumed run must have the same."""
+
+    budget_ms: float
+    space: str = "swin:micro"
+    data: str = "scenes"
+    device: str = "cpu"
+    supernet: str = ""  # folder; empty for the shipped one
+    evaluations: int = 16
+    search_images: int = 400
+    test_images: int = 1000
+    sampler: str = "trellis"
+    fresh: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Candidate:
+    """An architecture of this run with what is known of it."""
+
+    name: str
+    architecture: Architecture
+    predicted_ms: float
+    search_top1_percent: float
+    samples_ms: list[float] = field(default_factory=list)
+    test_top1_percent: float | None = None
+
+    @property
+    def measured_ms(self) -> float | None:
+        return float(np.median(self.samples_ms)) if self.samples_ms else None
+
+    @property
+    def measured_p95_ms(self) -> float | None:
+        return float(np.percentile(self.samples_ms, 95)) if self.samples_ms else None
+
+    @property
+    def upper_ms(self) -> float:
+        """The upper 95 % confidence limit of the median (by order statistics); inf unmeasured."""
+        n = len(self.samples_ms)
+        if not n:
+            return float("inf")
+        return sorted(self.samples_ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "id": self.architecture.id,
+            "architecture": asdict(self.architecture),
+            "predicted_ms": round(self.predicted_ms, 4),
+            "measured_ms": _rounded(self.measured_ms),
+            "measured_p95_ms": _rounded(self.measured_p95_ms),
+            "search_top1_percent": round(self.search_top1_percent, 3),
+            "test_top1_percent": _rounded(self.test_top1_percent),
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class Scores:
+    """Search-split accuracies: looked up in the journals, else evaluated and appended."""
+
+    def __init__(self, evaluator: Evaluator, journal: Journal, shipped: Sequence[dict[str, Any]]) -> None:
+        self.evaluator, self.journal = evaluator, journal
+        space = evaluator.network.space
+        self.shipped: dict[Architecture, float] = {}
+        self.drawn: list[Architecture] = []  # of the shipped ones, those drawn at random
+        for record in shipped:
+            architecture = space.parse(record["architecture"])
+            self.shipped[architecture] = record["top1_percent"]
+            if record["drawn"] == "random":
+                self.drawn.append(architecture)
+        self.known = dict(self.shipped)
+        for record in journal.read():
+            self.known[space.parse(record["architecture"])] = record["top1_percent"]
+        self._journaled = {space.parse(r["architecture"]) for r in journal.read()}
+        self.evaluated = 0
+
+    def __call__(self, architectures: Sequence[Architecture], origin: str) -> list[float]:
+        for architecture in architectures:
+            if architecture not in self.known:
+                self.known[architecture] = self.evaluator.top1_percent(architecture)
+                self.evaluated += 1
+            if architecture not in self._journaled:
+                self._journaled.add(architecture)
+                self.journal.append(
+                    {
+                        "id": architecture.id,
+                        "origin": origin,
+                        "cached": architecture in self.shipped,
+                        "top1_percent": self.known[architecture],
+                        "architecture": architecture.to_json(),
+                    }
+                )
+        return [self.known[architecture] for architecture in architectures]
+
+
+class Clock:
+    """Seconds by part of the job."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("table", "search", "measure", "test", "export", "report"), 0.0)
+        self._start = time.monotonic()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - start
+
+    def rounded(self) -> dict[str, float]:
+        total = time.monotonic() - self._start
+        return {k: round(v, 2) for k, v in {**self.seconds, "total": total}.items()}
+
+
+def search(
+    budget: str | float | Budget,
+    *,
+    space: str = "swin:micro",
+    data: str = "scenes",
+    device: str = "cpu",
+    supernet: str | Path = "",
+    out: str | Path | None = None,
+    resume: bool = False,
+    evaluations: int = 16,
+    search_images: int = 400,
+    test_images: int = 1000,
+    sampler: str = "trellis",
+    fresh: bool = False,
+    seed: int = 0,
+    table: str | Path | None = None,
+) -> dict[str, Any]:
+    """Search a space for the most accurate architecture within a latency budget.
+
+    `budget` is a time such as "20ms" (or milliseconds). Writes a run directory (`out`, by default
+    a new one below `runs/`) and returns what its `run.json` holds; the keys are documented in the
+    README. `evaluations` counts the candidates that are scored besides the shipped scores, which
+    `fresh` ignores. Raises `InfeasibleError` if nothing fits, and other `VitnasError`s.
+    """
+    if isinstance(budget, str):
+        budget = Budget.parse(budget)
+    elif not isinstance(budget, Budget):
+        budget = Budget(float(budget))
+    if sampler not in SAMPLERS:
+        raise UnknownNameError("sampler", sampler, SAMPLERS)
+    settings = Settings(
+        budget_ms=budget.latency_ms, space=space, data=data, device=device, supernet=str(supernet),
+        evaluations=evaluations, search_images=search_images, test_images=test_images,
+        sampler=sampler, fresh=fresh, seed=seed,
+    )  # fmt: skip
+    describe_device(device)  # an unknown device must not cost the loading of a supernet
+    the_space = load_space(space)
+    folder = _run_folder(settings, out, resume)
+    return _Job(settings, the_space, folder, resume, Path(table) if table else None).run()
+
+
+def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:
+    name = f"{settings.space.replace(':', '-')}-{Budget(settings.budget_ms)}"
+    if out is None:
+        existing = sorted(Path("runs").glob(f"{name}*"), key=lambda p: p.stat().st_mtime)
+        if resume:
+            if not existing:
+                raise RunError("there is no run to resume", "name it: --out RUN --resume")
+            return existing[-1]
+        folder = Path("runs") / name
+        number = 2
+        while folder.exists():
+            folder, number = Path("runs") / f"{name}-{number}", number + 1
+        return folder
+    folder = Path(out)
+    if resume and not (folder / "settings.json").exists():
+        raise RunError(f"{folder} is not a run", "start one without --resume")
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already", "add --resume to go on, or choose another --out")
+    return folder
+
+
+class _Job:
+    """One run, part by part."""
+
+    def __init__(
+        self, settings: Settings, space: SearchSpace, folder: Path, resume: bool, table: Path | None
+    ) -> None:
+        self.settings, self.space, self.folder = settings, space, folder
+        self.clock = Clock()
+        self.data: Dataset = load_data(settings.data)
+        self.classes = len(self.data.classes)
+        source = Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
+        self.network, self.card = load_supernet(source, space.name, self.data)
+        self.table = self._open_table(table, resume)
+        self.trellis: Trellis = self.table.trellis(space, self.classes)
+        self.feasible = self._feasible()
+        self._check_settings(resume)
+        shipped = [] if settings.fresh else self._shipped_scores(source)
+        from nas.stopwatch import keep_heap
+
+        keep_heap()
+        evaluator = Evaluator(self.network, self.data, self.data.search, settings.search_images)
+        self.scores = Scores(evaluator, Journal(folder / "candidates.jsonl"), shipped)
+        self.rng = np.random.default_rng(settings.seed)
+        self.measured: dict[Architecture, Candidate] = {}
+
+    # --- what it stands on ---
+
+    def _open_table(self, given: Path | None, resume: bool) -> LatencyTable:
+        own = self.folder / "table"
+        with self.clock.part("table"):
+            if resume and (own / "manifest.toml").exists():
+                return LatencyTable.load(own)
+            if given:
+                table = LatencyTable.load(given)
+                table.check(self.space, describe_device(self.settings.device))
+                return table
+            return profile(self.space, self.classes, self.settings.device)
+
+    def _feasible(self) -> dict[str, Any]:
+        budget = self.settings.budget_ms
+        fastest, slowest = self.trellis.fastest, self.trellis.slowest
+        if fastest > budget:
+            raise InfeasibleError(
+                f"no architecture of {self.space.name} fits {budget:g} ms on this machine: "
+                f"the smallest possible takes {fastest:.2f} ms (predicted)",
+                f"raise the budget: --budget {ceil(fastest * 11) / 10:g}ms",
+            )
+        return {
+            "fastest_ms": round(fastest, 4),
+            "slowest_ms": round(slowest, 4),
+            "architectures": self.trellis.graph.count,
+            "within_budget": (
+                self.trellis.graph.count
+                if budget >= slowest
+                else self.trellis.within(budget, ticks=8192).count
+            ),
+        }
+
+    def _check_settings(self, resume: bool) -> None:
+        identity = {
+            **asdict(self.settings),
+            "data_fingerprint": self.data.fingerprint,
+            "weights_fingerprint": self.card["fingerprint"],
+            "table_fingerprint": fingerprint(
+                {key: row.median_ms for key, row in self.table.rows.items()}
+            ),
+        }
+        file = self.folder / "settings.json"
+        if resume:
+            before = read_json(file)
+            if differing := [k for k in identity if before.get(k) != identity[k]]:
+                raise RunError(
+                    f"{self.folder} was made with another {' and '.join(differing)}",
+                    "resume with the same options, or start a new run without --resume",
+                )
+        else:
+            self.table.save(self.folder / "table")
+            write_json(file, identity)
+
+    def _shipped_scores(self, source: Path) -> list[dict[str, Any]]:
+        """The journal beside the weights, where it is of these weights, data and images."""
+        if not (source / "scores.json").exists():
+            return []
+        head = read_json(source / "scores.json")
+        same = (
+            head["weights_fingerprint"] == self.card["fingerprint"]
+            and head["data_fingerprint"] == self.data.fingerprint
+            and head["search_images"] == self.settings.search_images
+        )
+        return Journal(source / "scores.jsonl").read() if same else []
+
+    # --- the search ---
+
+    def predict_ms(self, architecture: Architecture) -> float:
+        return self.table.predict_ms(self.space, architecture, self.classes)
+
+    @property
+    def limit_ms(self) -> float:
+        """What a prediction may be, so that four of five measure within the budget."""
+        limit = self.table.limit_ms(self.settings.budget_ms, confidence=0.8)
+        return limit if self.trellis.fastest <= limit else self.settings.budget_ms
+
+    def evolve(
+        self, space: SearchSpace, evaluations: int, origin: str
+    ) -> tuple[EvolutionSearcher, Surrogate | None]:
+        """Ask, score, tell; all scores known of this space within the budget take part."""
+        trellis = self.table.trellis(space, self.classes)
+        known = {a: s for a, s in self.scores.shipped.items() if a in space}
+        paths = [encode(space, a) for a in known]
+        values = list(known.values())
+        surrogate = None
+        searcher = EvolutionSearcher(
+            trellis, self.limit_ms, self.rng, sampler=self.settings.sampler,
+        )  # fmt: skip
+        if paths:
+            searcher.tell(np.array(paths), values)
+        best = max((v for a, v in known.items() if self.predict_ms(a) <= self.limit_ms), default=0.0)
+        with bar(origin, evaluations, "candidates") as advance:
+            advance(0, f"best {best:.1f} %")
+            done = 0
+            while done < evaluations:
+                if len(values) >= _SURROGATE_FROM:
+                    surrogate = Surrogate(space.positions).fit(np.array(paths), np.array(values))
+                    searcher.surrogate = surrogate
+                asked = searcher.ask(min(_BATCH, evaluations - done))
+                for path in asked:
+                    architecture = decode(space, path)
+                    (score,) = self.scores([architecture], origin)
+                    searcher.tell(path[None], [score])
+                    paths.append(path)
+                    values.append(score)
+                    best = max(best, score)
+                    done += 1
+                    advance(1, f"best {best:.1f} %")
+                if len(asked) < min(_BATCH, evaluations - done):
+                    break  # the space holds no more
+        return searcher, surrogate
+
+    def candidates(self, space: SearchSpace) -> list[Candidate]:
+        """Everything scored that is predicted to fit, best score first, then the faster one."""
+        found = [
+            Candidate("", a, ms, score)
+            for a, score in self.scores.known.items()
+            if a in space and (ms := self.predict_ms(a)) <= self.limit_ms
+        ]
+        return sorted(found, key=lambda c: (-c.search_top1_percent, c.predicted_ms))
+
+    # --- the baselines ---
+
+    def _uniform(self) -> list[Candidate]:
+        """The largest networks with one sparsity everywhere: for each resolution the densest that fits."""
+        chosen: list[Architecture] = []
+        largest = self.space.largest
+        for resolution in self.space.positions[0].values:
+            for sparsity in _values(self.space, "sparsity")[::-1]:
+                a = _with_sparsity(replace(largest, resolution=resolution), sparsity)
+                if sparsity and a in self.space and self.predict_ms(a) <= self.limit_ms:
+                    chosen.append(a)
+                    break
+        return self._scored("best uniform sparsity", chosen)
+
+    def _dense(self) -> list[Candidate]:
+        space = self.space.restrict("sparsity", 0)
+        try:
+            self.evolve(space, max(1, self.settings.evaluations // 2), "dense")
+        except InfeasibleError:
+            return []
+        return [replace(c, name="best dense") for c in self.candidates(space)]
+
+    def _random(self, draws: int) -> list[Candidate]:
+        """Uniform draws from inside the budget; shipped ones stand in for scoring new ones."""
+        low = 0.7 * self.limit_ms
+        shipped = [a for a in self.scores.drawn if low <= self.predict_ms(a) <= self.limit_ms]
+        chosen = shipped[:draws]
+        if missing := draws - len(chosen):
+            within = self.trellis.within(self.limit_ms)
+            paths = within.sample(missing, np.random.default_rng(self.settings.seed + 1))
+            chosen += [decode(self.space, path) for path in paths]
+        return self._scored("best of random draws", chosen)
+
+    def _scored(self, name: str, architectures: Sequence[Architecture]) -> list[Candidate]:
+        with bar("baselines", len(architectures), "candidates") as advance:
+            found = []
+            for a in architectures:
+                found.append(Candidate(name, a, self.predict_ms(a), self.scores([a], "baseline")[0]))
+                advance(1, name)
+        return sorted(found, key=lambda c: -c.search_top1_percent)
+
+    # --- the job ---
+
+    def run(self) -> dict[str, Any]:
+        settings, clock = self.settings, self.clock
+        self._greet()
+        with clock.part("search"):
+            searcher, surrogate = self.evolve(self.space, settings.evaluations, "search")
+            (largest,) = self._scored("largest dense", [self.space.largest])
+            groups = [self._uniform(), self._dense(), self._random(max(1, settings.evaluations))]
+            ranked = self.candidates(self.space)
+            front = [ranked[i] for i in pareto(
+                [c.predicted_ms for c in ranked], [c.search_top1_percent for c in ranked]
+            )]  # fmt: skip
+        with clock.part("measure"):
+            baselines = [largest, *(c for group in groups for c in group[:2])]
+            self._measure([*ranked[:_MEASURED], *front, *baselines])
+            winner = self._first_that_fits(ranked)
+            chosen = [largest]
+            for group in groups:
+                fitting = [c for c in group if c.upper_ms <= settings.budget_ms]
+                chosen += fitting[:1]
+        with clock.part("test"):
+            self._test([winner, *chosen])
+        with clock.part("export"):
+            differences = self._export(winner)
+        result = {
+            "vitnas_version": version("vitnas"),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **asdict(settings),
+            "device_described": self.table.manifest["device"],
+            "run_dir": str(self.folder),
+            "classes": list(self.data.classes),
+            "evaluations": settings.evaluations,
+            "shipped_scores": len(self.scores.shipped),
+            "proposals": searcher.proposals,
+            "rejections": dict(searcher.rejections),
+            "best_known_percent": self._best_shipped(),
+            "surrogate_rank_correlation": _rounded(surrogate.rank_correlation) if surrogate else None,
+            "feasible": self.feasible,
+            "limit_ms": round(self.limit_ms, 4),
+            "winner": {
+                **winner.summary(),
+                "upper_ms": round(winner.upper_ms, 4),
+                "chance_within_budget": round(
+                    self.table.chance_within(winner.predicted_ms, settings.budget_ms), 4
+                ),
+            },
+            "baselines": [c.summary() for c in chosen],
+            "front": [c.summary() for c in front],
+            "measured": [c.summary() for c in self.measured.values()],
+            "table": asdict(self.table.calibration),
+            "table_manifest": {k: v for k, v in self.table.manifest.items() if k != "calibration"},
+            "supernet": {k: self.card[k] for k in ("space", "data", "fingerprint")},
+            "exported": differences,
+        }
+        self._write(result)
+        from nas.report import write_report
+
+        with clock.part("report"):
+            write_report([self.folder])
+        result["seconds"] = clock.rounded()
+        write_json(self.folder / "run.json", result)
+        return result
+
+    def _best_shipped(self) -> float | None:
+        fitting = [s for a, s in self.scores.shipped.items() if self.predict_ms(a) <= self.limit_ms]
+        return max(fitting, default=None)
+
+    def _greet(self) -> None:
+        f, t = self.feasible, self.table.calibration
+        console.print(
+            f"[bold]{self.space.name}[/] on {self.table.manifest['device']['processor']}: "
+            f"{f['architectures']:,} architectures, {f['fastest_ms']:.1f} to "
+            f"{f['slowest_ms']:.1f} ms; {f['within_budget']:,} within {self.settings.budget_ms:g} ms\n"
+            f"table: {len(self.table.rows)} rows, error on {t.held_out} other networks "
+            f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
+            f"{len(self.scores.shipped):,} scores known",
+            soft_wrap=True,
+        )
+
+    def _measure(self, wanted: Sequence[Candidate]) -> None:
+        """Fill `samples_ms` of these candidates, all in turn in one fresh process."""
+        from nas.stopwatch import measure_fresh
+
+        journal = Journal(self.folder / "measured.jsonl")
+        samples = {r["id"]: r["samples_ms"] for r in journal.read()}
+        missing = list(dict.fromkeys(c.architecture for c in wanted))
+        missing = [a for a in missing if a.id not in samples]
+        if missing:
+            with bar("measure", _ROUNDS, "rounds") as advance:
+                new = measure_fresh(self.space, missing, self.classes, _ROUNDS, advance)
+            for a, own in zip(missing, new):
+                samples[a.id] = [round(x, 4) for x in own]
+                journal.append({"id": a.id, "architecture": a.to_json(), "samples_ms": samples[a.id]})
+        for candidate in wanted:
+            candidate.samples_ms = samples[candidate.architecture.id]
+            self.measured.setdefault(candidate.architecture, candidate)
+
+    def _first_that_fits(self, ranked: Sequence[Candidate]) -> Candidate:
+        """The best score whose measured upper limit is within the budget; measures on as needed."""
+        budget = self.settings.budget_ms
+        for start in range(0, len(ranked), _MEASURED):
+            some = ranked[start : start + _MEASURED]
+            self._measure(some)
+            if fitting := [c for c in some if c.upper_ms <= budget]:
+                return replace(fitting[0], name="winner")
+        raise InfeasibleError(
+            f"every candidate predicted within {budget:g} ms measured above it",
+            "measure the table again when the machine is quiet (vitnas profile --again), "
+            "or raise the budget",
+        )
+
+    def _test(self, finalists: Sequence[Candidate]) -> None:
+        """Accuracy on the test split, once, for what is reported."""
+        journal = Journal(self.folder / "test.jsonl")
+        known = {r["id"]: r["top1_percent"] for r in journal.read()}
+        recorded = self.card.get("largest_test", {})
+        if recorded.get("images") == self.settings.test_images:
+            known.setdefault(self.space.largest.id, recorded["top1_percent"])
+        evaluator = Evaluator(self.network, self.data, self.data.test, self.settings.test_images)
+        with bar("test", len(finalists), "networks") as advance:
+            for c in finalists:
+                if c.architecture.id not in known:
+                    known[c.architecture.id] = evaluator.top1_percent(c.architecture)
+                    journal.append(
+                        {"id": c.architecture.id, "top1_percent": known[c.architecture.id],
+                         "images": evaluator.images}
+                    )  # fmt: skip
+                c.test_top1_percent = known[c.architecture.id]
+                advance(1, f"{c.name} {c.test_top1_percent:.1f} %")
+
+    def _export(self, winner: Candidate) -> dict[str, float]:
+        import torch
+
+        from nas.export import export_network, onnx_installed
+
+        pixels, _ = self.data.test.batch([0], self.space.largest.resolution)
+        images = resize(self.data.tensor(pixels), winner.architecture.resolution).contiguous()
+        with torch.no_grad():
+            expected = self.network(images, winner.architecture)
+        formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
+        plain = self.network.inherit(winner.architecture)
+        return export_network(plain, images, expected, self.folder / "winner", formats)
+
+    def _write(self, result: dict[str, Any]) -> None:
+        import pandas as pd
+
+        from nas.records import atomic_path
+
+        rows = [{k: v for k, v in c.items() if k != "architecture"} for c in result["front"]]
+        with atomic_path(self.folder / "front.csv") as temporary:
+            pd.DataFrame(rows).drop(columns="name").to_csv(temporary, index=False)
+        cloud = [(self.predict_ms(a), score) for a, score in self.scores.known.items()]
+        with atomic_path(self.folder / "cloud.csv") as temporary:
+            pd.DataFrame(cloud, columns=["predicted_ms", "search_top1_percent"]).round(4).to_csv(
+                temporary, index=False
+            )
+        result["seconds"] = self.clock.rounded()
+        write_json(self.folder / "run.json", result)
+
+
+def _values(space: SearchSpace, name: str) -> list[int]:
+    """The values that a field of blocks may take in a space, most expensive last."""
+    found: dict[int, None] = {}
+    for position in space.positions:
+        for value in position.values:
+            if hasattr(value, name):
+                found[getattr(value, name)] = None
+    return list(found)
+
+
+def _with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
+    return replace(
+        architecture,
+        stages=tuple(
+            replace(stage, blocks=tuple(replace(block, sparsity=sparsity) for block in stage.blocks))
+            for stage in architecture.stages
+        ),
+    )

@@ -1,0 +1,326 @@
+"""The trellis: every architecture of a space as a path, and exact answers about all of them.
+
+An additive cost (latency, MACs, parameters) of a path is the sum over its edges, and what an edge
+costs depends only on its own choice and on the small state left by the choices before. So the
+number of architectures, the cheapest and the dearest, how many fit a budget, uniform draws from
+exactly those, and the best one under an additive score follow from one pass of dynamic programming
+from the last position to the first, over a remaining budget counted in integer ticks.
+
+Costs are rounded up to ticks, edge by edge: nothing that is drawn can exceed the budget, and what
+is counted are the paths whose rounded cost fits (with T ticks and P positions a path within P / T
+of the budget may be left out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import InfeasibleError
+from nas.family import Layer, Part, SearchSpace
+from nas.space import Architecture
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Advance says what a value adds at a position after a state: its items (of any kind) and the next
+# state, or None where it is not allowed. Items are what is costed: layers, in our own spaces.
+Advance = Callable[[int, Any, Any], "Part | tuple[tuple[Any, ...], Hashable] | None"]
+Finish = Callable[[Any], tuple[Any, ...]]
+
+_START: Hashable = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """The edges of one position; an edge is a source state, a value index and a target state."""
+
+    sources: int
+    values: int
+    source: Ints
+    value: Ints
+    target: Ints
+    items: tuple[tuple[Any, ...], ...]
+
+    @cached_property
+    def edge(self) -> Ints:
+        """(sources, values): the number of the edge, -1 where the value is not allowed."""
+        edge = np.full((self.sources, self.values), -1)
+        edge[self.source, self.value] = np.arange(len(self.source))
+        return edge
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The reachable states of every position, and the edges between them."""
+
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def build(
+        cls, positions: Sequence[Sequence[Any]], advance: Advance, finish: Finish
+    ) -> Graph:
+        """`positions` holds the values of each position; the last level is the finish."""
+        states: dict[Hashable, int] = {_START: 0}
+        levels = []
+        for i, values in enumerate(positions):
+            reached: dict[Hashable, int] = {}
+            edges, items = [], []
+            for state, source in states.items():
+                for v, value in enumerate(values):
+                    if (part := advance(i, state, value)) is not None:
+                        added, after = part
+                        edges.append((source, v, reached.setdefault(after, len(reached))))
+                        items.append(tuple(added))
+            levels.append(_level(len(states), len(values), edges, items))
+            states = reached
+        edges = [(source, 0, 0) for source in states.values()]
+        levels.append(_level(len(states), 1, edges, [tuple(finish(state)) for state in states]))
+        return cls(tuple(levels))
+
+    @classmethod
+    def of(cls, space: SearchSpace, classes: int) -> Graph:
+        return cls.build(
+            [position.values for position in space.positions],
+            space.advance,
+            lambda state: space.finish(state, classes),
+        )
+
+    @cached_property
+    def alive(self) -> list[NDArray[np.bool_]]:
+        """For each level and state: whether some path leads from it to the end."""
+        alive = [np.ones(1, bool)]
+        for level in reversed(self.levels):
+            states = np.zeros(level.sources, bool)
+            np.logical_or.at(states, level.source, alive[0][level.target])
+            alive.insert(0, states)
+        return alive
+
+    def items(self) -> dict[Any, Any]:
+        """Every item that occurs on some complete path, by its `key` (layers) or itself."""
+        return {
+            getattr(item, "key", item): item
+            for level, alive in zip(self.levels, self.alive[1:])
+            for items, target in zip(level.items, level.target)
+            if alive[target]
+            for item in items
+        }
+
+    def tours(self, seed: int = 0) -> list[Ints]:
+        """Few paths that together contain every item: greedy, from batches of random paths."""
+        rng = np.random.default_rng(seed)
+        everything = Trellis(self, lambda _: 0.0).within(1.0, ticks=1)
+        missing = set(self.items())
+        tours: list[Ints] = []
+        while missing:
+            paths = everything.sample(64, rng)
+            covers = [
+                missing.intersection(getattr(i, "key", i) for i in self.along(path)) for path in paths
+            ]
+            best = max(range(len(paths)), key=lambda i: len(covers[i]))
+            if covers[best]:
+                tours.append(paths[best])
+                missing -= covers[best]
+        return tours
+
+    def along(self, path: Ints) -> list[Any]:
+        """The items of one path of value indices (positions,), in order."""
+        state, items = 0, []
+        for level, value in zip(self.levels, [*path.tolist(), 0]):
+            edge = level.edge[state, value]
+            items += level.items[edge]
+            state = int(level.target[edge])
+        return items
+
+    @cached_property
+    def count(self) -> int:
+        """How many paths there are, exactly."""
+        ways = [1]
+        for level in reversed(self.levels):
+            before = [0] * level.sources
+            for source, target in zip(level.source.tolist(), level.target.tolist()):
+                before[source] += ways[target]
+            ways = before
+        return ways[0]
+
+
+def _level(
+    sources: int, values: int, edges: list[tuple[int, int, int]], items: list[tuple[Any, ...]]
+) -> Level:
+    columns = np.array(edges, dtype=np.int64).reshape(-1, 3)
+    return Level(sources, values, columns[:, 0], columns[:, 1], columns[:, 2], tuple(items))
+
+
+class Trellis:
+    """A graph whose edges have a cost; `cost` gives that of one item, in the unit of budgets."""
+
+    def __init__(self, graph: Graph, cost: Callable[[Any], float], fixed: float = 0.0) -> None:
+        self.graph, self.fixed = graph, fixed
+        self.costs = [
+            np.array([sum(map(cost, items)) for items in level.items]) for level in graph.levels
+        ]
+        if any((costs < 0).any() or not np.isfinite(costs).all() for costs in self.costs):
+            raise ValueError("every cost must be finite and not negative")
+
+    @property
+    def fastest(self) -> float:
+        """The cost of the cheapest path, `fixed` included."""
+        return self._extreme(np.minimum, np.inf)
+
+    @property
+    def slowest(self) -> float:
+        return self._extreme(np.maximum, -np.inf)
+
+    def _extreme(self, pick: np.ufunc, worst: float) -> float:
+        best = np.zeros(1)
+        for level, costs in zip(reversed(self.graph.levels), reversed(self.costs)):
+            before = np.full(level.sources, worst)
+            pick.at(before, level.source, costs + best[level.target])
+            best = before
+        return float(best[0]) + self.fixed
+
+    def cost(self, path: Ints) -> float:
+        """The cost of one path of value indices (positions,)."""
+        state, total = 0, self.fixed
+        for level, costs, value in zip(self.graph.levels, self.costs, [*path.tolist(), 0]):
+            edge = level.edge[state, value]
+            if edge < 0:
+                raise ValueError(f"no such path: {path.tolist()}")
+            state, total = int(level.target[edge]), total + float(costs[edge])
+        return total
+
+    def within(self, budget: float, floor: float = 0.0, ticks: int = 4096) -> Within:
+        """The paths that cost at most `budget`, and (rounded up) more than `floor`."""
+        return Within(self, budget, floor, ticks)
+
+
+class Within:
+    """The paths of a trellis inside a budget: their number, uniform draws, and variation.
+
+    Raises `InfeasibleError` if there is none.
+    """
+
+    def __init__(self, trellis: Trellis, budget: float, floor: float, ticks: int) -> None:
+        self.trellis, self.budget, self.ticks = trellis, budget, ticks
+        room = budget - trellis.fixed
+        if room <= 0 or trellis.fastest > budget:
+            raise InfeasibleError(
+                f"no architecture fits {budget:.3g}: the smallest possible is {trellis.fastest:.3g}",
+                "raise the budget",
+            )
+        self.tick = room / ticks
+        # A cost that is a whole number of ticks must not become one more by a rounding error.
+        self._ticks = [
+            np.maximum(np.ceil(costs / self.tick - 1e-9), 0).astype(np.int64)
+            for costs in trellis.costs
+        ]
+        band = ticks if floor <= trellis.fixed else int((budget - floor) / self.tick)
+        end = np.zeros((1, ticks + 1))
+        end[:, : band + 1] = 1.0
+        # ways[l][state, left]: how many ends of a path fit into `left` ticks.
+        self.ways = [end]
+        for level, cost in zip(reversed(trellis.graph.levels), reversed(self._ticks)):
+            before = np.zeros((level.sources, ticks + 1))
+            after = self.ways[0]
+            for s, t, c in zip(level.source.tolist(), level.target.tolist(), cost.tolist()):
+                if c <= ticks:
+                    before[s, c:] += after[t, : ticks + 1 - c]
+            self.ways.insert(0, before)
+        if self.ways[0][0, ticks] == 0:
+            raise InfeasibleError(
+                f"no architecture costs between {floor:.3g} and {budget:.3g}", "widen the band"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many paths fit; exact up to 2**53, to 15 digits beyond."""
+        return int(self.ways[0][0, self.ticks])
+
+    def sample(self, n: int, rng: np.random.Generator) -> Ints:
+        """`n` independent uniform draws, as value indices (n, positions)."""
+        return self.follow(np.full((n, len(self.trellis.graph.levels) - 1), -1), rng)
+
+    def mutate(self, parents: Ints, probability: float, rng: np.random.Generator) -> Ints:
+        """Children (n, positions): each choice is drawn anew with `probability`."""
+        return self.follow(np.where(rng.random(parents.shape) < probability, -1, parents), rng)
+
+    def crossover(self, mothers: Ints, fathers: Ints, rng: np.random.Generator) -> Ints:
+        """Children that take each choice from one of two parents."""
+        return self.follow(np.where(rng.random(mothers.shape) < 0.5, mothers, fathers), rng)
+
+    def follow(self, wanted: Ints, rng: np.random.Generator) -> Ints:
+        """Paths that make the `wanted` choices (n, positions) where these leave a way to fit.
+
+        A choice that is -1, not allowed, or leaves too little for the rest is drawn instead, each
+        value with the number of feasible ways to go on: where nothing is wanted the result is
+        uniform among all paths that fit.
+        """
+        n = len(wanted)
+        paths = np.empty_like(wanted)
+        state = np.zeros(n, np.int64)
+        left = np.full(n, self.ticks)
+        for i, level in enumerate(self.trellis.graph.levels[:-1]):
+            after, cost = self.ways[i + 1], self._ticks[i]
+            edges = level.edge[state]  # (n, values)
+            rest = left[:, None] - cost[edges]
+            open_ = (edges >= 0) & (rest >= 0)
+            ways = np.where(open_, after[level.target[edges], np.maximum(rest, 0)], 0.0)
+            total = np.cumsum(ways, axis=1)
+            drawn = (total <= (rng.random(n) * total[:, -1])[:, None]).sum(1)
+            # Rounding in the sum may point past the last value that has a way on.
+            last = level.values - 1 - (ways[:, ::-1] > 0).argmax(1)
+            want = wanted[:, i]
+            keep = (want >= 0) & (ways[np.arange(n), np.maximum(want, 0)] > 0)
+            paths[:, i] = np.where(keep, want, np.minimum(drawn, last))
+            edge = edges[np.arange(n), paths[:, i]]
+            state, left = level.target[edge], left - cost[edge]
+        return paths
+
+    def best(self, scores: Sequence[Floats]) -> tuple[Ints, float]:
+        """The path with the highest sum of `scores[position][value]` that fits, and that sum."""
+        graph, ticks = self.trellis.graph, self.ticks
+        value = [np.where(self.ways[-1] > 0, 0.0, -np.inf)]
+        gains = [*scores, np.zeros(1)]
+        for level, cost, gain in zip(graph.levels[::-1], self._ticks[::-1], gains[::-1]):
+            before = np.full((level.sources, ticks + 1), -np.inf)
+            edges = zip(level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value])
+            for s, t, c, g in edges:
+                if c <= ticks:
+                    np.maximum(
+                        before[s, c:], g + value[0][t, : ticks + 1 - c], out=before[s, c:]
+                    )
+            value.insert(0, before)
+        path, state, left = [], 0, ticks
+        for i, level in enumerate(graph.levels[:-1]):
+            edges = level.edge[state]
+            allowed = [
+                (float(scores[i][v] + value[i + 1][level.target[e], left - self._ticks[i][e]]), v)
+                for v, e in enumerate(edges.tolist())
+                if e >= 0 and self._ticks[i][e] <= left
+            ]
+            chosen = max(allowed)[1]
+            path.append(chosen)
+            state, left = level.target[edges[chosen]], left - self._ticks[i][edges[chosen]]
+        return np.array(path), float(value[0][0, ticks])
+
+
+def decode(space: SearchSpace, path: Ints) -> Architecture:
+    """The architecture of a path of value indices."""
+    values = (position.values[v] for position, v in zip(space.positions, path.tolist()))
+    return space.domain.assemble(values)
+
+
+def encode(space: SearchSpace, architecture: Architecture) -> Ints:
+    """The path of value indices of an architecture."""
+    values = space.domain.flatten(architecture)
+    return np.array([p.values.index(v) for p, v in zip(space.positions, values)])
+
+
+def space_layers(space: SearchSpace, classes: int) -> dict[str, Layer]:
+    """Exactly the layers that some architecture of the space needs, by key."""
+    return Graph.of(space, classes).items()
