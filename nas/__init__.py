@@ -41,7 +41,7 @@ _HOMES = {
     "train": "nas.supernet",
     "write_report": "nas.report",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from nas.errors import UsageError, VitnasError
 
 app = typer.Typer(
     name="vitnas",
-    help="The most accurate vision transformer that fits a latency budget, measured on your device.",
+    help="The most accurate vision transformer within a latency budget, measured on your device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,24 +26,29 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 an error with its fix, 2 wrong usage, 3 nothing fits the budget. "
     "Add --debug to any command to see where an error came from.",
 )
+# UsageError of click, or of the click that newer versions of typer bring along.
+_WrongUsage: Any = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
 
 Space = Annotated[str, typer.Option(help="Search space, FAMILY:PRESET; see `vitnas list spaces`.")]
 Device = Annotated[str, typer.Option(help="Device to run on; see `vitnas list devices`.")]
 Data = Annotated[str, typer.Option(help="`scenes` (shipped) or `imagefolder:PATH`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
-Supernet = Annotated[str, typer.Option(help="Folder of a trained supernet; default: the shipped one.")]
+Supernet = Annotated[
+    str, typer.Option(help="Folder of a trained supernet; default: the shipped one.")
+]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
 
 
-class Sampler(str, Enum):
+class Sampler(StrEnum):
     """Where proposals come from."""
 
     trellis = "trellis"
     rejection = "rejection"
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """File formats of an exported network."""
 
     safetensors = "safetensors"
@@ -51,7 +56,7 @@ class Format(str, Enum):
     onnx = "onnx"
 
 
-class Listing(str, Enum):
+class Listing(StrEnum):
     """What can be listed."""
 
     spaces = "spaces"
@@ -68,8 +73,12 @@ def search(
     data: Data = "scenes",
     device: Device = "cpu",
     supernet: Supernet = "",
-    run: Annotated[str, typer.Option("--out", help="Run directory; default: a new one in runs/.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    run: Annotated[
+        str, typer.Option("--out", help="Run directory; default: a new one in runs/.")
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
     evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 16,
     search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
     test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 1000,
@@ -86,10 +95,21 @@ def search(
     from nas.run import search as run_search
 
     result = run_search(
-        parsed, space=space, data=data, device=device, supernet=supernet, out=run or None,
-        resume=resume, evaluations=evaluations, search_images=search_images,
-        test_images=test_images, sampler=sampler.value, fresh=fresh, seed=seed, table=table or None,
-    )  # fmt: skip
+        parsed,
+        space=space,
+        data=data,
+        device=device,
+        supernet=supernet,
+        out=run or None,
+        resume=resume,
+        evaluations=evaluations,
+        search_images=search_images,
+        test_images=test_images,
+        sampler=sampler.value,
+        fresh=fresh,
+        seed=seed,
+        table=table or None,
+    )
     if as_json:
         return _json(result)
     grid = _table("network", "predicted", "measured", "p95", "search top-1", "test top-1")
@@ -130,24 +150,37 @@ def profile(
     table = run_profile(the_space, classes, device, where, minutes=minutes)
     c = table.calibration
     if as_json:
-        return _json({"folder": str(where), "rows": len(table.rows), "manifest": table.manifest,
-                      "calibration": asdict(c)})  # fmt: skip
-    out.print(f"{len(table.rows)} rows of {space} on {table.manifest['device']['processor']}: {where}",
-              soft_wrap=True)  # fmt: skip
+        return _json(
+            {
+                "folder": str(where),
+                "rows": len(table.rows),
+                "manifest": table.manifest,
+                "calibration": asdict(c),
+            }
+        )
     out.print(
-        f"on {c.held_out} other networks: mean error {c.mape_percent:.2f} %, p95 {c.p95_percent:.2f} %, "
+        f"{len(table.rows)} rows of {space} on {table.manifest['device']['processor']}: {where}",
+        soft_wrap=True,
+    )
+    out.print(
+        f"on {c.held_out} other networks: mean error {c.mape_percent:.2f} %, "
+        f"p95 {c.p95_percent:.2f} %, "
         f"bias {c.bias_percent:+.2f} %, Kendall tau {c.kendall_tau:.3f}"
     )
 
 
-@app.command(epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet")
+@app.command(
+    epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet"
+)
 def train(
     space: Space = "swin:micro",
     data: Data = "scenes",
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
     images: Annotated[int, typer.Option(min=1, help="Training images to see in all.")] = 260_000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped training.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped training.")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -228,9 +261,13 @@ def measure(
         f"{result['measured_p95_ms']:.2f}, min {result['measured_min_ms']:.2f})"
     )
     if not table:
-        return out.print(f"no prediction: there is no table yet (vitnas profile --space {the_space.name})")
+        return out.print(
+            f"no prediction: there is no table yet (vitnas profile --space {the_space.name})"
+        )
     total = result["predicted_ms"]
-    out.print(f"{total:.2f} ms predicted ({100 * (total / result['measured_ms'] - 1):+.1f} %), of which")
+    out.print(
+        f"{total:.2f} ms predicted ({100 * (total / result['measured_ms'] - 1):+.1f} %), of which"
+    )
     grid = _table("layer", "predicted", "share")
     for row in result["layers"]:
         share = row["predicted_ms"] / total
@@ -266,7 +303,9 @@ def export(
     if as_json:
         return _json({"folder": str(where), "largest_difference": differences})
     for name, difference in differences.items():
-        out.print(f"{where / name} (largest difference of a logit {difference:.1g})", soft_wrap=True)
+        out.print(
+            f"{where / name} (largest difference of a logit {difference:.1g})", soft_wrap=True
+        )
 
 
 @app.command(epilog="Example: vitnas inspect runs/swin-micro-20ms")
@@ -301,7 +340,9 @@ def inspect(
         "resolution": architecture.resolution,
         "params": sum(row["params"] for row in rows),
         "macs": sum(row["macs"] for row in rows),
-        "predicted_ms": round(table.predict_ms(the_space, architecture, classes), 4) if table else None,
+        "predicted_ms": round(table.predict_ms(the_space, architecture, classes), 4)
+        if table
+        else None,
         "layers": rows,
     }
     if as_json:
@@ -310,8 +351,12 @@ def inspect(
     grid = _table("layer", "params", "MACs", "predicted")
     for row in [*rows, {"layer": "sum", **result}]:
         ms = row["predicted_ms"]
-        grid.add_row(row["layer"], f"{row['params']:,}", f"{row['macs'] / 1e6:,.2f} M",
-                     "not measured" if ms is None else f"{ms:.3f} ms")  # fmt: skip
+        grid.add_row(
+            row["layer"],
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:,.2f} M",
+            "not measured" if ms is None else f"{ms:.3f} ms",
+        )
     out.print(grid)
 
 
@@ -342,9 +387,13 @@ def _spaces() -> list[dict[str, Any]]:
         graph = Graph.of(space, 10)
         resolutions = space.positions[0].values
         rows.append(
-            {"space": name, "resolution": f"{min(resolutions)}-{max(resolutions)}",
-             "architectures": f"{graph.count:.2e}", "rows": len(graph.items())}
-        )  # fmt: skip
+            {
+                "space": name,
+                "resolution": f"{min(resolutions)}-{max(resolutions)}",
+                "architectures": f"{graph.count:.2e}",
+                "rows": len(graph.items()),
+            }
+        )
     return rows
 
 
@@ -352,7 +401,13 @@ def _devices() -> list[dict[str, Any]]:
     from nas.latency import describe_device
 
     d = describe_device("cpu")
-    return [{"device": "cpu", "processor": d["processor"], "runtime": f"{d['runtime']} {d['runtime_version']}"}]
+    return [
+        {
+            "device": "cpu",
+            "processor": d["processor"],
+            "runtime": f"{d['runtime']} {d['runtime_version']}",
+        }
+    ]
 
 
 def _tables() -> list[dict[str, Any]]:
@@ -361,9 +416,18 @@ def _tables() -> list[dict[str, Any]]:
     rows = []
     for folder, table in saved_tables():
         m, c = table.manifest, table.calibration
-        rows.append({"space": m["space"], "device": m["device"]["name"], "date": m["date"][:10],
-                     "rows": len(table.rows), "MAPE %": c.mape_percent, "p95 %": c.p95_percent,
-                     "tau": c.kendall_tau, "folder": str(folder.relative_to(cache_folder()))})  # fmt: skip
+        rows.append(
+            {
+                "space": m["space"],
+                "device": m["device"]["name"],
+                "date": m["date"][:10],
+                "rows": len(table.rows),
+                "MAPE %": c.mape_percent,
+                "p95 %": c.p95_percent,
+                "tau": c.kendall_tau,
+                "folder": str(folder.relative_to(cache_folder())),
+            }
+        )
     return rows
 
 
@@ -383,9 +447,15 @@ def _runs() -> list[dict[str, Any]]:
     for path in sorted(Path("runs").glob("*/settings.json")):
         s, done = read_json(path), path.parent / "run.json"
         w = read_json(done)["winner"] if done.exists() else None
-        rows.append({"run": str(path.parent), "space": s["space"], "budget": f"{s['budget_ms']:g} ms",
-                     "measured": f"{w['measured_ms']:.2f} ms" if w else "unfinished",
-                     "test": f"{w['test_top1_percent']:.1f} %" if w else ""})  # fmt: skip
+        rows.append(
+            {
+                "run": str(path.parent),
+                "space": s["space"],
+                "budget": f"{s['budget_ms']:g} ms",
+                "measured": f"{w['measured_ms']:.2f} ms" if w else "unfinished",
+                "test": f"{w['test_top1_percent']:.1f} %" if w else "",
+            }
+        )
     return rows
 
 
@@ -412,7 +482,9 @@ def _architecture(what: str, space_name: str, classes: int) -> tuple[Any, Any, i
     if not what:
         return space, space.largest, classes
     if path and not path.is_file():
-        raise UsageError(f"there is no {what}", "give a run directory, or architecture JSON or its file")
+        raise UsageError(
+            f"there is no {what}", "give a run directory, or architecture JSON or its file"
+        )
     return space, space.parse(path.read_text() if path else what), classes
 
 
@@ -433,7 +505,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, prog_name="vitnas", standalone_mode=True)
+        code = app(words, prog_name="vitnas", standalone_mode=False)
+        if code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except _WrongUsage as error:
+        error.show()
+        sys.exit(error.exit_code)
     except VitnasError as error:
         if debug:
             traceback.print_exc()
@@ -442,21 +520,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             print(f"vitnas: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         if debug:
             traceback.print_exc()
-        print("vitnas: interrupted; what was done is kept, the same command with --resume goes on",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(130)
+        print(
+            "vitnas: interrupted; what was done is kept, the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         if debug:
             raise
+        message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        fix = "run it again with --debug and report what it prints"
         if "--json" in words:
-            _json({"error": {"kind": "internal", "message": f"{type(error).__name__}: {error}",
-                             "fix": "run it again with --debug and report what it prints"}})  # fmt: skip
+            _json({"error": {"kind": "internal", "message": message, "fix": fix}})
         else:
-            print(f"vitnas: internal error: {type(error).__name__}: {str(error).splitlines()[:1]}; "
-                  "run it again with --debug and report what it prints", file=sys.stderr)  # fmt: skip
+            print(f"vitnas: internal error: {message}; {fix}", file=sys.stderr)
         sys.exit(1)
 
 

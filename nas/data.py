@@ -85,11 +85,13 @@ class _Files(Split):
             return cached
         path = self.files[index][0]
         try:
-            with Image.open(path) as image:
-                image.draft(self.mode, (canvas, canvas))
-                image = image.convert(self.mode)
+            with Image.open(path) as file:
+                file.draft(self.mode, (canvas, canvas))
+                image = file.convert(self.mode)
         except Exception as error:
-            raise DataError(f"cannot decode {path}: {error}", "remove or replace the file") from None
+            raise DataError(
+                f"cannot decode {path}: {error}", "remove or replace the file"
+            ) from None
         scale = canvas / min(image.size)
         width, height = (max(canvas, round(side * scale)) for side in image.size)
         left, top = (width - canvas) // 2, (height - canvas) // 2
@@ -117,13 +119,13 @@ def load_data(name: str, seed: int = 0) -> Dataset:
 def _scenes() -> Dataset:
     sizes = {"train": 10**9, "search": 2000, "test": 4000}
     splits = {split: _Scenes(split, sizes[split]) for split in SPLITS}
-    code = Path(scenes.__file__).read_bytes()
+    rendered = scenes.render_batch("search", range(4))[0]
     return Dataset(
         name="scenes",
         classes=scenes.CLASSES,
         mean=(scenes.MEAN,),
         std=(scenes.STD,),
-        fingerprint=fingerprint(code),
+        fingerprint=fingerprint(rendered.tobytes(), list(scenes.CLASSES)),
         augment=False,
         **splits,
     )
@@ -131,7 +133,9 @@ def _scenes() -> Dataset:
 
 def _image_folder(root: Path, seed: int) -> Dataset:
     if not root.is_dir():
-        raise DataError(f"no folder {root}", "write --data imagefolder:PATH with a folder of class folders")
+        raise DataError(
+            f"no folder {root}", "write --data imagefolder:PATH with a folder of class folders"
+        )
     given = {split: root / split for split in SPLITS if (root / split).is_dir()}
     sources = given if "train" in given else {"train": root}
     classes = sorted({d.name for s in sources.values() for d in s.iterdir() if d.is_dir()})
@@ -153,8 +157,11 @@ def _image_folder(root: Path, seed: int) -> Dataset:
     grey = _all_grey([path for path, _ in files["train"][:: max(1, len(files["train"]) // 50)]])
     splits = {split: _Files(split, files[split], grey) for split in SPLITS}
     mean, std = _statistics(splits["train"])
-    names = [(split, str(p.relative_to(root)), label, p.stat().st_size)
-             for split in SPLITS for p, label in files[split]]  # fmt: skip
+    names = [
+        (split, str(p.relative_to(root)), label, p.stat().st_size)
+        for split in SPLITS
+        for p, label in files[split]
+    ]
     return Dataset(
         name=f"imagefolder:{root}",
         classes=tuple(classes),
@@ -188,7 +195,9 @@ def _drop_unreadable(files: dict[str, list[tuple[Path, int]]]) -> None:
     with ThreadPoolExecutor(4) as pool:
         good = {
             path: ok
-            for path, ok in track(zip(paths, pool.map(readable, paths)), "reading images", len(paths))
+            for path, ok in track(
+                zip(paths, pool.map(readable, paths)), "reading images", len(paths)
+            )
         }
     bad = [path for path in paths if not good[path]]
     if bad:
@@ -198,9 +207,7 @@ def _drop_unreadable(files: dict[str, list[tuple[Path, int]]]) -> None:
         files[split] = [(path, label) for path, label in files[split] if good[path]]
 
 
-def _hold_out(
-    files: dict[str, list[tuple[Path, int]]], missing: list[str], rng: Random
-) -> None:
+def _hold_out(files: dict[str, list[tuple[Path, int]]], missing: list[str], rng: Random) -> None:
     """Move a share of each class from train to the splits that are missing."""
     train: list[tuple[Path, int]] = []
     for label in sorted({label for _, label in files["train"]}):

@@ -54,11 +54,11 @@ class Evaluator:
             return self.network(chunk, architecture).argmax(1).cpu()  # type: ignore[no-any-return]
 
         if device.type == "cuda":
-            predicted = [predict(chunk) for chunk in images.split(256)]
+            predicted = [predict(chunk) for chunk in torch.split(images, 256)]
         else:  # one thread per core on images of its own beats several on one layer
             torch.set_num_threads(1)
             with ThreadPoolExecutor(cores()) as pool:
-                predicted = list(pool.map(predict, images.split(_BATCH)))
+                predicted = list(pool.map(predict, torch.split(images, _BATCH)))
         return torch.cat(predicted).numpy() == labels  # type: ignore[no-any-return]
 
     def top1_percent(self, architecture: Architecture) -> float:

@@ -112,9 +112,7 @@ class SearchSpace:
         inner = state.state if ended else state
         if kind == "width":
             parts = self.parts
-            return (
-                parts.transition(stage, inner, value) if stage else parts.stem(inner, value)
-            )
+            return parts.transition(stage, inner, value) if stage else parts.stem(inner, value)
         assert blocks is not None
         if value is None:
             return Part((), _Ended(inner)) if ended or i in blocks.times.values else None
@@ -156,7 +154,9 @@ class SearchSpace:
         values = []
         for i, position in enumerate(self.positions):
             allowed = [
-                (v, part) for v in position.values if (part := self.advance(i, state, v)) is not None
+                (v, part)
+                for v in position.values
+                if (part := self.advance(i, state, v)) is not None
             ]
             value, part = rng.choice(allowed)
             values.append(value)

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 import tomli_w
+from numpy.typing import ArrayLike
 
 from nas.errors import InfeasibleError, TableError, UnknownNameError
 from nas.family import Layer, SearchSpace
@@ -55,8 +56,14 @@ class Row:
     def of(cls, key: str, samples: Iterable[Sequence[float]]) -> Row:
         wall, cpu = np.array(list(samples)).T
         p20, q1, median, q3 = np.percentile(wall, (20, 25, 50, 75)).round(5)
-        return cls(key, float(median), float(p20), round(float(q3 - q1), 5),
-                   round(float(np.median(cpu)), 5), len(wall))  # fmt: skip
+        return cls(
+            key,
+            float(median),
+            float(p20),
+            round(float(q3 - q1), 5),
+            round(float(np.median(cpu)), 5),
+            len(wall),
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ class Calibration:
     raw_mape_percent: float  # of the plain sum, before calibration
 
     @classmethod
-    def fit(cls, sums_ms: Sequence[float], measured_ms: Sequence[float], fitted_on: int) -> Calibration:
+    def fit(
+        cls, sums_ms: Sequence[float], measured_ms: Sequence[float], fitted_on: int
+    ) -> Calibration:
         """Fit on the first `fitted_on` networks (least relative squares), judge on the others."""
         x, y = np.array(sums_ms), np.array(measured_ms)
         a = np.stack([x, np.ones_like(x)], 1)[:fitted_on] / y[:fitted_on, None]
@@ -94,7 +103,7 @@ class Calibration:
         )
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     """Kendall's tau-a: the share of pairs in the same order minus those in the other."""
     x, y = np.asarray(a), np.asarray(b)
     i, j = np.triu_indices(len(x), 1)
@@ -166,7 +175,9 @@ class LatencyTable:
             manifest = tomllib.loads((folder / "manifest.toml").read_text())
             with (folder / "rows.csv").open(newline="") as file:
                 kinds = (str, float, float, float, float, int)
-                rows = [Row(*(k(v) for k, v in zip(kinds, r.values()))) for r in csv.DictReader(file)]
+                rows = [
+                    Row(*(k(v) for k, v in zip(kinds, r.values()))) for r in csv.DictReader(file)
+                ]
             Calibration(**manifest["calibration"])
             return cls({row.key: row for row in rows}, manifest)
         except OSError as error:
@@ -287,11 +298,11 @@ def profile(
         manifest={
             "space": space.name,
             "source": "measured",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "vitnas_version": version("vitnas"),
             "layer_code": layer_code(space),
             "rounds": rounds,
-            "protocol": "layers timed in network order; one warm-up inference per network; heap kept",
+            "protocol": "layers timed in network order, one warm-up inference each, heap kept",
             "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
             "device": described,
             "calibration": asdict(campaign.calibration()),
@@ -341,7 +352,9 @@ class _Campaign:
         end = time.monotonic() + 60 * minutes
         rng = np.random.default_rng(0)
         built: dict[str, tuple[Network, torch.Tensor]] = {}
-        with bar("profile", (len(self.tours) + FIT + HELD_OUT) * self.rounds, "networks") as advance:
+        with bar(
+            "profile", (len(self.tours) + FIT + HELD_OUT) * self.rounds, "networks"
+        ) as advance:
             advance(sum(self.visits.values()) + sum(map(len, self.references.values())))
             while True:
                 due = [t for t in self.tours if self.visits.get(t, 0) < self.rounds]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": GREY,
@@ -68,24 +68,55 @@ def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]
         for run, cloud, color in zip(runs, clouds, _cycle(len(runs))):
             name = run["run_dir"].rstrip("/").rsplit("/", 1)[-1] if several else "front"
             if len(cloud):
-                axes.scatter(*cloud.T, s=7, color=color if several else GREY, alpha=0.35, lw=0,
-                             label=None if several else f"scored ({len(cloud):,})")  # fmt: skip
+                axes.scatter(
+                    cloud[:, 0],
+                    cloud[:, 1],
+                    s=7,
+                    color=color if several else GREY,
+                    alpha=0.35,
+                    lw=0,
+                    label=None if several else f"scored ({len(cloud):,})",
+                )
             front = np.array([(c["predicted_ms"], c["search_top1_percent"]) for c in run["front"]])
             axes.step(*front.T, where="post", color=color, lw=1.4, marker="o", ms=3.5, label=name)
             axes.axvline(run["budget_ms"], color=RED, lw=1, ls="--")
-            axes.annotate(f"{run['budget_ms']:g} ms", (run["budget_ms"], 0.01), color=RED, rotation=90,
-                          xycoords=("data", "axes fraction"), xytext=(3, 2),
-                          textcoords="offset points", fontsize=8)  # fmt: skip
+            axes.annotate(
+                f"{run['budget_ms']:g} ms",
+                (run["budget_ms"], 0.01),
+                color=RED,
+                rotation=90,
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 2),
+                textcoords="offset points",
+                fontsize=8,
+            )
             winner = run["winner"]
-            axes.scatter(winner["measured_ms"], winner["search_top1_percent"], marker="*", s=190,
-                         color=color if several else RED, edgecolor="white", zorder=5,
-                         label=f"winner{' of ' + name if several else ''} (measured)")  # fmt: skip
+            axes.scatter(
+                winner["measured_ms"],
+                winner["search_top1_percent"],
+                marker="*",
+                s=190,
+                color=color if several else RED,
+                edgecolor="white",
+                zorder=5,
+                label=f"winner{' of ' + name if several else ''} (measured)",
+            )
             if not several:
                 for b, marker in zip(run["baselines"], "sDP^v"):
-                    axes.scatter(b["measured_ms"], b["search_top1_percent"], marker=marker, s=42,
-                                 color=INK, edgecolor="white", zorder=4,
-                                 label=f"{b['name']} (measured)")  # fmt: skip
-        axes.set(xlabel="latency [ms]; cloud and front as predicted", ylabel="top-1 on the search split [%]")
+                    axes.scatter(
+                        b["measured_ms"],
+                        b["search_top1_percent"],
+                        marker=marker,
+                        s=42,
+                        color=INK,
+                        edgecolor="white",
+                        zorder=4,
+                        label=f"{b['name']} (measured)",
+                    )
+        axes.set(
+            xlabel="latency [ms]; cloud and front as predicted",
+            ylabel="top-1 on the search split [%]",
+        )
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, loc="lower right")
@@ -100,7 +131,7 @@ def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
         top = 0.0
         for run, color in zip(runs, _cycle(len(runs))):
             points = np.array([(c["measured_ms"], c["predicted_ms"]) for c in run["measured"]])
-            axes.scatter(*points.T, s=22, color=color, edgecolor="white", zorder=3)
+            axes.scatter(points[:, 0], points[:, 1], s=22, color=color, edgecolor="white", zorder=3)
             top = max(top, float(points.max()) * 1.06)
         line = np.array([0, top])
         p95 = max(run["table"]["p95_percent"] for run in runs) / 100

@@ -47,7 +47,9 @@ def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
         task = progress.add_task(title, total=total, note="", unit=unit)
 
         def advance(steps: float = 1, note: str = "") -> None:
-            progress.update(task, advance=steps, **({"note": note} if note else {}))
+            progress.update(task, advance=steps)
+            if note:
+                progress.update(task, note=note)
 
         yield advance
 

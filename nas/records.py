@@ -98,7 +98,9 @@ def fingerprint(*parts: Any) -> str:
     """Twelve hexadecimal digits that change when any part (JSON-able, or bytes) does."""
     digest = sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+        digest.update(
+            part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        )
         digest.update(b"\0")
     return digest.hexdigest()[:12]
 

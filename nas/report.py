@@ -74,10 +74,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         dense = next(b for b in run.result["baselines"] if b["name"] == "largest dense")
         table = LatencyTable.load(run.folder / "table")
         rows = [
-            [(layer.path, table.cost_ms(layer)) for layer in
-             run.space.layers(run.architecture(entry), run.classes)]
+            [
+                (layer.path, table.cost_ms(layer))
+                for layer in run.space.layers(run.architecture(entry), run.classes)
+            ]
             for entry in (run.result["winner"], dense)
-        ]  # fmt: skip
+        ]
         figures["layers"] = pictures.layers(*rows)
         figures["kept"] = _kept(run)
         schedule = _schedule(run)
@@ -93,8 +95,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     environment = Environment(
         loader=PackageLoader("nas", "assets"), autoescape=select_autoescape(default=True)
     )
-    environment.filters["ms"] = lambda v: "–" if v is None else f"{v:.2f}"
-    environment.filters["pct"] = lambda v: "–" if v is None else f"{v:.1f}"
+    environment.filters["ms"] = lambda v: "-" if v is None else f"{v:.2f}"
+    environment.filters["pct"] = lambda v: "-" if v is None else f"{v:.1f}"
     page = environment.get_template("report.html.jinja").render(
         runs=results, pictures=drawn, schedule=schedule, headline=[_headline(r) for r in results]
     )
@@ -108,15 +110,16 @@ def _headline(result: dict[str, Any]) -> str:
     w = result["winner"]
     used = 100 * w["measured_ms"] / result["budget_ms"]
     text = (
-        f"{w['test_top1_percent']:.1f} % in {w['measured_ms']:.1f} ms: the winner uses {used:.0f} % of "
-        f"the {result['budget_ms']:g} ms budget"
+        f"{w['test_top1_percent']:.1f} % in {w['measured_ms']:.1f} ms: the winner uses "
+        f"{used:.0f} % of the {result['budget_ms']:g} ms budget"
     )
     dense = next((b for b in result["baselines"] if b["name"] == "best dense"), None)
     if dense is None:
         return text + "; no dense network fits."
     gain = w["test_top1_percent"] - dense["test_top1_percent"]
     side = "above" if gain >= 0 else "below"
-    return text + f" and is {abs(gain):.1f} points {side} the best dense network found within it."
+    difference = f"{abs(gain):.1f} points {side}"
+    return f"{text}, {difference} the best dense network found within it."
 
 
 def _schedule(run: Run) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from math import ceil, sqrt
 from pathlib import Path
@@ -103,7 +103,9 @@ def _rounded(value: float | None) -> float | None:
 class Scores:
     """Search-split accuracies: looked up in the journals, else evaluated and appended."""
 
-    def __init__(self, evaluator: Evaluator, journal: Journal, shipped: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, evaluator: Evaluator, journal: Journal, shipped: Sequence[dict[str, Any]]
+    ) -> None:
         self.evaluator, self.journal = evaluator, journal
         space = evaluator.network.space
         self.shipped: dict[Architecture, float] = {}
@@ -142,7 +144,9 @@ class Clock:
     """Seconds by part of the job."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("table", "search", "measure", "test", "export", "report"), 0.0)
+        self.seconds = dict.fromkeys(
+            ("table", "search", "measure", "test", "export", "report"), 0.0
+        )
         self._start = time.monotonic()
 
     @contextmanager
@@ -189,10 +193,18 @@ def search(
     if sampler not in SAMPLERS:
         raise UnknownNameError("sampler", sampler, SAMPLERS)
     settings = Settings(
-        budget_ms=budget.latency_ms, space=space, data=data, device=device, supernet=str(supernet),
-        evaluations=evaluations, search_images=search_images, test_images=test_images,
-        sampler=sampler, fresh=fresh, seed=seed,
-    )  # fmt: skip
+        budget_ms=budget.latency_ms,
+        space=space,
+        data=data,
+        device=device,
+        supernet=str(supernet),
+        evaluations=evaluations,
+        search_images=search_images,
+        test_images=test_images,
+        sampler=sampler,
+        fresh=fresh,
+        seed=seed,
+    )
     describe_device(device)  # an unknown device must not cost the loading of a supernet
     the_space = load_space(space)
     folder = _run_folder(settings, out, resume)
@@ -230,7 +242,9 @@ class _Job:
         self.clock = Clock()
         self.data: Dataset = load_data(settings.data)
         self.classes = len(self.data.classes)
-        source = Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
+        source = (
+            Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
+        )
         self.network, self.card = load_supernet(source, space.name, self.data)
         self.table = self._open_table(table, resume)
         self.trellis: Trellis = self.table.trellis(space, self.classes)
@@ -332,11 +346,16 @@ class _Job:
         values = list(known.values())
         surrogate = None
         searcher = EvolutionSearcher(
-            trellis, self.limit_ms, self.rng, sampler=self.settings.sampler,
-        )  # fmt: skip
+            trellis,
+            self.limit_ms,
+            self.rng,
+            sampler=self.settings.sampler,
+        )
         if paths:
             searcher.tell(np.array(paths), values)
-        best = max((v for a, v in known.items() if self.predict_ms(a) <= self.limit_ms), default=0.0)
+        best = max(
+            (v for a, v in known.items() if self.predict_ms(a) <= self.limit_ms), default=0.0
+        )
         with bar(origin, evaluations, "candidates") as advance:
             advance(0, f"best {best:.1f} %")
             done = 0
@@ -370,7 +389,7 @@ class _Job:
     # --- the baselines ---
 
     def _uniform(self) -> list[Candidate]:
-        """The largest networks with one sparsity everywhere: for each resolution the densest that fits."""
+        """For each resolution the largest network with one sparsity everywhere that fits."""
         chosen: list[Architecture] = []
         largest = self.space.largest
         for resolution in self.space.positions[0].values:
@@ -404,7 +423,9 @@ class _Job:
         with bar("baselines", len(architectures), "candidates") as advance:
             found = []
             for a in architectures:
-                found.append(Candidate(name, a, self.predict_ms(a), self.scores([a], "baseline")[0]))
+                found.append(
+                    Candidate(name, a, self.predict_ms(a), self.scores([a], "baseline")[0])
+                )
                 advance(1, name)
         return sorted(found, key=lambda c: -c.search_top1_percent)
 
@@ -418,9 +439,12 @@ class _Job:
             (largest,) = self._scored("largest dense", [self.space.largest])
             groups = [self._uniform(), self._dense(), self._random(max(1, settings.evaluations))]
             ranked = self.candidates(self.space)
-            front = [ranked[i] for i in pareto(
-                [c.predicted_ms for c in ranked], [c.search_top1_percent for c in ranked]
-            )]  # fmt: skip
+            front = [
+                ranked[i]
+                for i in pareto(
+                    [c.predicted_ms for c in ranked], [c.search_top1_percent for c in ranked]
+                )
+            ]
         with clock.part("measure"):
             baselines = [largest, *(c for group in groups for c in group[:2])]
             self._measure([*ranked[:_MEASURED], *front, *baselines])
@@ -435,7 +459,7 @@ class _Job:
             differences = self._export(winner)
         result = {
             "vitnas_version": version("vitnas"),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **asdict(settings),
             "device_described": self.table.manifest["device"],
             "run_dir": str(self.folder),
@@ -445,7 +469,9 @@ class _Job:
             "proposals": searcher.proposals,
             "rejections": dict(searcher.rejections),
             "best_known_percent": self._best_shipped(),
-            "surrogate_rank_correlation": _rounded(surrogate.rank_correlation) if surrogate else None,
+            "surrogate_rank_correlation": _rounded(surrogate.rank_correlation)
+            if surrogate
+            else None,
             "feasible": self.feasible,
             "limit_ms": round(self.limit_ms, 4),
             "winner": {
@@ -481,7 +507,8 @@ class _Job:
         console.print(
             f"[bold]{self.space.name}[/] on {self.table.manifest['device']['processor']}: "
             f"{f['architectures']:,} architectures, {f['fastest_ms']:.1f} to "
-            f"{f['slowest_ms']:.1f} ms; {f['within_budget']:,} within {self.settings.budget_ms:g} ms\n"
+            f"{f['slowest_ms']:.1f} ms; {f['within_budget']:,} "
+            f"within {self.settings.budget_ms:g} ms\n"
             f"table: {len(self.table.rows)} rows, error on {t.held_out} other networks "
             f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
             f"{len(self.scores.shipped):,} scores known",
@@ -501,7 +528,9 @@ class _Job:
                 new = measure_fresh(self.space, missing, self.classes, _ROUNDS, advance)
             for a, own in zip(missing, new):
                 samples[a.id] = [round(x, 4) for x in own]
-                journal.append({"id": a.id, "architecture": a.to_json(), "samples_ms": samples[a.id]})
+                journal.append(
+                    {"id": a.id, "architecture": a.to_json(), "samples_ms": samples[a.id]}
+                )
         for candidate in wanted:
             candidate.samples_ms = samples[candidate.architecture.id]
             self.measured.setdefault(candidate.architecture, candidate)
@@ -533,9 +562,12 @@ class _Job:
                 if c.architecture.id not in known:
                     known[c.architecture.id] = evaluator.top1_percent(c.architecture)
                     journal.append(
-                        {"id": c.architecture.id, "top1_percent": known[c.architecture.id],
-                         "images": evaluator.images}
-                    )  # fmt: skip
+                        {
+                            "id": c.architecture.id,
+                            "top1_percent": known[c.architecture.id],
+                            "images": evaluator.images,
+                        }
+                    )
                 c.test_top1_percent = known[c.architecture.id]
                 advance(1, f"{c.name} {c.test_top1_percent:.1f} %")
 
@@ -583,7 +615,9 @@ def _with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
     return replace(
         architecture,
         stages=tuple(
-            replace(stage, blocks=tuple(replace(block, sparsity=sparsity) for block in stage.blocks))
+            replace(
+                stage, blocks=tuple(replace(block, sparsity=sparsity) for block in stage.blocks)
+            )
             for stage in architecture.stages
         ),
     )

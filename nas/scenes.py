@@ -56,7 +56,9 @@ def render(
     # Every split shows each of its photos once before any photo returns.
     chosen = index % len(items)
     side = int(rng.integers(_ITEM_PX[0], _ITEM_PX[1] + 1))
-    item = np.asarray(Image.fromarray(items[chosen]).resize((side, side), Image.Resampling.BILINEAR))
+    item = np.asarray(
+        Image.fromarray(items[chosen]).resize((side, side), Image.Resampling.BILINEAR)
+    )
     mask = _paste(image, (item * rng.uniform(0.7, 1.0)).astype(np.uint8), rng)
     return image, int(labels[chosen]), mask
 
@@ -80,9 +82,9 @@ def _background(rng: np.random.Generator, canvas: int) -> Photo:
     slope_x, slope_y = rng.uniform(-12, 12, 2)
     line = np.linspace(-0.5, 0.5, canvas, dtype=np.float32)
     ground = slope_y * line[:, None] + slope_x * line + rng.uniform(22, 46)
-    return np.clip(ground + _noise()[top : top + canvas, left : left + canvas], 0, 255).astype(
-        np.uint8
-    )
+    noisy = ground + _noise()[top : top + canvas, left : left + canvas]
+    background: Photo = np.clip(noisy, 0, 255).astype(np.uint8)
+    return background
 
 
 def _fragment(rng: np.random.Generator, items: Photo) -> Photo:

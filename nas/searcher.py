@@ -97,7 +97,7 @@ def spearman(a: Floats, b: Floats) -> float:
 
     def ranks(x: Floats) -> Floats:
         _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # type: ignore[no-any-return]
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
@@ -118,7 +118,7 @@ class EvolutionSearcher:
         rng: np.random.Generator,
         surrogate: Surrogate | None = None,
         sampler: str = "trellis",
-        settings: Evolution = Evolution(),  # noqa: B008 (frozen)
+        settings: Evolution = Evolution(),
         valid: Callable[[Ints], bool] = lambda _: True,
     ) -> None:
         self.trellis, self.budget, self.rng = trellis, budget, rng
@@ -127,7 +127,6 @@ class EvolutionSearcher:
         whole = trellis.slowest + abs(trellis.slowest) * 1e-6 + 1e-9
         self.region: Within = inside if sampler == "trellis" else trellis.within(whole)
         self.scores: dict[tuple[int, ...], float] = {}
-        self._told_here: set[tuple[int, ...]] = set()
         self.proposals = 0
         self.rejections: Counter[str] = Counter({"over_budget": 0, "duplicate": 0, "invalid": 0})
 
@@ -139,7 +138,7 @@ class EvolutionSearcher:
         chosen: dict[tuple[int, ...], None] = {}
         for _ in range(_TRIES):
             wanted = n - len(chosen)
-            for path in self._accept(self._propose(wanted), {*self.scores, *chosen})[:wanted]:
+            for path in self._accept(self._propose(wanted), {*self.scores, *chosen}, wanted):
                 chosen[tuple(path.tolist())] = None
             if len(chosen) == n:
                 break
@@ -154,7 +153,11 @@ class EvolutionSearcher:
         """Candidates, best first where a surrogate says so."""
         size = self.settings.population
         if self.surrogate is None:
-            return self._children(size) if len(self.scores) >= size else self.region.sample(n, self.rng)
+            return (
+                self._children(size)
+                if len(self.scores) >= size
+                else self.region.sample(n, self.rng)
+            )
         pool = self._known(size)
         fresh = self.region.sample(4 * size, self.rng)
         pool = np.concatenate([pool, fresh]) if len(pool) else fresh
@@ -182,15 +185,19 @@ class EvolutionSearcher:
         first, second = (parents[self.rng.integers(len(parents), size=n)] for _ in range(2))
         half = n // 2
         mutated = self.region.mutate(first[half:], self.settings.mutation, self.rng)
-        return np.concatenate([self.region.crossover(first[:half], second[:half], self.rng), mutated])
+        return np.concatenate(
+            [self.region.crossover(first[:half], second[:half], self.rng), mutated]
+        )
 
     def _fits(self, path: Ints) -> bool:
         return self.trellis.cost(path) <= self.budget
 
-    def _accept(self, paths: Ints, seen: set[tuple[int, ...]]) -> list[Ints]:
+    def _accept(self, paths: Ints, seen: set[tuple[int, ...]], wanted: int) -> list[Ints]:
         """The rejection step: every proposal's true cost and validity, rejections counted."""
-        accepted = []
+        accepted: list[Ints] = []
         for path in paths:
+            if len(accepted) == wanted:
+                break
             self.proposals += 1
             key = tuple(path.tolist())
             if key in seen:

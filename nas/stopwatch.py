@@ -112,9 +112,14 @@ def measure_fresh(
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "nas.stopwatch"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
     try:
         process.stdin.write(json.dumps(request))
         process.stdin.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -75,7 +75,7 @@ class Trainer:
         self.device = next(network.parameters()).device
         decay = [p for p in network.parameters() if p.ndim > 1]
         plain = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -99,7 +99,10 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         if phase:  # before that there is nothing to distil
             target = logits.detach().softmax(-1)
-            for subnet in [space.smallest, *(space.draw(rng) for _ in range(recipe.random_subnets))]:
+            for subnet in [
+                space.smallest,
+                *(space.draw(rng) for _ in range(recipe.random_subnets)),
+            ]:
                 # A subnet that shrinks the picture must shrink the small canvases as well.
                 resolution = canvas * subnet.resolution // full
                 subnet = replace(subnet, resolution=resolution)
@@ -119,7 +122,7 @@ class Trainer:
         split = self.data.train
         first = self.step * size
         epoch, offset = divmod(first, split.size)
-        order = range(split.size)
+        order: Sequence[int] = range(split.size)
         if split.size < 10**7:  # an endless split is already in random order
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
             order = torch.randperm(split.size, generator=generator).tolist()
@@ -164,7 +167,7 @@ def _augment(images: Tensor, rng: Random) -> Tensor:
     side = images.shape[-1]
     out = []
     for image in images:
-        crop = max(8, round(side * math.sqrt(rng.uniform(0.6, 1.0))))
+        crop = round(side * math.sqrt(rng.uniform(0.6, 1.0)))
         y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
         piece = image[None, :, y : y + crop, x : x + crop]
         out.append(resize(piece.flip(-1) if rng.random() < 0.5 else piece, side))
@@ -174,7 +177,7 @@ def _augment(images: Tensor, rng: Random) -> Tensor:
 def faster_in_bf16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products beat float32 ones here, by measurement."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.randn(1024, 192, dtype=dtype), torch.randn(192, 768, dtype=dtype)
@@ -215,8 +218,9 @@ def train(
     torch.manual_seed(recipe.seed)
     network = Network(space, space.largest, len(data.classes)).to(device)
     identity = {"space": space_name, "data": data.fingerprint, "recipe": asdict(recipe)}
-    identity["recipe"] = {k: list(v) if isinstance(v, tuple) else v
-                          for k, v in asdict(recipe).items()}  # fmt: skip
+    identity["recipe"] = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()
+    }
     progress_file = out / "checkpoint.json"
     if out.exists() and any(out.iterdir()) and not resume:
         raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
@@ -228,9 +232,16 @@ def train(
                 "resume with the same options, or choose another --out",
             )
         trainer = Trainer(network, data, recipe, saved["bf16"])
-        trainer.load_state(load_file(out / f"checkpoint-{saved['step']}.safetensors"), saved["step"])
+        trainer.load_state(
+            load_file(out / f"checkpoint-{saved['step']}.safetensors"), saved["step"]
+        )
     else:
-        saved = {**identity, "step": 0, "seconds": 0.0, "bf16": faster_in_bf16(torch.device(device))}
+        saved = {
+            **identity,
+            "step": 0,
+            "seconds": 0.0,
+            "bf16": faster_in_bf16(torch.device(device)),
+        }
         trainer = Trainer(network, data, recipe, saved["bf16"])
     log = Journal(out / "loss.jsonl")
     kept = [r for r in log.read() if r["step"] <= trainer.step]
@@ -305,7 +316,7 @@ def save_supernet(
 
 
 def supernet_folder(space_name: str, data: Dataset) -> Path:
-    """Where the shipped supernet of a space for a data set lies; `WeightsError` if there is none."""
+    """The shipped supernet of a space for a data set; `WeightsError` if there is none."""
     folder = ASSETS / space_name.replace(":", "-")
     fix = f"train one: vitnas train --space {space_name} --data {data.name} --out supernet"
     if not (folder / "supernet.json").exists():

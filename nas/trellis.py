@@ -6,9 +6,9 @@ number of architectures, the cheapest and the dearest, how many fit a budget, un
 exactly those, and the best one under an additive score follow from one pass of dynamic programming
 from the last position to the first, over a remaining budget counted in integer ticks.
 
-Costs are rounded up to ticks, edge by edge: nothing that is drawn can exceed the budget, and what
-is counted are the paths whose rounded cost fits (with T ticks and P positions a path within P / T
-of the budget may be left out).
+Ticks divide the room between the cheapest path and the budget; costs are rounded up to them, edge
+by edge. So nothing that is drawn exceeds the budget, the cheapest path is always among what fits,
+and of T ticks and P positions a path may be left out only in the last P / T of the room.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Graph:
     levels: tuple[Level, ...]
 
     @classmethod
-    def build(
-        cls, positions: Sequence[Sequence[Any]], advance: Advance, finish: Finish
-    ) -> Graph:
+    def build(cls, positions: Sequence[Sequence[Any]], advance: Advance, finish: Finish) -> Graph:
         """`positions` holds the values of each position; the last level is the finish."""
         states: dict[Hashable, int] = {_START: 0}
         levels = []
@@ -120,7 +118,8 @@ class Graph:
         while missing:
             paths = everything.sample(64, rng)
             covers = [
-                missing.intersection(getattr(i, "key", i) for i in self.along(path)) for path in paths
+                missing.intersection(getattr(i, "key", i) for i in self.along(path))
+                for path in paths
             ]
             best = max(range(len(paths)), key=lambda i: len(covers[i]))
             if covers[best]:
@@ -130,7 +129,8 @@ class Graph:
 
     def along(self, path: Ints) -> list[Any]:
         """The items of one path of value indices (positions,), in order."""
-        state, items = 0, []
+        state = 0
+        items: list[Any] = []
         for level, value in zip(self.levels, [*path.tolist(), 0]):
             edge = level.edge[state, value]
             items += level.items[edge]
@@ -167,22 +167,27 @@ class Trellis:
         if any((costs < 0).any() or not np.isfinite(costs).all() for costs in self.costs):
             raise ValueError("every cost must be finite and not negative")
 
-    @property
-    def fastest(self) -> float:
-        """The cost of the cheapest path, `fixed` included."""
+    @cached_property
+    def cheapest(self) -> list[Floats]:
+        """For each level and state: the cost of the cheapest way to the end (inf if none)."""
         return self._extreme(np.minimum, np.inf)
 
     @property
-    def slowest(self) -> float:
-        return self._extreme(np.maximum, -np.inf)
+    def fastest(self) -> float:
+        """The cost of the cheapest path, `fixed` included."""
+        return float(self.cheapest[0][0]) + self.fixed
 
-    def _extreme(self, pick: np.ufunc, worst: float) -> float:
-        best = np.zeros(1)
+    @cached_property
+    def slowest(self) -> float:
+        return float(self._extreme(np.maximum, -np.inf)[0][0]) + self.fixed
+
+    def _extreme(self, pick: np.ufunc, worst: float) -> list[Floats]:
+        best = [np.zeros(1)]
         for level, costs in zip(reversed(self.graph.levels), reversed(self.costs)):
             before = np.full(level.sources, worst)
-            pick.at(before, level.source, costs + best[level.target])
-            best = before
-        return float(best[0]) + self.fixed
+            pick.at(before, level.source, costs + best[0][level.target])
+            best.insert(0, before)
+        return best
 
     def cost(self, path: Ints) -> float:
         """The cost of one path of value indices (positions,)."""
@@ -207,19 +212,20 @@ class Within:
 
     def __init__(self, trellis: Trellis, budget: float, floor: float, ticks: int) -> None:
         self.trellis, self.budget, self.ticks = trellis, budget, ticks
-        room = budget - trellis.fixed
-        if room <= 0 or trellis.fastest > budget:
+        room = budget - trellis.fastest
+        if room < 0:
             raise InfeasibleError(
-                f"no architecture fits {budget:.3g}: the smallest possible is {trellis.fastest:.3g}",
+                f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",
                 "raise the budget",
             )
-        self.tick = room / ticks
-        # A cost that is a whole number of ticks must not become one more by a rounding error.
+        self.tick = max(room / ticks, 1e-12 * abs(budget), 1e-300)
         self._ticks = [
-            np.maximum(np.ceil(costs / self.tick - 1e-9), 0).astype(np.int64)
-            for costs in trellis.costs
+            self._rounded(level, costs, before, after)
+            for level, costs, before, after in zip(
+                trellis.graph.levels, trellis.costs, trellis.cheapest, trellis.cheapest[1:]
+            )
         ]
-        band = ticks if floor <= trellis.fixed else int((budget - floor) / self.tick)
+        band = ticks if floor <= trellis.fastest else int((budget - floor) / self.tick)
         end = np.zeros((1, ticks + 1))
         end[:, : band + 1] = 1.0
         # ways[l][state, left]: how many ends of a path fit into `left` ticks.
@@ -235,6 +241,18 @@ class Within:
             raise InfeasibleError(
                 f"no architecture costs between {floor:.3g} and {budget:.3g}", "widen the band"
             )
+
+    def _rounded(self, level: Level, costs: Floats, before: Floats, after: Floats) -> Ints:
+        """Ticks by which each edge is dearer than the cheapest way on from its source.
+
+        Counted like this the cheapest path costs no tick at all, and so is never rounded away.
+        """
+        excess = costs + after[level.target] - before[level.source]
+        # A whole number of ticks must not become one more by a rounding error.
+        ticks = np.ceil(excess / self.tick - 1e-6)
+        return np.where(
+            np.isfinite(ticks), np.clip(ticks, 0, self.ticks + 1), self.ticks + 1
+        ).astype(np.int64)
 
     @property
     def count(self) -> int:
@@ -288,12 +306,12 @@ class Within:
         gains = [*scores, np.zeros(1)]
         for level, cost, gain in zip(graph.levels[::-1], self._ticks[::-1], gains[::-1]):
             before = np.full((level.sources, ticks + 1), -np.inf)
-            edges = zip(level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value])
+            edges = zip(
+                level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value]
+            )
             for s, t, c, g in edges:
                 if c <= ticks:
-                    np.maximum(
-                        before[s, c:], g + value[0][t, : ticks + 1 - c], out=before[s, c:]
-                    )
+                    np.maximum(before[s, c:], g + value[0][t, : ticks + 1 - c], out=before[s, c:])
             value.insert(0, before)
         path, state, left = [], 0, ticks
         for i, level in enumerate(graph.levels[:-1]):

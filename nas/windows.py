@@ -6,10 +6,14 @@ by the L2 norm of their activations, the best are gathered, run, and scattered b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,52 +27,73 @@ def padded(size: int, window: int) -> int:
     return -(-size // window) * window
 
 
-@lru_cache(maxsize=256)
-def window_tokens(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+def constant(build: Callable[..., NDArray[Any]]) -> Callable[..., Tensor]:
+    """Make `build(*sizes)` a tensor on the `device` given last, built once for each.
+
+    It is built outside torch's modes: a table first needed during inference or export must also
+    serve training.
+    """
+
+    @lru_cache(maxsize=1024)
+    def cached(*arguments: Any) -> Tensor:
+        *sizes, device = arguments
+        with torch.inference_mode(False):
+            tensor = torch.from_numpy(build(*sizes))
+            return tensor if device.type == "cpu" else tensor.to(device)
+
+    return cached
+
+
+def _window_tokens(size: int, window: int, shift: int) -> NDArray[np.int64]:
+    side = padded(size, window)
+    index = np.arange(side * side).reshape(side, side)
+    index = np.roll(index, (-shift, -shift), (0, 1))
+    n = side // window
+    windows = index.reshape(n, window, n, window).swapaxes(1, 2)
+    return np.ascontiguousarray(windows.reshape(n * n, window * window))
+
+
+@constant
+def window_tokens(size: int, window: int, shift: int) -> NDArray[np.int64]:
     """Indices (windows, window**2) of the tokens of each window in a padded, flattened map.
 
     With a `shift` the map is first rolled up and left by that many tokens (Swin, section 3.2).
     """
+    return _window_tokens(size, window, shift)
+
+
+@constant
+def shift_mask(size: int, window: int, shift: int) -> NDArray[np.float32]:
+    """(windows, window**2, window**2): -100 where only the roll made tokens neighbours."""
     side = padded(size, window)
-    index = torch.arange(side * side, device=device).view(side, side)
-    if shift:
-        index = index.roll((-shift, -shift), (0, 1))
-    n = side // window
-    return index.view(n, window, n, window).transpose(1, 2).reshape(n * n, window * window)
+    line = np.arange(side)
+    region = (line >= side - window).astype(int) + (line >= side - shift)
+    regions = (3 * region[:, None] + region[None, :]).ravel()
+    # Position i of the rolled map belongs to the same window as position i of the map itself.
+    label = regions[_window_tokens(size, window, 0)]
+    return np.where(label[:, :, None] != label[:, None, :], np.float32(-100), np.float32(0))
 
 
-@lru_cache(maxsize=256)
-def shift_mask(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, window**2, window**2): -100 between tokens that the roll made neighbours, else 0."""
-    side = padded(size, window)
-    line = torch.arange(side, device=device)
-    region = (line >= side - window).long() + (line >= side - shift).long()
-    regions = (3 * region[:, None] + region[None, :]).flatten()
-    # Tokens in rolled order: position i of the rolled map holds token `window_tokens` says.
-    unrolled = window_tokens(size, window, 0, device)
-    label = regions[unrolled]
-    return -100.0 * (label[:, :, None] != label[:, None, :]).float()
-
-
-@lru_cache(maxsize=256)
-def relative_index(window: int, device: torch.device) -> Tensor:
+@constant
+def relative_index(window: int) -> NDArray[np.int64]:
     """(window**2, window**2) indices into a ((2 * window - 1)**2)-row relative position table."""
-    line = torch.arange(window, device=device)
-    y, x = (t.flatten() for t in torch.meshgrid(line, line, indexing="ij"))
+    y, x = (t.ravel() for t in np.meshgrid(range(window), range(window), indexing="ij"))
     dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
-    return (dy + window - 1) * (2 * window - 1) + dx + window - 1
+    index: NDArray[np.int64] = (dy + window - 1) * (2 * window - 1) + dx + window - 1
+    return index
 
 
 def window_order(x_BSSC: Tensor, size: int, window: int, shift: int) -> Tensor:
     """(batch, windows): the windows of each image, most active first.
 
     The score of a window is the L2 norm over its tokens of the channel mean of |x|; tokens beyond
-    the real `size` of a padded map count as zero..
+    the real `size` of a padded map count as zero.
     """
-    b, side, _, _ = x_BSSC.shape
+    side = x_BSSC.shape[1]
     activity = torch.linalg.vector_norm(x_BSSC, ord=1, dim=-1)
     if side > size:
         activity = F.pad(activity[:, :size, :size], (0, side - size, 0, side - size))
     tokens = window_tokens(size, window, shift, x_BSSC.device)
     scores = torch.linalg.vector_norm(activity.flatten(1)[:, tokens], dim=-1)
-    return scores.argsort(dim=1, descending=True)
+    order: Tensor = scores.argsort(dim=1, descending=True)
+    return order

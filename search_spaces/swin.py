@@ -119,7 +119,10 @@ class WindowScore(MapModule):
     ) -> tuple[Tensor, Orders]:
         regular = window_order(x_BSSC, size, window, 0)
         one = padded(size, window) == window
-        return x_BSSC, (regular, regular if one else window_order(x_BSSC, size, window, window // 2))
+        return x_BSSC, (
+            regular,
+            regular if one else window_order(x_BSSC, size, window, window // 2),
+        )
 
 
 class WindowBlock(MapModule):
@@ -170,7 +173,15 @@ class WindowBlock(MapModule):
             rows = index[start : start + chunk]
             added = bias if mask is None else bias + mask[start : start + chunk, None]
             valid = _valid(rows, size, side) if side > size else None
-            outputs.append(self._run(flat.index_select(0, rows.flatten()).view(-1, window * window, c), heads, hidden, added, valid))
+            outputs.append(
+                self._run(
+                    flat.index_select(0, rows.flatten()).view(-1, window * window, c),
+                    heads,
+                    hidden,
+                    added,
+                    valid,
+                )
+            )
         y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         flat = flat.index_copy(0, index.flatten(), y.view(-1, c))
         return flat.view(x_BSSC.shape), orders
@@ -279,15 +290,15 @@ class Swin:
         args = {"width": state.width, "classes": classes, "size": state.size}
         return (Layer.of("head", Head, (side, side, state.width), **args),)
 
-    def _layer(
-        self, path: str, module: type[ElasticModule], state: State, **args: int
-    ) -> Layer:
+    def _layer(self, path: str, module: type[ElasticModule], state: State, **args: int) -> Layer:
         side = padded(state.size, self.window)
         shape = (side, side, state.width)
         return Layer.of(path, module, shape, size=state.size, window=self.window, **args)
 
 
-def stage(width: Choice, depth: Choice, heads: Choice, mlp: Choice, sparsity: Choice) -> Space[Stage]:
+def stage(
+    width: Choice, depth: Choice, heads: Choice, mlp: Choice, sparsity: Choice
+) -> Space[Stage]:
     """`depth` counts pairs of blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp, sparsity=sparsity)
     return Space(Stage, width=width, blocks=Repeat(block, depth))

@@ -1,0 +1,134 @@
+"""Scenes are deterministic and their splits apart; image folders of every kind load or say why."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import paint
+from PIL import Image
+
+from nas.data import load_data
+from nas.errors import DataError, UnknownNameError
+from nas.scenes import CLASSES, photos, render, render_batch
+
+
+def test_a_scene_is_determined_by_split_index_canvas_and_seed():
+    image, label, mask = render("search", 3)
+    again, label2, mask2 = render("search", 3)
+    assert (image == again).all()
+    assert (mask == mask2).all()
+    assert label == label2 == photos("search")[1][3]
+    for other in (render("search", 4), render("test", 3), render("search", 3, seed=1)):
+        assert (other[0] != image).any()
+
+
+def test_the_item_keeps_its_native_size_on_every_canvas():
+    for canvas in (56, 112, 224, 288):
+        for i in range(20):
+            image, _, mask = render("search", i, canvas)
+            assert image.shape == mask.shape == (canvas, canvas)
+            ys, xs = np.nonzero(mask)
+            assert 15 < max(np.ptp(ys), np.ptp(xs)) + 1 <= 40
+    assert np.mean([render("search", i)[2].mean() for i in range(50)]) < 0.02
+
+
+def test_splits_share_no_photo():
+    seen = [{p.tobytes() for p in photos(split)[0]} for split in ("train", "search", "test")]
+    overlaps = [len(a & b) for a, b in ((seen[0], seen[1]), (seen[0], seen[2]), (seen[1], seen[2]))]
+    # Fashion-MNIST itself holds a few identical photos in its training and test sets.
+    assert max(overlaps) <= 3
+
+
+def test_every_class_occurs_about_equally():
+    for split in ("train", "search", "test"):
+        counts = np.bincount(photos(split)[1], minlength=len(CLASSES))
+        assert counts.min() > 0.7 * counts.mean()
+
+
+def test_scenes_as_a_data_set():
+    data = load_data("scenes")
+    images, labels = data.search.batch([0, 5], 224)
+    assert images.shape == (2, 1, 224, 224)
+    x = data.tensor(images)
+    assert x.shape == (2, 3, 224, 224)
+    assert abs(float(x.mean())) < 0.3
+    assert (render_batch("search", [0, 5])[1] == labels).all()
+
+
+def test_an_image_folder_is_split_by_class(photo_data):
+    assert photo_data.classes == ("bright", "dark")
+    sizes = [s.size for s in (photo_data.train, photo_data.search, photo_data.test)]
+    assert sizes == [20, 2, 2]
+    files = [
+        {p for p, _ in s.files} for s in (photo_data.train, photo_data.search, photo_data.test)
+    ]
+    assert len(set.union(*files)) == 24
+    for split in (photo_data.search, photo_data.test):
+        assert sorted(label for _, label in split.files) == [0, 1]
+    images, labels = photo_data.train.batch(range(20), 24)
+    assert images.shape == (20, 3, 24, 24)
+    brightness = images.mean((1, 2, 3))
+    assert brightness[labels == 0].min() > brightness[labels == 1].max()
+
+
+def test_the_split_is_fixed_by_the_seed(photos):
+    name = f"imagefolder:{photos}"
+    a, b, c = load_data(name, 0), load_data(name, 0), load_data(name, 1)
+    assert a.search.files == b.search.files
+    assert a.fingerprint == b.fingerprint
+    assert a.search.files != c.search.files
+
+
+def test_given_splits_are_used(tmp_path):
+    for split, n in (("train", 6), ("search", 4), ("test", 5)):
+        paint(tmp_path / split, n)
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert [s.size for s in (data.train, data.search, data.test)] == [12, 8, 10]
+
+
+def test_grey_images_of_any_size_load(tmp_path):
+    paint(tmp_path, 12, mode="L", size=50)
+    data = load_data(f"imagefolder:{tmp_path}")
+    images, _ = data.train.batch([0, 1], 24)
+    assert images.shape == (2, 1, 24, 24)
+    assert data.tensor(images).shape == (2, 3, 24, 24)
+
+
+def test_broken_files_are_reported_and_skipped(tmp_path, capsys):
+    paint(tmp_path, 12)
+    (tmp_path / "dark" / "text.png").write_text("no image")
+    (tmp_path / "dark" / "notes.txt").write_text("not even meant as one")
+    jpeg = tmp_path / "bright" / "cut.jpg"
+    Image.new("RGB", (64, 64), "white").save(jpeg)
+    jpeg.write_bytes(jpeg.read_bytes()[:-200])
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.train.size + data.search.size + data.test.size == 24
+    assert "skipped 2 unreadable of 26 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [([], "0 classes"), (["bright"], "1 class;")],
+)
+def test_too_few_classes_is_an_error_with_the_fix(tmp_path, classes, message):
+    paint(tmp_path / "all")
+    root = tmp_path / "some"
+    root.mkdir()
+    for name in classes:
+        (tmp_path / "all" / name).rename(root / name)
+    with pytest.raises(DataError, match=message) as error:
+        load_data(f"imagefolder:{root}")
+    assert "at least two class folders" in error.value.fix
+
+
+def test_too_few_images_of_a_class(tmp_path):
+    paint(tmp_path, 2)
+    with pytest.raises(DataError, match="has only 2 images"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
+def test_unknown_data_and_missing_folders():
+    with pytest.raises(UnknownNameError, match="did you mean scenes"):
+        load_data("scene")
+    with pytest.raises(DataError, match="no folder"):
+        load_data("imagefolder:/nowhere/at/all")

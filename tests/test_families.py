@@ -1,0 +1,144 @@
+"""What every family must satisfy; a new file in `search_spaces/` needs no new tests."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from conftest import DEBUG_SPACES
+
+from nas.elastic import Network, count_macs, count_params
+from nas.family import load_space, space_names
+from nas.trellis import Graph, space_layers
+
+SPACES = list(space_names())
+CLASSES = 5
+
+
+@pytest.fixture(params=DEBUG_SPACES)
+def space(request):
+    return load_space(request.param)
+
+
+@pytest.fixture
+def supernet(space):
+    torch.manual_seed(0)
+    network = Network(space, space.largest, CLASSES).eval()
+    with torch.no_grad():  # biases and scales away from 0 and 1, so that a slip shows
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def images_for(architecture, n=2):
+    generator = torch.Generator().manual_seed(1)
+    r = architecture.resolution
+    return torch.randn(n, 3, r, r, generator=generator)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_family_has_debug_micro_and_a_paper_size(name):
+    presets = {n.partition(":")[2] for n in SPACES if n.startswith(name.partition(":")[0] + ":")}
+    assert {"debug", "micro"} < presets
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_subnet_equals_the_plain_model_that_inherits_its_weights(space, supernet, seed):
+    architecture = space.draw(Random(seed))
+    images = images_for(architecture)
+    with torch.no_grad():
+        plain = supernet.inherit(architecture)
+        torch.testing.assert_close(
+            plain(images), supernet(images, architecture), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_plain_model_holds_no_more_than_its_layers(space, supernet):
+    architecture = space.draw(Random(3))
+    plain = supernet.inherit(architecture)
+    counted = sum(count_params(layer) for layer in space.layers(architecture, CLASSES))
+    assert sum(p.numel() for p in plain.parameters()) == counted
+
+
+def test_the_largest_architecture_holds_every_weight(space, supernet):
+    for seed in range(30):
+        for layer in space.layers(space.draw(Random(seed)), CLASSES):
+            with torch.device("meta"):
+                small = dict(layer.build().named_parameters())
+            large = dict(supernet.layers[layer.path].named_parameters()) if small else {}
+            for name, parameter in small.items():
+                assert all(a <= b for a, b in zip(parameter.shape, large[name].shape))
+
+
+def test_images_of_a_batch_do_not_influence_each_other(space, supernet):
+    for seed in range(4):
+        architecture = space.draw(Random(seed))
+        images = images_for(architecture, 3)
+        with torch.no_grad():
+            together = supernet(images, architecture)
+            alone = torch.cat([supernet(image[None], architecture) for image in images])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_training_and_inference_give_the_same_numbers(space, supernet):
+    architecture = space.draw(Random(2))
+    images = images_for(architecture)
+    with torch.no_grad():
+        inference = supernet(images, architecture)
+    torch.testing.assert_close(supernet(images, architecture), inference, rtol=1e-5, atol=1e-6)
+
+
+def test_pruning_matters_and_can_be_drawn(space, supernet):
+    dense = space.restrict("sparsity", 0).largest
+    sparse = space.restrict("sparsity", 50).largest
+    images = images_for(dense)
+    with torch.no_grad():
+        assert not torch.allclose(supernet(images, dense), supernet(images, sparse))
+    dense_maps = supernet.inherit(dense).kept(images)
+    sparse_maps = supernet.inherit(sparse).kept(images)
+    assert dense_maps.keys() == sparse_maps.keys()
+    assert all(m.all() for m in dense_maps.values())
+    assert any(0 < m.float().mean() < 1 for m in sparse_maps.values())
+    assert all(m.ndim == 2 and m.shape[0] == m.shape[1] for m in sparse_maps.values())
+
+
+def test_every_row_runs_on_its_own(space):
+    for layer in space_layers(space, CLASSES).values():
+        with torch.no_grad():
+            module = layer.build()
+            module(*module.inputs(1, layer.input_shape, **layer.sizes), **layer.sizes)
+        assert count_macs(layer) >= 0
+
+
+def test_macs_of_the_layers_are_those_of_the_network(space):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    architecture = space.draw(Random(5))
+    network = Network(space, architecture, CLASSES).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images_for(architecture, 1))
+    macs = sum(count_macs(layer) for layer in space.layers(architecture, CLASSES))
+    assert macs == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_largest_and_smallest_are_the_extremes_in_macs(name):
+    space = load_space(name)
+    for architecture in (space.smallest, space.largest):
+        assert architecture in space
+    if name in DEBUG_SPACES:
+        macs = [
+            sum(count_macs(layer) for layer in space.layers(a, CLASSES))
+            for a in (space.smallest, *(space.draw(Random(i)) for i in range(8)), space.largest)
+        ]
+        assert macs[0] == min(macs)
+        assert macs[-1] == max(macs)
+    assert Graph.of(space, CLASSES).count > 100
+
+
+def test_gradients_reach_every_parameter_of_the_largest(space, supernet):
+    supernet.zero_grad()
+    supernet(images_for(space.largest), space.largest).square().sum().backward()
+    missing = [n for n, p in supernet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []

@@ -1,0 +1,39 @@
+"""The house rules: imports run downwards, types and style hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["importlinter", "lint"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_house_rules(command):
+    module, *arguments = command
+    program = [sys.executable, "-m", module, *arguments]
+    if module == "importlinter":
+        program = [str(Path(sys.executable).parent / "lint-imports")]
+    result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_file_is_read_by_running_code():
+    """No pickle in any form: tables and weights come from strangers."""
+    for path in [*ROOT.glob("nas/**/*.py"), *ROOT.glob("search_spaces/*.py")]:
+        text = path.read_text()
+        assert "pickle" not in text.replace("allow_pickle=False", ""), path
+        assert "torch.load(" not in text, path
+        assert "yaml" not in text, path

@@ -1,0 +1,174 @@
+"""Latency tables: calibration in closed form, provenance, resume; never a time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from nas.errors import TableError, UnknownNameError
+from nas.family import load_space
+from nas.latency import (
+    Calibration,
+    LatencyTable,
+    Row,
+    describe_device,
+    kendall_tau,
+    layer_code,
+    profile,
+)
+from nas.records import Journal
+from nas.stopwatch import build, image_for, time_layers, time_network
+
+SPACE = load_space("swin:debug")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tables") / "table"
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    return profile(SPACE, 2, folder=folder, rounds=2)
+
+
+def test_calibration_recovers_a_line_and_judges_other_networks():
+    sums = np.linspace(1, 20, 30)
+    measured = 0.5 + 1.1 * sums
+    c = Calibration.fit(sums, measured, fitted_on=10)
+    assert (c.scale, c.overhead_ms) == (pytest.approx(1.1), pytest.approx(0.5))
+    assert (c.fitted_on, c.held_out, c.mape_percent, c.kendall_tau) == (10, 20, 0.0, 1.0)
+    raw = np.abs(sums - measured)[10:] / measured[10:]
+    assert c.raw_mape_percent == pytest.approx(100 * raw.mean(), abs=1e-3)
+    worse = np.concatenate([measured[:10], measured[10:] * 1.05])
+    assert Calibration.fit(sums, worse, 10).bias_percent == pytest.approx(
+        100 * (1 / 1.05 - 1), abs=0.01
+    )
+
+
+def test_kendall_tau_is_scipys():
+    rng = np.random.default_rng(0)
+    for n in (5, 20):
+        a, b = rng.normal(size=n), rng.normal(size=n)
+        assert kendall_tau(a, b) == pytest.approx(kendalltau(a, b).statistic)
+
+
+def test_a_row_is_the_percentiles_of_its_samples():
+    samples = [(float(i), float(2 * i)) for i in range(1, 102)]
+    row = Row.of("k", samples)
+    assert (row.median_ms, row.p20_ms, row.iqr_ms, row.cpu_median_ms, row.samples) == (
+        51.0, 21.0, 50.0, 102.0, 101)  # fmt: skip
+
+
+def test_a_profile_measures_every_row_of_the_space(table):
+    from nas.trellis import space_layers
+
+    assert set(table.rows) == set(space_layers(SPACE, 2))
+    assert all(row.median_ms > 0 and row.samples >= 2 for row in table.rows.values())
+    assert table.manifest["source"] == "measured"
+    assert table.calibration.held_out > 0
+
+
+def test_a_prediction_is_overhead_and_the_sum_of_its_rows(table):
+    rows = [table.row_ms(layer) for layer in SPACE.layers(SPACE.largest, 2)]
+    c = table.calibration
+    expected = c.overhead_ms + c.scale * sum(rows)
+    assert table.predict_ms(SPACE, SPACE.largest, 2) == pytest.approx(expected)
+    trellis = table.trellis(SPACE, 2)
+    from nas.trellis import encode
+
+    assert trellis.cost(encode(SPACE, SPACE.largest)) == pytest.approx(expected)
+
+
+def test_limit_and_chance_agree(table):
+    for confidence in (0.5, 0.8, 0.95):
+        limit = table.limit_ms(20.0, confidence)
+        assert table.chance_within(limit, 20.0) == pytest.approx(confidence)
+
+
+def test_a_complete_table_is_read_not_measured_again(table, folder, monkeypatch):
+    monkeypatch.setattr("nas.latency._Campaign", None)
+    again = profile(SPACE, 2, folder=folder)
+    assert again.rows == table.rows
+    assert again.manifest == table.manifest
+
+
+def test_a_missing_row_names_the_command(table):
+    other = load_space("vit:debug")
+    with pytest.raises(TableError, match="vitnas profile --space swin:debug"):
+        table.predict_ms(other, other.largest, 2)
+
+
+@pytest.mark.parametrize(("key", "value"), [("processor", "another"), ("runtime_version", "1.0")])
+def test_a_table_of_another_machine_is_refused(table, key, value):
+    device = {**describe_device("cpu"), key: value}
+    with pytest.raises(TableError, match=rf"another machine or version: {key}"):
+        table.check(SPACE, device)
+
+
+def test_a_table_of_other_layer_code_or_space_is_refused(table):
+    stale = LatencyTable(table.rows, {**table.manifest, "layer_code": "0" * 12})
+    with pytest.raises(TableError, match="layer_code"):
+        stale.check(SPACE, describe_device("cpu"))
+    with pytest.raises(TableError, match="for the space swin:debug, not swin:micro"):
+        table.check(load_space("swin:micro"), describe_device("cpu"))
+    assert layer_code(SPACE) != layer_code(load_space("vit:debug"))
+
+
+def test_a_damaged_table_is_an_error_with_the_fix(table, tmp_path):
+    table.save(tmp_path)
+    assert LatencyTable.load(tmp_path).rows == table.rows
+    (tmp_path / "rows.csv").write_text("key,median_ms\na,b\n")
+    with pytest.raises(TableError, match="delete the folder and measure it again"):
+        LatencyTable.load(tmp_path)
+    with pytest.raises(TableError, match="vitnas profile"):
+        LatencyTable.load(tmp_path / "nothing")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(UnknownNameError, match="cpu"):
+        describe_device("gpu")
+
+
+def test_layers_add_up_to_the_network():
+    network, image = build(SPACE, SPACE.largest, 2), image_for(SPACE.largest)
+    layers = time_layers(network, image)
+    assert [key for key, _ in layers] == [x.key for x in SPACE.layers(SPACE.largest, 2)]
+    sums = [sum(s.wall_ms for _, s in time_layers(network, image)) for _ in range(200)]
+    totals = [time_network(network, image).wall_ms for _ in range(200)]
+    assert 0.5 < np.median(sums) / np.median(totals) < 2
+
+
+def test_a_profile_stops_in_time_and_keeps_what_it_has(tmp_path):
+    with pytest.raises(TableError, match="time was up"):
+        profile(SPACE, 2, folder=tmp_path, rounds=1, minutes=0)
+    assert len(Journal(tmp_path / "samples.jsonl").read()) == 1
+    profile(SPACE, 2, folder=tmp_path, rounds=1)
+
+
+def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
+    code = (
+        "from pathlib import Path; from nas.family import load_space; from nas.latency import profile;"
+        f"profile(load_space('swin:debug'), 2, folder=Path({str(tmp_path)!r}), rounds=400)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    journal = Journal(tmp_path / "samples.jsonl")
+    while len(journal.read()) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = journal.read()
+    table = profile(SPACE, 2, folder=tmp_path, rounds=len(before) + 2)
+    after = journal.read()
+    assert after[: len(before)] == before
+    assert len(before) < len(after) <= len(before) + 3
+    rows = {key: row.samples for key, row in table.rows.items()}
+    assert min(rows.values()) >= len(before) + 2

@@ -1,0 +1,204 @@
+"""The main job end to end on a debug space: what it writes, keeps, and survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import nas
+from nas.budget import Budget
+from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
+from nas.family import load_space
+from nas.latency import profile
+from nas.records import Journal, read_json
+from nas.report import Run, write_report
+from nas.run import Candidate
+from nas.space import Architecture
+
+SPACE = load_space("swin:debug")
+KEYS = {
+    "budget_ms", "space", "device", "seed", "run_dir", "evaluations", "proposals", "rejections",
+    "feasible", "winner", "baselines", "front", "table", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    torch.set_num_threads(1)
+    profile(SPACE, 2, folder=folder, rounds=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(table, photo_data, debug_supernet):
+    """A budget of twice the middle of the space: noise must not decide these tests."""
+    trellis = nas.LatencyTable.load(table).trellis(SPACE, 2)
+    return dict(
+        budget=Budget(trellis.fastest + trellis.slowest), space="swin:debug", data=photo_data.name,
+        supernet=debug_supernet, table=table, evaluations=6, search_images=10, test_images=10,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, nas.search(out=folder, **settings)
+
+
+def test_the_result_has_the_documented_keys(finished, settings):
+    _, result = finished
+    assert result.keys() >= KEYS
+    assert result["feasible"].keys() == {
+        "fastest_ms",
+        "slowest_ms",
+        "architectures",
+        "within_budget",
+    }
+    assert result["winner"].keys() >= {
+        "architecture", "predicted_ms", "measured_ms", "measured_p95_ms",
+        "search_top1_percent", "test_top1_percent",
+    }  # fmt: skip
+    assert result["table"].keys() >= {"mape_percent", "p95_percent", "kendall_tau"}
+    assert result["seconds"].keys() >= {"table", "search", "measure", "report", "total"}
+    assert {"largest dense", "best uniform sparsity", "best dense", "best of random draws"} == {
+        b["name"] for b in result["baselines"]
+    }
+    assert result["feasible"]["architectures"] == 896
+
+
+def test_the_winner_is_the_best_that_fits_as_measured(finished, settings):
+    _, result = finished
+    winner, budget = result["winner"], settings["budget"].latency_ms
+    assert winner["upper_ms"] <= budget
+    assert SPACE.domain.parse(winner["architecture"]) in SPACE
+    fitting = [
+        c["search_top1_percent"] for c in result["measured"] if c["measured_ms"] <= 0.5 * budget
+    ]
+    assert winner["search_top1_percent"] >= max(fitting)
+
+
+def test_everything_is_written_and_loads(finished):
+    folder, result = finished
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"run.json", "settings.json", "candidates.jsonl", "front.csv", "cloud.csv",
+                     "report.html", "pictures", "winner", "table", "measured.jsonl", "test.jsonl"}  # fmt: skip
+    assert read_json(folder / "run.json") == json.loads(json.dumps(result))
+    assert {p.name for p in (folder / "winner").iterdir()} >= {
+        "architecture.json", "weights.safetensors", "model.pt2"}  # fmt: skip
+    assert max(result["exported"].values()) < 1e-4
+    assert (
+        SPACE.parse((folder / "winner" / "architecture.json").read_text()).id
+        == result["winner"]["id"]
+    )
+    records = Journal(folder / "candidates.jsonl").read()
+    assert sum(r["origin"] == "search" for r in records) == 6
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(finished, tmp_path):
+    folder, result = finished
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
+        "http://purl.org", "").replace("http://creativecommons.org", "")  # fmt: skip
+    assert "<script" not in page
+    assert f"{result['winner']['measured_ms']:.2f} ms" in page
+    both = write_report([folder, folder], tmp_path / "both.html")
+    assert both.read_text().count("Winner and baselines") == 1
+    (folder / "report.html").unlink()
+    assert write_report([folder]).exists()
+
+
+def test_the_same_seed_gives_the_same_candidates(finished, settings, tmp_path):
+    folder, _ = finished
+    nas.search(out=tmp_path / "again", **settings)
+    assert (tmp_path / "again" / "candidates.jsonl").read_text() == (
+        folder / "candidates.jsonl"
+    ).read_text()
+
+
+def test_a_killed_search_resumes_to_the_same_result(finished, settings, tmp_path):
+    folder, result = finished
+    again = tmp_path / "again"
+    keywords = {
+        k: str(v) for k, v in settings.items() if k in ("space", "data", "supernet", "table")
+    }
+    numbers = {k: v for k, v in settings.items() if isinstance(v, int)}
+    call = f"nas.search({settings['budget'].latency_ms!r}, out={str(again)!r}, **{keywords | numbers!r}"
+    code = f"import nas; {call})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while len(Journal(again / "candidates.jsonl").read()) < 4:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (again / "run.json").exists()
+    resumed = nas.search(out=again, resume=True, **settings)
+    assert (again / "candidates.jsonl").read_text() == (folder / "candidates.jsonl").read_text()
+    points = [[(c["id"], c["predicted_ms"], c["search_top1_percent"]) for c in r["front"]]
+              for r in (resumed, result)]  # fmt: skip
+    assert points[0] == points[1]
+
+
+def test_resume_refuses_other_settings_and_names_them(finished, settings):
+    folder, _ = finished
+    with pytest.raises(RunError, match="another evaluations"):
+        nas.search(out=folder, resume=True, **{**settings, "evaluations": 7})
+
+
+def test_an_existing_directory_is_not_overwritten(finished, settings):
+    folder, _ = finished
+    with pytest.raises(RunError, match="exists already; add --resume"):
+        nas.search(out=folder, **settings)
+    with pytest.raises(RunError, match="is not a run"):
+        nas.search(out=folder / "winner", resume=True, **settings)
+
+
+def test_an_impossible_budget_names_the_smallest(settings, tmp_path):
+    with pytest.raises(InfeasibleError, match=r"smallest possible takes .* --budget") as error:
+        nas.search(out=tmp_path / "none", **{**settings, "budget": "0.001ms"})
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_rejection_sampler_works_and_counts(settings, tmp_path):
+    fastest = nas.LatencyTable.load(settings["table"]).trellis(SPACE, 2)
+    budget = fastest.fastest + 0.4 * (fastest.slowest - fastest.fastest)
+    try:
+        result = nas.search(
+            out=tmp_path / "r", **{**settings, "budget": budget, "sampler": "rejection"}
+        )
+    except InfeasibleError as error:  # on a noisy machine microseconds may not fit as measured
+        assert "measured above it" in str(error)
+        records = Journal(tmp_path / "r" / "candidates.jsonl").read()
+        assert sum(r["origin"] == "search" for r in records) == 6
+    else:
+        assert result["rejections"]["over_budget"] > 0
+
+
+def test_unknown_names_are_refused_before_anything_runs(settings):
+    for key, value in (("space", "swin:x"), ("device", "gpu"), ("sampler", "x"), ("data", "scens")):
+        with pytest.raises(UnknownNameError):
+            nas.search(**{**settings, key: value})
+    with pytest.raises(UsageError):
+        nas.search(**{**settings, "budget": "20"})
+
+
+def test_the_upper_limit_of_a_median():
+    """Order statistics: of 100 samples the 95 % limit of the median is about the 60th."""
+    candidate = Candidate("", Architecture(16, ()), 1.0, 1.0, [float(i) for i in range(1, 101)])
+    assert candidate.measured_ms == 50.5
+    assert candidate.upper_ms == 61.0
+    assert Candidate("", Architecture(16, ()), 1.0, 1.0).upper_ms == float("inf")
+
+
+def test_a_run_that_is_not_finished_has_no_report(tmp_path):
+    with pytest.raises(RunError, match="vitnas search"):
+        Run.load(tmp_path)

@@ -1,0 +1,144 @@
+"""Supernet training: it learns, it resumes to the same curve, it refuses what does not fit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nas.data import load_data
+from nas.elastic import Network
+from nas.errors import RunError, VitnasError, WeightsError
+from nas.evaluate import Evaluator, resize
+from nas.family import load_space
+from nas.records import Journal, read_json
+from nas.supernet import Recipe, Trainer, check_device, load_supernet, supernet_folder, train
+
+RECIPE = Recipe(images=1600, batches=(8, 8, 8), shares=(0.2, 0.4, 0.4), learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photo_data):
+    folder = tmp_path_factory.mktemp("trained") / "supernet"
+    torch.set_num_threads(1)
+    return train("swin:debug", photo_data, folder, RECIPE)
+
+
+def test_training_learns_and_writes_a_card(trained, photo_data):
+    network, card = load_supernet(trained, "swin:debug", photo_data)
+    assert card["space"] == "swin:debug"
+    assert card["classes"] == ["bright", "dark"]
+    losses = [r["loss"] for r in Journal(trained / "loss.jsonl").read()]
+    assert losses[-1] < 0.5 * losses[0]
+    evaluator = Evaluator(network, photo_data, photo_data.train, 20)
+    assert evaluator.top1_percent(network.space.largest) > 90
+    drawn = [network.space.draw(Random(i)) for i in range(8)]
+    assert sum(map(evaluator.top1_percent, drawn)) / 8 > 80
+
+
+def test_a_stopped_training_resumes_to_the_same_curve_and_weights(trained, photo_data, tmp_path):
+    folder = tmp_path / "supernet"
+    calls = iter(range(10**6))
+    train("swin:debug", photo_data, folder, RECIPE, checkpoint_s=0, stop=lambda: next(calls) == 70)
+    assert not (folder / "supernet.json").exists()
+    assert read_json(folder / "checkpoint.json")["step"] == 70
+    train("swin:debug", photo_data, folder, RECIPE, resume=True)
+    assert_same(folder, trained)
+
+
+def assert_same(folder, trained):
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    curves = [Journal(f / "loss.jsonl").read() for f in (folder, trained)]
+    assert curves[0][-1] == curves[1][-1]
+    by_step = [{r["step"]: r["loss"] for r in curve} for curve in curves]
+    shared = by_step[0].keys() & by_step[1].keys()
+    assert len(shared) >= len(by_step[1]) - 1
+
+
+def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos, tmp_path):
+    folder = tmp_path / "supernet"
+    code = f"""
+import torch; torch.set_num_threads(1)
+from pathlib import Path
+from nas.data import load_data
+from nas.supernet import Recipe, train
+train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
+      checkpoint_s=0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not list(folder.glob("checkpoint-[4-9]?.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "supernet.json").exists()
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    assert_same(folder, trained)
+
+
+def test_training_refuses_what_does_not_fit(trained, photo_data, tmp_path):
+    with pytest.raises(RunError, match="--resume"):
+        train("swin:debug", photo_data, trained, RECIPE)
+    with pytest.raises(RunError, match="another recipe"):
+        train("swin:debug", photo_data, trained, Recipe(images=1), resume=True)
+    with pytest.raises(WeightsError, match="has the space swin:debug, not vit:debug"):
+        load_supernet(trained, "vit:debug", photo_data)
+    with pytest.raises(WeightsError, match="has the classes"):
+        load_supernet(trained, "swin:debug", load_data("scenes"))
+    with pytest.raises(WeightsError, match="no finished supernet"):
+        load_supernet(tmp_path, "swin:debug", photo_data)
+    with pytest.raises(WeightsError, match="vitnas train --space vit:debug"):
+        supernet_folder("vit:debug", photo_data)
+
+
+def test_damaged_weights_are_an_error_with_the_fix(trained, photo_data, tmp_path):
+    (tmp_path / "supernet.json").write_text((trained / "supernet.json").read_text())
+    (tmp_path / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="train again"):
+        load_supernet(tmp_path, "swin:debug", photo_data)
+
+
+def test_a_training_device_that_is_not_there():
+    with pytest.raises(VitnasError, match="cpu"):
+        check_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(VitnasError, match="--device cpu"):
+            check_device("cuda")
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    recipe = Recipe()
+    total = sum(recipe.steps())
+    rates = [recipe.rate(step) for step in range(total)]
+    assert max(rates) == pytest.approx(recipe.learning_rate, rel=1e-2)
+    assert rates[0] < 0.05 * max(rates)
+    assert rates[-1] < 1e-3 * max(rates)
+    assert [recipe.phase(s) for s in (0, recipe.steps()[0], total - 1)] == [0, 1, 2]
+
+
+def test_a_step_of_the_sandwich_trains_what_every_subnet_uses(photo_data):
+    torch.manual_seed(0)
+    space = load_space("swin:debug")
+    network = Network(space, space.largest, 2)
+    before = {k: v.clone() for k, v in network.named_parameters()}
+    trainer = Trainer(network, photo_data, RECIPE, bf16=False)
+    trainer.step = sum(RECIPE.steps()) // 2
+    trainer.train_step()
+    assert all(not torch.equal(before[k], v) for k, v in network.named_parameters())
+
+
+def test_resize_is_pillows_antialiased_resize():
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR))
+    ours = resize(torch.from_numpy(pixels)[None, None].float(), 24)[0, 0]
+    assert float((ours - torch.from_numpy(expected.copy())).abs().max()) < 1.0

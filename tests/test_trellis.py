@@ -1,0 +1,214 @@
+"""The trellis against brute force on every debug space, with random and with whole costs."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from conftest import DEBUG_SPACES
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from nas.errors import InfeasibleError
+from nas.family import load_space
+from nas.trellis import Graph, Trellis, decode, encode, space_layers
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@lru_cache
+def everything(name):
+    """Every path and architecture of a space, by plain enumeration of all value tuples."""
+    space = load_space(name)
+    found = {}
+    for values in itertools.product(*(range(len(p.values)) for p in space.positions)):
+        state, allowed = None, True
+        for i, (position, v) in enumerate(zip(space.positions, values)):
+            part = space.advance(i, state, position.values[v])
+            if part is None:
+                allowed = False
+                break
+            state = part.state
+        if allowed:
+            found[values] = decode(space, np.array(values))
+    return found
+
+
+def random_trellis(name, seed=0, whole=False):
+    """Costs drawn once per layer key; `whole` ones are integers."""
+    graph = Graph.of(load_space(name), 5)
+    rng = np.random.default_rng(seed)
+    costs = {key: rng.integers(0, 9) if whole else rng.gamma(2.0) for key in graph.items()}
+    return Trellis(graph, lambda layer: float(costs[layer.key]), fixed=1.5)
+
+
+def all_costs(name, trellis):
+    return {path: trellis.cost(np.array(path)) for path in everything(name)}
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_rows_are_exactly_those_of_all_architectures(name):
+    space = load_space(name)
+    brute = {layer.key for a in everything(name).values() for layer in space.layers(a, 5)}
+    assert set(space_layers(space, 5)) == brute
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_count_is_exact(name):
+    assert Graph.of(load_space(name), 5).count == len(everything(name))
+    assert len(set(everything(name).values())) == len(everything(name))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_path_cost_is_the_sum_over_the_layers(name):
+    space, trellis = load_space(name), random_trellis(name, 7)
+    costs = {}
+    for level, cost in zip(trellis.graph.levels, trellis.costs):
+        for items, c in zip(level.items, cost):
+            if len(items) == 1:
+                costs[items[0].key] = c
+    for path, architecture in list(everything(name).items())[::37]:
+        layers = space.layers(architecture, 5)
+        if all(layer.key in costs for layer in layers):
+            total = trellis.fixed + sum(costs[layer.key] for layer in layers)
+            assert trellis.cost(np.array(path)) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@pytest.mark.parametrize("seed", range(3))
+def test_extremes_are_exact(name, seed):
+    trellis = random_trellis(name, seed)
+    costs = all_costs(name, trellis).values()
+    assert trellis.fastest == pytest.approx(min(costs))
+    assert trellis.slowest == pytest.approx(max(costs))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_number_within_a_budget_is_exact_for_whole_costs(name, share):
+    trellis = random_trellis(name, whole=True)
+    budget = np.floor(trellis.fastest + share * (trellis.slowest - trellis.fastest) - 0.5) + 0.5
+    ticks = max(1, round(budget - trellis.fastest))  # one tick is one unit of cost
+    brute = sum(cost <= budget for cost in all_costs(name, trellis).values())
+    assert trellis.within(budget, ticks=ticks).count == brute
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_number_in_a_band_is_exact_for_whole_costs(name):
+    trellis = random_trellis(name, whole=True)
+    low, high = (np.floor(np.quantile(list(all_costs(name, trellis).values()), (0.3, 0.6)))) + 0.5
+    within = trellis.within(high, low, ticks=round(high - trellis.fastest))
+    brute = sum(low <= cost <= high for cost in all_costs(name, trellis).values())
+    assert within.count == brute
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_rounding_leaves_out_little_and_nothing_too_much(name):
+    trellis = random_trellis(name)
+    budget = (trellis.fastest + trellis.slowest) / 2
+    costs = np.array(list(all_costs(name, trellis).values()))
+    slack = len(trellis.graph.levels) / 4096 * (budget - trellis.fastest)
+    count = trellis.within(budget).count
+    assert (costs <= budget - slack).sum() <= count <= (costs <= budget).sum()
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_draws_are_uniform_among_what_fits(name):
+    trellis = random_trellis(name, whole=True)
+    costs = all_costs(name, trellis)
+    budget = np.floor(np.quantile(list(costs.values()), 0.4)) + 0.5
+    fitting = [path for path, cost in costs.items() if cost <= budget]
+    within = trellis.within(budget, ticks=round(budget - trellis.fastest))
+    paths = within.sample(40 * len(fitting), np.random.default_rng(0))
+    number = {path: i for i, path in enumerate(fitting)}
+    observed = np.bincount([number[tuple(p)] for p in paths.tolist()], minlength=len(fitting))
+    assert chisquare(observed).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@given(seed=seeds, share=st.floats(0, 1), probability=st.floats(0, 1))
+def test_variation_stays_within_the_budget(name, seed, share, probability):
+    trellis = random_trellis(name)
+    budget = trellis.fastest + share * (trellis.slowest - trellis.fastest)
+    rng = np.random.default_rng(seed)
+    within = trellis.within(budget)
+    mothers, fathers = within.sample(20, rng), within.sample(20, rng)
+    for paths in (
+        within.mutate(mothers, probability, rng),
+        within.crossover(mothers, fathers, rng),
+    ):
+        assert all(tuple(path) in everything(name) for path in paths.tolist())
+        assert max(trellis.cost(path) for path in paths) <= budget + 1e-9
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_what_is_wanted_and_fits_is_kept(name):
+    trellis = random_trellis(name)
+    within = trellis.within(trellis.slowest * 0.7)
+    rng = np.random.default_rng(0)
+    paths = within.sample(50, rng)
+    assert (within.mutate(paths, 0.0, rng) == paths).all()
+    assert (within.crossover(paths, paths, rng) == paths).all()
+    changed = (within.mutate(paths, 0.5, rng) != paths).mean()
+    assert 0.05 < changed < 0.7
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_best_under_an_additive_score_is_exact(name, share):
+    trellis = random_trellis(name, whole=True)
+    budget = np.floor(trellis.fastest + share * (trellis.slowest - trellis.fastest) - 0.5) + 0.5
+    rng = np.random.default_rng(1)
+    scores = [rng.normal(size=level.values) for level in trellis.graph.levels[:-1]]
+    within = trellis.within(budget, ticks=round(budget - trellis.fastest))
+    path, score = within.best(scores)
+    brute = max(
+        sum(s[v] for s, v in zip(scores, path))
+        for path, cost in all_costs(name, trellis).items()
+        if cost <= budget
+    )
+    assert score == pytest.approx(brute)
+    assert sum(s[v] for s, v in zip(scores, path)) == pytest.approx(brute)
+    assert trellis.cost(path) <= budget
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_encode_and_decode_are_inverse(name):
+    space = load_space(name)
+    for path, architecture in everything(name).items():
+        assert tuple(encode(space, architecture)) == path
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_tours_contain_every_row(name):
+    graph = Graph.of(load_space(name), 5)
+    seen = {layer.key for path in graph.tours() for layer in graph.along(path)}
+    assert seen == set(graph.items())
+
+
+def test_an_impossible_budget_is_refused_with_the_cheapest():
+    trellis = random_trellis("vit:debug")
+    with pytest.raises(InfeasibleError, match=f"{trellis.fastest:.4g}"):
+        trellis.within(trellis.fastest * 0.9)
+
+
+def test_costs_must_be_finite_and_not_negative():
+    graph = Graph.build([(0, 1)], lambda i, s, v: (("x",), v), lambda s: ())
+    with pytest.raises(ValueError, match="finite and not negative"):
+        Trellis(graph, lambda _: float("nan"))
+
+
+def test_a_dead_end_is_not_counted():
+    # After choosing 1 nothing is allowed at the second position.
+    graph = Graph.build(
+        [(0, 1), (0,)],
+        lambda i, s, v: ((f"{i}{v}",), v) if (i, s) != (1, 1) else None,
+        lambda s: ("end",),
+    )
+    assert graph.count == 1
+    assert set(graph.items()) == {"00", "10", "end"}
+    within = Trellis(graph, lambda _: 1.0).within(10.0)
+    assert within.sample(20, np.random.default_rng(0)).tolist() == [[0, 0]] * 20
