@@ -176,7 +176,7 @@ def train(
     space: Space = "swin:micro",
     data: Data = "scenes",
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
-    images: Annotated[int, typer.Option(min=1, help="Training images to see in all.")] = 260_000,
+    images: Annotated[int, typer.Option(min=200, help="Training images in all.")] = 271_200,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -190,7 +190,7 @@ def train(
     from nas.supernet import train as run_train
 
     check_device(device)
-    recipe = Recipe(images=images, seed=seed)
+    recipe = Recipe(seed=seed).scaled(images)
     where = run_train(space, load_data(data), Path(folder), recipe, device, resume)
     card = json.loads((where / "supernet.json").read_text())
     if as_json:
@@ -411,7 +411,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    from nas.latency import cache_folder, saved_tables
+    from nas.latency import saved_tables
 
     rows = []
     for folder, table in saved_tables():
@@ -425,7 +425,7 @@ def _tables() -> list[dict[str, Any]]:
                 "MAPE %": c.mape_percent,
                 "p95 %": c.p95_percent,
                 "tau": c.kendall_tau,
-                "folder": str(folder.relative_to(cache_folder())),
+                "folder": folder.name,
             }
         )
     return rows
@@ -491,7 +491,8 @@ def _architecture(what: str, space_name: str, classes: int) -> tuple[Any, Any, i
 def _table(*columns: str) -> Table:
     grid = Table(box=None, header_style="dim", pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        last = i == len(columns) - 1  # where it is narrow, only the last column folds
+        grid.add_column(column, justify="right" if i else "left", no_wrap=not last, overflow="fold")
     return grid
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
+TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
 _STYLE: Any = {
     "font.size": 9,
@@ -213,6 +214,8 @@ def kept_windows(
         for axes in grid.flat:
             axes.axis("off")
         for i, (image, label, own) in enumerate(zip(images, labels, maps)):
+            low, high = np.quantile(image, (0.02, 0.995))
+            image = np.clip((image - low) / max(high - low, 1e-6), 0, 1) ** 0.7  # for the eye
             cells = grid[i * lines : (i + 1) * lines].ravel()
             cells[0].imshow(image)
             cells[0].set_title(label, fontsize=7)
@@ -220,7 +223,7 @@ def kept_windows(
                 kept = own[name]
                 scale = -(-len(image) // len(kept))
                 mask = np.kron(kept, np.ones((scale, scale)))[: len(image), : len(image), None]
-                axes.imshow(image * (0.18 + 0.82 * mask) + (1 - mask) * np.array([0.06, 0.1, 0.2]))
+                axes.imshow(np.clip(image * (0.25 + 0.75 * mask) + (1 - mask) * TINT, 0, 1))
                 title = name.replace("stage", "s").replace("_", " ")
                 axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
     return figure

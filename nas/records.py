@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -73,11 +73,16 @@ class Journal:
         try:
             self._mend()
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                file.write(_line(record))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise _storage_error(self.path, error) from error
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop all records but the wanted ones."""
+        lines = [_line(record) for record in self.read() if wanted(record)]
+        write_text(self.path, "".join(lines))
 
     def _mend(self) -> None:
         """Cut off a torn last line, so that the next record starts a line of its own."""
@@ -92,6 +97,10 @@ class Journal:
             if file.read(1) != b"\n":
                 text = self.path.read_bytes()
                 file.truncate(text.rfind(b"\n") + 1)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":")) + "\n"
 
 
 def fingerprint(*parts: Any) -> str:

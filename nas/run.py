@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nas.budget import Budget
+from nas.candidates import Candidate, Scores, rounded
 from nas.data import Dataset, load_data
 from nas.errors import InfeasibleError, RunError, UnknownNameError
 from nas.evaluate import Evaluator, resize
@@ -54,90 +55,6 @@ class Settings:
     sampler: str = "trellis"
     fresh: bool = False
     seed: int = 0
-
-
-@dataclass
-class Candidate:
-    """An architecture of this run with what is known of it."""
-
-    name: str
-    architecture: Architecture
-    predicted_ms: float
-    search_top1_percent: float
-    samples_ms: list[float] = field(default_factory=list)
-    test_top1_percent: float | None = None
-
-    @property
-    def measured_ms(self) -> float | None:
-        return float(np.median(self.samples_ms)) if self.samples_ms else None
-
-    @property
-    def measured_p95_ms(self) -> float | None:
-        return float(np.percentile(self.samples_ms, 95)) if self.samples_ms else None
-
-    @property
-    def upper_ms(self) -> float:
-        """The upper 95 % confidence limit of the median (by order statistics); inf unmeasured."""
-        n = len(self.samples_ms)
-        if not n:
-            return float("inf")
-        return sorted(self.samples_ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))]
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "id": self.architecture.id,
-            "architecture": asdict(self.architecture),
-            "predicted_ms": round(self.predicted_ms, 4),
-            "measured_ms": _rounded(self.measured_ms),
-            "measured_p95_ms": _rounded(self.measured_p95_ms),
-            "search_top1_percent": round(self.search_top1_percent, 3),
-            "test_top1_percent": _rounded(self.test_top1_percent),
-        }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-class Scores:
-    """Search-split accuracies: looked up in the journals, else evaluated and appended."""
-
-    def __init__(
-        self, evaluator: Evaluator, journal: Journal, shipped: Sequence[dict[str, Any]]
-    ) -> None:
-        self.evaluator, self.journal = evaluator, journal
-        space = evaluator.network.space
-        self.shipped: dict[Architecture, float] = {}
-        self.drawn: list[Architecture] = []  # of the shipped ones, those drawn at random
-        for record in shipped:
-            architecture = space.parse(record["architecture"])
-            self.shipped[architecture] = record["top1_percent"]
-            if record["drawn"] == "random":
-                self.drawn.append(architecture)
-        self.known = dict(self.shipped)
-        for record in journal.read():
-            self.known[space.parse(record["architecture"])] = record["top1_percent"]
-        self._journaled = {space.parse(r["architecture"]) for r in journal.read()}
-        self.evaluated = 0
-
-    def __call__(self, architectures: Sequence[Architecture], origin: str) -> list[float]:
-        for architecture in architectures:
-            if architecture not in self.known:
-                self.known[architecture] = self.evaluator.top1_percent(architecture)
-                self.evaluated += 1
-            if architecture not in self._journaled:
-                self._journaled.add(architecture)
-                self.journal.append(
-                    {
-                        "id": architecture.id,
-                        "origin": origin,
-                        "cached": architecture in self.shipped,
-                        "top1_percent": self.known[architecture],
-                        "architecture": architecture.to_json(),
-                    }
-                )
-        return [self.known[architecture] for architecture in architectures]
 
 
 class Clock:
@@ -469,7 +386,7 @@ class _Job:
             "proposals": searcher.proposals,
             "rejections": dict(searcher.rejections),
             "best_known_percent": self._best_shipped(),
-            "surrogate_rank_correlation": _rounded(surrogate.rank_correlation)
+            "surrogate_rank_correlation": rounded(surrogate.rank_correlation)
             if surrogate
             else None,
             "feasible": self.feasible,

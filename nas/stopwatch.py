@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+import nas
 from nas.elastic import Network
 from nas.errors import EvaluationError
 from nas.family import SearchSpace, load_space
@@ -111,11 +114,12 @@ def measure_fresh(
         "rounds": rounds,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "nas.stopwatch"],
+        [sys.executable, "-P", "-m", "nas.stopwatch"],  # -P: never a `nas` of the working folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(nas.__file__).parents[1])},
     )
     assert process.stdin
     assert process.stdout

@@ -29,6 +29,7 @@ from nas.evaluate import Evaluator, resize
 from nas.family import load_space
 from nas.progress import bar
 from nas.records import Journal, atomic_path, fingerprint, read_json, write_json
+from nas.space import Architecture
 
 ASSETS = Path(__file__).parent / "assets" / "supernets"
 
@@ -37,12 +38,11 @@ ASSETS = Path(__file__).parent / "assets" / "supernets"
 class Recipe:
     """How a supernet is trained; the defaults made the shipped one.
 
-    `images` counts training images over all canvases. `shares` are the parts of them seen on
-    canvases of a quarter, a half and the whole of the largest resolution.
+    `images` are those seen on canvases of a quarter, a half and the whole of the largest
+    resolution, in this order, and `batches` their batch sizes.
     """
 
-    images: int = 260_000
-    shares: tuple[float, float, float] = (0.55, 0.37, 0.08)
+    images: tuple[int, int, int] = (143_000, 96_200, 32_000)
     batches: tuple[int, int, int] = (64, 32, 32)
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
@@ -51,8 +51,14 @@ class Recipe:
     random_subnets: int = 1
     seed: int = 0
 
+    def scaled(self, images: int) -> Recipe:
+        """The same recipe with another total number of images."""
+        total = sum(self.images)
+        a, b, c = (max(batch, n * images // total) for n, batch in zip(self.images, self.batches))
+        return replace(self, images=(a, b, c))
+
     def steps(self) -> list[int]:
-        return [max(1, int(self.images * s / b)) for s, b in zip(self.shares, self.batches)]
+        return [n // batch for n, batch in zip(self.images, self.batches)]
 
     def phase(self, step: int) -> int:
         """0, 1 or 2: which canvas this step is on."""
@@ -82,8 +88,12 @@ class Trainer:
         self.step = 0
 
     def train_step(self) -> float:
-        """One step of the sandwich; returns the loss of the largest network."""
-        recipe, space = self.recipe, self.network.space
+        """One step; returns the loss of the network as built, which learns from the labels.
+
+        A supernet also trains the smallest and random subnets on its output (the sandwich); a plain
+        network trains alone.
+        """
+        recipe, space, own = self.recipe, self.network.space, self.network.architecture
         phase = recipe.phase(self.step)
         full = space.largest.resolution
         canvas = full if phase == 2 else full // (4, 2)[phase]
@@ -93,20 +103,14 @@ class Trainer:
             group["lr"] = recipe.rate(self.step)
         self.network.train()
 
-        largest = replace(space.largest, resolution=canvas)
-        logits = self._run(images, largest)
+        logits = self._run(images, own, canvas)
         loss = F.cross_entropy(logits, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        if phase:  # before that there is nothing to distil
+        if phase and own == space.largest:  # in the first phase there is nothing to distil yet
             target = logits.detach().softmax(-1)
-            for subnet in [
-                space.smallest,
-                *(space.draw(rng) for _ in range(recipe.random_subnets)),
-            ]:
-                # A subnet that shrinks the picture must shrink the small canvases as well.
-                resolution = canvas * subnet.resolution // full
-                subnet = replace(subnet, resolution=resolution)
-                output = self._run(resize(images, resolution), subnet)
+            drawn = [space.draw(rng) for _ in range(recipe.random_subnets)]
+            for subnet in (space.smallest, *drawn):
+                output = self._run(images, subnet, canvas)
                 F.cross_entropy(output, target).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
         self.optimizer.step()
@@ -114,7 +118,11 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
-    def _run(self, images: Tensor, architecture: Any) -> Tensor:
+    def _run(self, images: Tensor, architecture: Architecture, canvas: int) -> Tensor:
+        # An architecture that shrinks the picture must shrink the small canvases as well.
+        resolution = canvas * architecture.resolution // self.network.space.largest.resolution
+        architecture = replace(architecture, resolution=resolution)
+        images = resize(images, resolution)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.network(images, architecture).float()  # type: ignore[no-any-return]
 
@@ -217,10 +225,8 @@ def train(
     space = load_space(space_name)
     torch.manual_seed(recipe.seed)
     network = Network(space, space.largest, len(data.classes)).to(device)
-    identity = {"space": space_name, "data": data.fingerprint, "recipe": asdict(recipe)}
-    identity["recipe"] = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()
-    }
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
+    identity = {"space": space_name, "data": data.fingerprint, "recipe": settings}
     progress_file = out / "checkpoint.json"
     if out.exists() and any(out.iterdir()) and not resume:
         raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
@@ -244,9 +250,7 @@ def train(
         }
         trainer = Trainer(network, data, recipe, saved["bf16"])
     log = Journal(out / "loss.jsonl")
-    kept = [r for r in log.read() if r["step"] <= trainer.step]
-    with atomic_path(log.path) as temporary:
-        temporary.write_text("".join(f"{_line(r)}\n" for r in kept))
+    log.keep(lambda record: record["step"] <= trainer.step)
     total, losses = sum(recipe.steps()), []
     started = last_saved = time.monotonic()
     before_s = float(saved["seconds"])
@@ -282,12 +286,6 @@ def train(
     if trainer.step == total:
         save_supernet(out, network, space_name, data, {**identity, **saved})
     return out
-
-
-def _line(record: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(record, separators=(",", ":"))
 
 
 def save_supernet(

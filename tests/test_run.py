@@ -14,12 +14,12 @@ import torch
 
 import nas
 from nas.budget import Budget
+from nas.candidates import Candidate
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.family import load_space
 from nas.latency import profile
 from nas.records import Journal, read_json
 from nas.report import Run, write_report
-from nas.run import Candidate
 from nas.space import Architecture
 
 SPACE = load_space("swin:debug")

@@ -21,7 +21,7 @@ from nas.family import load_space
 from nas.records import Journal, read_json
 from nas.supernet import Recipe, Trainer, check_device, load_supernet, supernet_folder, train
 
-RECIPE = Recipe(images=1600, batches=(8, 8, 8), shares=(0.2, 0.4, 0.4), learning_rate=3e-3)
+RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_training_refuses_what_does_not_fit(trained, photo_data, tmp_path):
     with pytest.raises(RunError, match="--resume"):
         train("swin:debug", photo_data, trained, RECIPE)
     with pytest.raises(RunError, match="another recipe"):
-        train("swin:debug", photo_data, trained, Recipe(images=1), resume=True)
+        train("swin:debug", photo_data, trained, Recipe(seed=1), resume=True)
     with pytest.raises(WeightsError, match="has the space swin:debug, not vit:debug"):
         load_supernet(trained, "vit:debug", photo_data)
     with pytest.raises(WeightsError, match="has the classes"):
@@ -120,6 +120,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert max(rates) == pytest.approx(recipe.learning_rate, rel=1e-2)
     assert rates[0] < 0.05 * max(rates)
     assert rates[-1] < 1e-3 * max(rates)
+    assert Recipe().scaled(sum(Recipe().images)) == Recipe()
+    assert sum(Recipe().scaled(20_000).images) == pytest.approx(20_000, rel=0.01)
     assert [recipe.phase(s) for s in (0, recipe.steps()[0], total - 1)] == [0, 1, 2]
 
 
