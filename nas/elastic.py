@@ -113,12 +113,16 @@ class Network(nn.Module):
     def __init__(self, space: SearchSpace, architecture: Architecture, classes: int) -> None:
         super().__init__()
         self.space, self.architecture, self.classes = space, architecture, classes
-        built = {layer.path: layer for layer in space.layers(architecture, classes)}
+        self._own = space.layers(architecture, classes)
+        built = {layer.path: layer for layer in self._own}
         self.layers = nn.ModuleDict({path: layer.build() for path, layer in built.items()})
 
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         state: tuple[Any, ...] = (images,)
-        for layer in self.space.layers(architecture or self.architecture, self.classes):
+        layers = self._own
+        if architecture is not None:
+            layers = self.space.layers(architecture, self.classes)
+        for layer in layers:
             # A layer without weights need not be in the largest architecture.
             module = self.layers[layer.path] if layer.path in self.layers else layer.build()
             state = module(*state, **layer.sizes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -80,13 +80,13 @@ class _Ended(NamedTuple):
     state: Hashable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SearchSpace:
     """A domain for architectures and the parts that turn each of them into layers."""
 
     name: str
     domain: Space[Architecture]
-    parts: Parts = field(compare=False)
+    parts: Parts
 
     @cached_property
     def positions(self) -> tuple[Position, ...]:
