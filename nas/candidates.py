@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas.evaluate import Evaluator
+from nas.family import SearchSpace
 from nas.records import Journal
 from nas.space import Architecture
 
@@ -77,13 +78,15 @@ class Scores:
         for record in journal.read():
             self.known[space.parse(record["architecture"])] = record["top1_percent"]
         self._journaled = {space.parse(r["architecture"]) for r in journal.read()}
-        self.evaluated = 0
+
+    def fitting(self, space: SearchSpace) -> dict[Architecture, float]:
+        """The shipped scores of this space (or of a part of one)."""
+        return {a: score for a, score in self.shipped.items() if a in space}
 
     def __call__(self, architectures: Sequence[Architecture], origin: str) -> list[float]:
         for architecture in architectures:
             if architecture not in self.known:
                 self.known[architecture] = self.evaluator.top1_percent(architecture)
-                self.evaluated += 1
             if architecture not in self._journaled:
                 self._journaled.add(architecture)
                 self.journal.append(

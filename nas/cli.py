@@ -135,18 +135,17 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure the latency table of this machine for a space; goes on where it was stopped."""
-    import shutil
     from dataclasses import asdict
 
     from nas.family import load_space
-    from nas.latency import describe_device, table_folder
+    from nas.latency import describe_device, forget, table_folder
     from nas.latency import profile as run_profile
 
     describe_device(device)
     the_space = load_space(space)
     where = Path(folder) if folder else table_folder(the_space, classes, device)
     if again:
-        shutil.rmtree(where, ignore_errors=True)
+        forget(where)
     table = run_profile(the_space, classes, device, where, minutes=minutes)
     c = table.calibration
     if as_json:
@@ -292,7 +291,7 @@ def export(
 
     loaded = Run.load(run)
     architecture = loaded.architecture(loaded.result["winner"])
-    network = Network(loaded.space, architecture, loaded.classes).eval()
+    network = Network.empty(loaded.space, architecture, loaded.classes)
     network.load_state_dict(load_file(run / "winner" / "weights.safetensors"))
     torch.manual_seed(0)
     images = torch.randn(1, 3, architecture.resolution, architecture.resolution)
@@ -511,7 +510,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except _WrongUsage as error:
-        error.show()
+        if "--json" in words:
+            fix = f"{error.ctx.command_path} --help" if error.ctx else "vitnas --help"
+            _json({"error": {"kind": "usage", "message": error.format_message(), "fix": fix}})
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except VitnasError as error:
         if debug:
@@ -525,7 +528,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         print(
-            "vitnas: interrupted; what was done is kept, the same command with --resume goes on",
+            "vitnas: interrupted; what was done is kept, the same command goes on "
+            "(search and train: with --resume)",
             file=sys.stderr,
         )
         sys.exit(_INTERRUPTED)

@@ -87,7 +87,7 @@ class _Files(Split):
         try:
             with Image.open(path) as file:
                 file.draft(self.mode, (canvas, canvas))
-                image = file.convert(self.mode)
+                image = _eight_bit(file).convert(self.mode)
         except Exception as error:
             raise DataError(
                 f"cannot decode {path}: {error}", "remove or replace the file"
@@ -174,19 +174,14 @@ def _image_folder(root: Path, seed: int) -> Dataset:
 
 
 def _drop_unreadable(files: dict[str, list[tuple[Path, int]]]) -> None:
-    """Open every file's header; report and skip those that are no image or cut short."""
+    """Decode every file once; report and skip those that are no image or cut short."""
     from nas.progress import track
 
     def readable(path: Path) -> bool:
         try:
             with Image.open(path) as image:
-                image.verify()
-            with path.open("rb") as file:  # verify() does not notice a JPEG cut short
-                file.seek(0)
-                head = file.read(2)
-                if head == b"\xff\xd8":
-                    file.seek(-min(64, path.stat().st_size), 2)
-                    return b"\xff\xd9" in file.read()
+                image.draft("L", (8, 8))  # a JPEG is then decoded at an eighth, eight times faster
+                image.load()
             return True
         except Exception:
             return False
@@ -231,6 +226,14 @@ def _all_grey(paths: list[Path]) -> bool:
             if image.mode not in {"1", "L", "I", "I;16", "LA"}:
                 return False
     return True
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey (medical images, say) scaled to 8 bits; Pillow alone would clip it."""
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    return Image.fromarray((pixels >> (8 if pixels.max() > 255 else 0)).astype(np.uint8))
 
 
 def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -117,6 +117,13 @@ class Network(nn.Module):
         built = {layer.path: layer for layer in self._own}
         self.layers = nn.ModuleDict({path: layer.build() for path, layer in built.items()})
 
+    @classmethod
+    def empty(cls, space: SearchSpace, architecture: Architecture, classes: int) -> Network:
+        """A network in evaluation mode whose weights hold anything: to be filled at once."""
+        with torch.device("meta"):
+            network = cls(space, architecture, classes)
+        return network.to_empty(device="cpu").eval()
+
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
         state: tuple[Any, ...] = (images,)
         layers = self._own
@@ -143,7 +150,7 @@ class Network(nn.Module):
 
     def inherit(self, architecture: Architecture) -> Network:
         """The plain model of `architecture` with this network's weights."""
-        plain = Network(self.space, architecture, self.classes).eval()
+        plain = Network.empty(self.space, architecture, self.classes)
         device = next(self.parameters()).device
         for path, module in plain.layers.items():
             if path in self.layers:

@@ -56,9 +56,13 @@ class Evaluator:
         if device.type == "cuda":
             predicted = [predict(chunk) for chunk in torch.split(images, 256)]
         else:  # one thread per core on images of its own beats several on one layer
+            before = torch.get_num_threads()
             torch.set_num_threads(1)
-            with ThreadPoolExecutor(cores()) as pool:
-                predicted = list(pool.map(predict, torch.split(images, _BATCH)))
+            try:
+                with ThreadPoolExecutor(cores()) as pool:
+                    predicted = list(pool.map(predict, torch.split(images, _BATCH)))
+            finally:
+                torch.set_num_threads(before)
         return torch.cat(predicted).numpy() == labels  # type: ignore[no-any-return]
 
     def top1_percent(self, architecture: Architecture) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nas.elastic import Network
@@ -50,11 +50,11 @@ def export_network(
 
 
 def _write_safetensors(network: Network, images: Tensor, path: Path) -> None:
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+    path.write_bytes(save({k: v.contiguous() for k, v in network.state_dict().items()}))
 
 
 def _read_safetensors(network: Network, images: Tensor, path: Path) -> Tensor:
-    plain = Network(network.space, network.architecture, network.classes).eval()
+    plain = Network.empty(network.space, network.architecture, network.classes)
     plain.load_state_dict(load_file(path))
     return plain(images)  # type: ignore[no-any-return]
 

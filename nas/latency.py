@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 from nas.errors import InfeasibleError, TableError, UnknownNameError
 from nas.family import Layer, SearchSpace
 from nas.progress import bar
-from nas.records import Journal, atomic_path, fingerprint, write_text
+from nas.records import Journal, fingerprint, write_csv, write_text
 from nas.space import Architecture
 from nas.trellis import Graph, Trellis, decode
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nas.elastic import Network
 
 ROUNDS = 8
+_HELD_WEIGHTS = 500_000_000  # parameters of networks that stay built between rounds: 2 GB
 FIT, HELD_OUT = 12, 24  # networks for the calibration, and for its error
 PROTOCOL = 3  # raised when the way of measuring changes
 
@@ -127,7 +128,7 @@ class LatencyTable:
         if row is None:
             raise TableError(
                 f"the table of {self.manifest['device']['name']} has no row {layer.key}",
-                f"measure it: vitnas profile --space {self.manifest['space']}",
+                f"measure it: vitnas profile --space {self.manifest['space']} --classes N",
             )
         return row.median_ms
 
@@ -156,15 +157,11 @@ class LatencyTable:
 
     def trellis(self, space: SearchSpace, classes: int) -> Trellis:
         """The trellis of a space in calibrated milliseconds."""
-        overhead = self.calibration.overhead_ms
-        # A negative overhead (rows that overestimate) must not become a negative fixed cost.
-        return Trellis(Graph.of(space, classes), self.cost_ms, fixed=overhead)
+        graph = Graph.of(space, classes)
+        return Trellis(graph, self.cost_ms, fixed=self.calibration.overhead_ms)
 
     def save(self, folder: Path) -> None:
-        with atomic_path(folder / "rows.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(Row.__dataclass_fields__))
-            writer.writeheader()
-            writer.writerows(asdict(self.rows[key]) for key in sorted(self.rows))
+        write_csv(folder / "rows.csv", [asdict(self.rows[key]) for key in sorted(self.rows)])
         write_text(folder / "manifest.toml", tomli_w.dumps(self.manifest))
 
     @classmethod
@@ -291,12 +288,14 @@ def profile(
         if graph.items().keys() <= table.rows.keys():
             return table
     journal = Journal(folder / "samples.jsonl")
+    _claim(journal, fingerprint(described, layer_code(space), space.name, classes, PROTOCOL))
     campaign = _Campaign(space, classes, graph, journal, rounds)
     campaign.run(minutes)
     table = LatencyTable(
         rows={key: Row.of(key, samples) for key, samples in campaign.layers.items()},
         manifest={
             "space": space.name,
+            "classes": classes,
             "source": "measured",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "vitnas_version": version("vitnas"),
@@ -310,6 +309,24 @@ def profile(
     )
     table.save(folder)
     return table
+
+
+def _claim(journal: Journal, identity: str) -> None:
+    """Start a journal of samples with who measures what; refuse to go on with another's."""
+    records = journal.read()
+    if not records:
+        journal.append({"identity": identity})
+    elif records[0].get("identity") != identity:
+        raise TableError(
+            f"the samples in {journal.path} are of another machine, version or space",
+            "choose another folder, or measure anew: vitnas profile --again",
+        )
+
+
+def forget(folder: Path) -> None:
+    """Delete a table and its samples, and nothing else that may lie in the folder."""
+    for name in ("samples.jsonl", "manifest.toml", "rows.csv"):
+        (folder / name).unlink(missing_ok=True)
 
 
 class _Campaign:
@@ -329,17 +346,18 @@ class _Campaign:
         self.references: dict[str, list[Sequence[float]]] = {}
         self.visits: dict[str, int] = {}
         self.tours = [decode(space, path).to_json() for path in graph.tours()]
-        for record in journal.read():
+        for record in journal.read()[1:]:
             self._add(record)
 
     def _add(self, record: dict[str, Any]) -> None:
-        for text, samples in record["tours"].items():
+        self.references |= {text: [] for text in record.get("chosen", [])}
+        for text, samples in record.get("tours", {}).items():
             self.visits[text] = self.visits.get(text, 0) + 1
             layers = self.space.layers(self.space.parse(text), self.classes)
             for layer, sample in zip(layers, samples):
                 self.layers.setdefault(layer.key, []).append(sample)
-        for text, sample in record["references"].items():
-            self.references.setdefault(text, []).append(sample)
+        for text, sample in record.get("references", {}).items():
+            self.references[text].append(sample)
 
     def run(self, minutes: float) -> None:
         """Rounds over all tours and references in turn, until each had its share of them."""
@@ -347,11 +365,19 @@ class _Campaign:
 
         from nas import stopwatch
 
+        threads = torch.get_num_threads()
         stopwatch.quiet_process()
         torch.manual_seed(0)
+        try:
+            self._rounds(minutes, stopwatch)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _rounds(self, minutes: float, stopwatch: Any) -> None:
         end = time.monotonic() + 60 * minutes
         rng = np.random.default_rng(0)
         built: dict[str, tuple[Network, torch.Tensor]] = {}
+        held = 0
         with bar(
             "profile", (len(self.tours) + FIT + HELD_OUT) * self.rounds, "networks"
         ) as advance:
@@ -359,22 +385,29 @@ class _Campaign:
             while True:
                 due = [t for t in self.tours if self.visits.get(t, 0) < self.rounds]
                 if all(t in self.visits for t in self.tours):
-                    self.references = self.references or {t: [] for t in self._references()}
+                    if not self.references:
+                        chosen = {"chosen": self._references()}
+                        self.journal.append(chosen)
+                        self._add(chosen)
                     due += [t for t, done in self.references.items() if len(done) < self.rounds]
                 if not due:
                     return
                 record: dict[str, Any] = {"tours": {}, "references": {}}
                 for i in rng.permutation(len(due)):
                     text = due[i]
-                    if text not in built:
+                    ready = built.get(text)
+                    if ready is None:
                         architecture = self.space.parse(text)
                         network = stopwatch.build(self.space, architecture, self.classes)
-                        built[text] = network, stopwatch.image_for(architecture)
-                        stopwatch.time_network(*built[text])  # dropped: the first call is slower
+                        ready = network, stopwatch.image_for(architecture)
+                        stopwatch.time_network(*ready)  # dropped: the first call is slower
+                        weights = sum(p.numel() for p in network.parameters())
+                        if (held := held + weights) < _HELD_WEIGHTS:
+                            built[text] = ready
                     if text in self.references:
-                        record["references"][text] = stopwatch.time_network(*built[text]).rounded
+                        record["references"][text] = stopwatch.time_network(*ready).rounded
                     else:
-                        samples = stopwatch.time_layers(*built[text])
+                        samples = stopwatch.time_layers(*ready)
                         record["tours"][text] = [sample.rounded for _, sample in samples]
                     advance(1)
                     if time.monotonic() > end:

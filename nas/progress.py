@@ -1,4 +1,4 @@
-"""Progress bars with rate and remaining time, on stderr; silent where nobody watches."""
+"""Progress bars with rate and remaining time, on stderr."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from nas import pictures
 from nas.errors import RunError
 from nas.family import SearchSpace, load_space
 from nas.latency import LatencyTable
-from nas.records import Journal, atomic_path, read_json, write_text
+from nas.records import Journal, read_json, write_bytes, write_text
 from nas.space import Architecture
 
 _SHOWN_IMAGES = 3
@@ -84,8 +84,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         figures["kept"] = _kept(run)
         schedule = _schedule(run)
         for name, figure in figures.items():
-            with atomic_path(run.folder / "pictures" / f"{name}.png") as temporary:
-                temporary.write_bytes(pictures.png(figure))
+            write_bytes(run.folder / "pictures" / f"{name}.png", pictures.png(figure))
             write_text(run.folder / "pictures" / f"{name}.svg", pictures.svg(figure))
     drawn = {
         # Photos are smaller as PNG, lines as SVG.
@@ -141,7 +140,7 @@ def _kept(run: Run) -> Figure:
     from nas.evaluate import resize
 
     architecture = run.architecture(run.result["winner"])
-    network = Network(run.space, architecture, run.classes).eval()
+    network = Network.empty(run.space, architecture, run.classes)
     network.load_state_dict(load_file(run.folder / "winner" / "weights.safetensors"))
     data = load_data(run.result["data"])
     shown = range(min(_SHOWN_IMAGES, data.test.size))

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,9 @@ from nas.evaluate import Evaluator, resize
 from nas.family import SearchSpace, load_space
 from nas.latency import LatencyTable, describe_device, profile
 from nas.progress import bar, console
-from nas.records import Journal, fingerprint, read_json, write_json
-from nas.searcher import EvolutionSearcher, Surrogate, pareto
-from nas.space import Architecture
+from nas.records import Journal, fingerprint, read_json, write_csv, write_json
+from nas.searcher import Evolution, EvolutionSearcher, Surrogate, pareto
+from nas.space import Architecture, Stage
 from nas.supernet import load_supernet, supernet_folder
 from nas.trellis import Trellis, decode, encode
 
@@ -37,7 +38,7 @@ SAMPLERS = ("trellis", "rejection")
 _BATCH = 8  # candidates scored between two looks at the surrogate
 _MEASURED = 5  # best candidates that are re-measured, besides the front
 _ROUNDS = 30  # end-to-end samples of each
-_SURROGATE_FROM = 48  # scores below which the evolution goes without a surrogate
+_SURROGATE_FROM = 24  # scores below which the evolution goes without a surrogate
 
 
 @dataclass(frozen=True)
@@ -129,23 +130,23 @@ def search(
 
 
 def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:
-    name = f"{settings.space.replace(':', '-')}-{Budget(settings.budget_ms)}"
-    if out is None:
-        existing = sorted(Path("runs").glob(f"{name}*"), key=lambda p: p.stat().st_mtime)
-        if resume:
-            if not existing:
-                raise RunError("there is no run to resume", "name it: --out RUN --resume")
-            return existing[-1]
-        folder = Path("runs") / name
-        number = 2
-        while folder.exists():
-            folder, number = Path("runs") / f"{name}-{number}", number + 1
+    """The directory of this run: the one named, or a new one, or the last unfinished one."""
+    if out is not None:
+        folder = Path(out)
+        known = (folder / "settings.json").exists()
+        if folder.exists() and not known and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists and is not a run", "choose another --out")
+        if known and not resume:
+            raise RunError(f"{folder} exists already", "add --resume, or choose another --out")
         return folder
-    folder = Path(out)
-    if resume and not (folder / "settings.json").exists():
-        raise RunError(f"{folder} is not a run", "start one without --resume")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists already", "add --resume to go on, or choose another --out")
+    name = f"{settings.space.replace(':', '-')}-{Budget(settings.budget_ms)}"
+    runs = [p.parent for p in Path("runs").glob(f"{name}*/settings.json")]
+    unfinished = [run for run in runs if not (run / "run.json").exists()]
+    if resume and unfinished:
+        return max(unfinished, key=lambda run: (run / "settings.json").stat().st_mtime)
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
 
 
@@ -162,10 +163,10 @@ class _Job:
         source = (
             Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
         )
-        self.network, self.card = load_supernet(source, space.name, self.data)
         self.table = self._open_table(table, resume)
         self.trellis: Trellis = self.table.trellis(space, self.classes)
         self.feasible = self._feasible()
+        self.network, self.card = load_supernet(source, space.name, self.data)
         self._check_settings(resume)
         shipped = [] if settings.fresh else self._shipped_scores(source)
         from nas.stopwatch import keep_heap
@@ -182,12 +183,12 @@ class _Job:
         own = self.folder / "table"
         with self.clock.part("table"):
             if resume and (own / "manifest.toml").exists():
-                return LatencyTable.load(own)
-            if given:
-                table = LatencyTable.load(given)
-                table.check(self.space, describe_device(self.settings.device))
-                return table
-            return profile(self.space, self.classes, self.settings.device)
+                given = own
+            if given is None:
+                return profile(self.space, self.classes, self.settings.device)
+            table = LatencyTable.load(given)
+            table.check(self.space, describe_device(self.settings.device))
+            return table
 
     def _feasible(self) -> dict[str, Any]:
         budget = self.settings.budget_ms
@@ -219,7 +220,7 @@ class _Job:
             ),
         }
         file = self.folder / "settings.json"
-        if resume:
+        if resume and file.exists():
             before = read_json(file)
             if differing := [k for k in identity if before.get(k) != identity[k]]:
                 raise RunError(
@@ -228,7 +229,7 @@ class _Job:
                 )
         else:
             self.table.save(self.folder / "table")
-            write_json(file, identity)
+            write_json(file, identity)  # from here on this is a run that can be resumed
 
     def _shipped_scores(self, source: Path) -> list[dict[str, Any]]:
         """The journal beside the weights, where it is of these weights, data and images."""
@@ -240,6 +241,11 @@ class _Job:
             and head["data_fingerprint"] == self.data.fingerprint
             and head["search_images"] == self.settings.search_images
         )
+        if not same:
+            console.print(
+                f"the shipped scores are of {head['search_images']} images of the search split, "
+                "or of other weights or data: they are not used"
+            )
         return Journal(source / "scores.jsonl").read() if same else []
 
     # --- the search ---
@@ -258,15 +264,17 @@ class _Job:
     ) -> tuple[EvolutionSearcher, Surrogate | None]:
         """Ask, score, tell; all scores known of this space within the budget take part."""
         trellis = self.table.trellis(space, self.classes)
-        known = {a: s for a, s in self.scores.shipped.items() if a in space}
+        known = self.scores.fitting(space)
         paths = [encode(space, a) for a in known]
         values = list(known.values())
         surrogate = None
+        population = min(64, max(_BATCH, len(values), evaluations // 3))
         searcher = EvolutionSearcher(
             trellis,
             self.limit_ms,
             self.rng,
             sampler=self.settings.sampler,
+            settings=Evolution(population=population, parents=max(2, population // 4)),
         )
         if paths:
             searcher.tell(np.array(paths), values)
@@ -281,6 +289,8 @@ class _Job:
                     surrogate = Surrogate(space.positions).fit(np.array(paths), np.array(values))
                     searcher.surrogate = surrogate
                 asked = searcher.ask(min(_BATCH, evaluations - done))
+                if not len(asked):
+                    break  # everything that fits has been scored, or none was found
                 for path in asked:
                     architecture = decode(space, path)
                     (score,) = self.scores([architecture], origin)
@@ -290,8 +300,6 @@ class _Job:
                     best = max(best, score)
                     done += 1
                     advance(1, f"best {best:.1f} %")
-                if len(asked) < min(_BATCH, evaluations - done):
-                    break  # the space holds no more
         return searcher, surrogate
 
     def candidates(self, space: SearchSpace) -> list[Candidate]:
@@ -312,7 +320,7 @@ class _Job:
         for resolution in self.space.positions[0].values:
             for sparsity in _values(self.space, "sparsity")[::-1]:
                 a = _with_sparsity(replace(largest, resolution=resolution), sparsity)
-                if sparsity and a in self.space and self.predict_ms(a) <= self.limit_ms:
+                if sparsity and self.predict_ms(a) <= self.limit_ms:
                     chosen.append(a)
                     break
         return self._scored("best uniform sparsity", chosen)
@@ -325,15 +333,15 @@ class _Job:
             return []
         return [replace(c, name="best dense") for c in self.candidates(space)]
 
-    def _random(self, draws: int) -> list[Candidate]:
-        """Uniform draws from inside the budget; shipped ones stand in for scoring new ones."""
-        low = 0.7 * self.limit_ms
-        shipped = [a for a in self.scores.drawn if low <= self.predict_ms(a) <= self.limit_ms]
-        chosen = shipped[:draws]
-        if missing := draws - len(chosen):
+    def _random(self) -> list[Candidate]:
+        """As many random draws as there were scores to search with: the shipped draws that fit,
+        and uniform draws from inside the budget up to the number of evaluations."""
+        chosen = [a for a in self.scores.drawn if self.predict_ms(a) <= self.limit_ms]
+        if (missing := self.settings.evaluations - len(chosen)) > 0:
             within = self.trellis.within(self.limit_ms)
             paths = within.sample(missing, np.random.default_rng(self.settings.seed + 1))
             chosen += [decode(self.space, path) for path in paths]
+        self.drawn = len(chosen)
         return self._scored("best of random draws", chosen)
 
     def _scored(self, name: str, architectures: Sequence[Architecture]) -> list[Candidate]:
@@ -354,7 +362,7 @@ class _Job:
         with clock.part("search"):
             searcher, surrogate = self.evolve(self.space, settings.evaluations, "search")
             (largest,) = self._scored("largest dense", [self.space.largest])
-            groups = [self._uniform(), self._dense(), self._random(max(1, settings.evaluations))]
+            groups = [self._uniform(), self._dense(), self._random()]
             ranked = self.candidates(self.space)
             front = [
                 ranked[i]
@@ -363,13 +371,17 @@ class _Job:
                 )
             ]
         with clock.part("measure"):
-            baselines = [largest, *(c for group in groups for c in group[:2])]
-            self._measure([*ranked[:_MEASURED], *front, *baselines])
+            self._measure([largest, *ranked[:_MEASURED], *front, *(g[0] for g in groups if g)])
             winner = self._first_that_fits(ranked)
-            chosen = [largest]
-            for group in groups:
-                fitting = [c for c in group if c.upper_ms <= settings.budget_ms]
-                chosen += fitting[:1]
+            if winner is None:
+                raise InfeasibleError(
+                    f"every candidate predicted within {settings.budget_ms:g} ms measured above it",
+                    "measure the table again when the machine is quiet (vitnas profile --again), "
+                    "or raise the budget",
+                )
+            winner = replace(winner, name="winner")
+            fitting = [self._first_that_fits(group) for group in groups]
+            chosen = [largest, *(c for c in fitting if c)]
         with clock.part("test"):
             self._test([winner, *chosen])
         with clock.part("export"):
@@ -381,7 +393,8 @@ class _Job:
             "device_described": self.table.manifest["device"],
             "run_dir": str(self.folder),
             "classes": list(self.data.classes),
-            "evaluations": settings.evaluations,
+            "evaluations": len(searcher.scores) - len(self.scores.fitting(self.space)),
+            "random_draws": self.drawn,
             "shipped_scores": len(self.scores.shipped),
             "proposals": searcher.proposals,
             "rejections": dict(searcher.rejections),
@@ -452,19 +465,21 @@ class _Job:
             candidate.samples_ms = samples[candidate.architecture.id]
             self.measured.setdefault(candidate.architecture, candidate)
 
-    def _first_that_fits(self, ranked: Sequence[Candidate]) -> Candidate:
+    def _first_that_fits(self, ranked: Sequence[Candidate]) -> Candidate | None:
         """The best score whose measured upper limit is within the budget; measures on as needed."""
         budget = self.settings.budget_ms
-        for start in range(0, len(ranked), _MEASURED):
-            some = ranked[start : start + _MEASURED]
-            self._measure(some)
-            if fitting := [c for c in some if c.upper_ms <= budget]:
-                return replace(fitting[0], name="winner")
-        raise InfeasibleError(
-            f"every candidate predicted within {budget:g} ms measured above it",
-            "measure the table again when the machine is quiet (vitnas profile --again), "
-            "or raise the budget",
-        )
+        left = list(ranked)
+        while left:
+            # On a day when the machine is slower than its table, skip what cannot fit.
+            ratio = median((c.measured_ms or 0) / c.predicted_ms for c in self.measured.values())
+            left = [c for c in left if c.samples_ms or c.predicted_ms * ratio <= budget]
+            some, left = left[:_MEASURED], left[_MEASURED:]
+            for candidate in some:
+                if not candidate.samples_ms:
+                    self._measure(some)
+                if candidate.upper_ms <= budget:
+                    return candidate
+        return None
 
     def _test(self, finalists: Sequence[Candidate]) -> None:
         """Accuracy on the test split, once, for what is reported."""
@@ -502,18 +517,13 @@ class _Job:
         return export_network(plain, images, expected, self.folder / "winner", formats)
 
     def _write(self, result: dict[str, Any]) -> None:
-        import pandas as pd
-
-        from nas.records import atomic_path
-
-        rows = [{k: v for k, v in c.items() if k != "architecture"} for c in result["front"]]
-        with atomic_path(self.folder / "front.csv") as temporary:
-            pd.DataFrame(rows).drop(columns="name").to_csv(temporary, index=False)
-        cloud = [(self.predict_ms(a), score) for a, score in self.scores.known.items()]
-        with atomic_path(self.folder / "cloud.csv") as temporary:
-            pd.DataFrame(cloud, columns=["predicted_ms", "search_top1_percent"]).round(4).to_csv(
-                temporary, index=False
-            )
+        flat = ("id", "predicted_ms", "measured_ms", "measured_p95_ms", "search_top1_percent")
+        write_csv(self.folder / "front.csv", [{k: c[k] for k in flat} for c in result["front"]])
+        cloud = [
+            {"predicted_ms": round(self.predict_ms(a), 4), "search_top1_percent": round(score, 4)}
+            for a, score in self.scores.known.items()
+        ]
+        write_csv(self.folder / "cloud.csv", cloud)
         result["seconds"] = self.clock.rounded()
         write_json(self.folder / "run.json", result)
 
@@ -529,12 +539,7 @@ def _values(space: SearchSpace, name: str) -> list[int]:
 
 
 def _with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
-    return replace(
-        architecture,
-        stages=tuple(
-            replace(
-                stage, blocks=tuple(replace(block, sparsity=sparsity) for block in stage.blocks)
-            )
-            for stage in architecture.stages
-        ),
-    )
+    def pruned(stage: Stage) -> Stage:
+        return replace(stage, blocks=tuple(replace(b, sparsity=sparsity) for b in stage.blocks))
+
+    return replace(architecture, stages=tuple(map(pruned, architecture.stages)))

@@ -14,11 +14,10 @@ from dataclasses import astuple, dataclass, is_dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import InfeasibleError
 from nas.space import Position
 from nas.trellis import Floats, Ints, Trellis, Within
 
-_TRIES = 200  # rounds of proposals without a single new one before giving up
+_TRIES = 50  # rounds of proposals before giving up on finding more
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class EvolutionSearcher:
         self.scores |= {tuple(path): score for path, score in zip(paths.tolist(), scores)}
 
     def ask(self, n: int) -> Ints:
-        """`n` new paths that fit the budget, distinct and never asked for before."""
+        """`n` new paths that fit, distinct and never asked for before; fewer if none are left."""
         chosen: dict[tuple[int, ...], None] = {}
         for _ in range(_TRIES):
             wanted = n - len(chosen)
@@ -142,12 +141,8 @@ class EvolutionSearcher:
                 chosen[tuple(path.tolist())] = None
             if len(chosen) == n:
                 break
-        if not chosen:
-            raise InfeasibleError(
-                f"no new architecture was found within the budget in {_TRIES} rounds of proposals",
-                "use --sampler trellis, raise the budget, or ask for fewer evaluations",
-            )
-        return np.array(list(chosen))
+        positions = len(self.trellis.graph.levels) - 1
+        return np.array(list(chosen), dtype=np.int64).reshape(-1, positions)
 
     def _propose(self, n: int) -> Ints:
         """Candidates, best first where a surrogate says so."""

@@ -64,9 +64,7 @@ def quiet_process() -> None:
 
 def build(space: SearchSpace, architecture: Architecture, classes: int) -> Network:
     """A plain network with weights that need no drawing; the time does not depend on them."""
-    with torch.device("meta"):
-        network = Network(space, architecture, classes)
-    network = network.to_empty(device="cpu").eval()
+    network = Network.empty(space, architecture, classes)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.01)  # not zero, and far from denormal numbers

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nas.data import Dataset
@@ -28,7 +28,7 @@ from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
 from nas.evaluate import Evaluator, resize
 from nas.family import load_space
 from nas.progress import bar
-from nas.records import Journal, atomic_path, fingerprint, read_json, write_json
+from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
 from nas.space import Architecture
 
 ASSETS = Path(__file__).parent / "assets" / "supernets"
@@ -141,11 +141,15 @@ class Trainer:
             images = _augment(images, Random(f"crop {self.recipe.seed} {self.step}"))
         return images.to(self.device), torch.from_numpy(labels).to(self.device)
 
+    def _names(self) -> list[str]:
+        """Names of the parameters in the order in which the optimizer counts them."""
+        named = list(self.network.named_parameters())
+        return [n for n, p in named if p.ndim > 1] + [n for n, p in named if p.ndim <= 1]
+
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer moments by name, as one flat dict of tensors."""
         tensors = {f"weight/{k}": v for k, v in self.network.state_dict().items()}
-        names = [name for name, p in self.network.named_parameters() if p.ndim > 1]
-        names += [name for name, p in self.network.named_parameters() if p.ndim <= 1]
+        names = self._names()
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{key}/{names[i]}": value for key, value in moments.items()}
         return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -154,8 +158,7 @@ class Trainer:
         self.network.load_state_dict(
             {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
         )
-        names = [name for name, p in self.network.named_parameters() if p.ndim > 1]
-        names += [name for name, p in self.network.named_parameters() if p.ndim <= 1]
+        names = self._names()
         state = self.optimizer.state_dict()
         state["state"] = {
             i: {
@@ -258,8 +261,7 @@ def train(
     def checkpoint() -> None:
         nonlocal last_saved
         name = f"checkpoint-{trainer.step}.safetensors"
-        with atomic_path(out / name) as temporary:
-            save_file(trainer.state(), temporary)
+        write_bytes(out / name, save(trainer.state()))
         saved.update(step=trainer.step, seconds=before_s + time.monotonic() - started)
         write_json(progress_file, saved)  # from here on the new checkpoint counts
         for old in out.glob("checkpoint-*.safetensors"):
@@ -293,8 +295,7 @@ def save_supernet(
 ) -> None:
     """Write `weights.safetensors` (half precision) and `supernet.json`."""
     weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
-    with atomic_path(folder / "weights.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_bytes(folder / "weights.safetensors", save(weights))
     network.load_state_dict({k: v.float() for k, v in weights.items()})
     evaluator = Evaluator(network, data, data.search, 500)
     card = {
@@ -339,8 +340,14 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
                 f"the supernet in {folder} has the {what} {got}, not {want}",
                 f"use --space {card['space']} and the data it was trained on, or train another",
             )
+    if card["data_fingerprint"] != data.fingerprint:
+        raise WeightsError(
+            f"the images of {data.name} have changed since the supernet in {folder} was trained, "
+            "so that test images may have been trained on",
+            "train again, or restore the images",
+        )
     space = load_space(space_name)
-    network = Network(space, space.largest, len(data.classes))
+    network = Network.empty(space, space.largest, len(data.classes))
     try:
         weights = load_file(folder / "weights.safetensors")
         network.load_state_dict({k: v.float() for k, v in weights.items()})

@@ -110,22 +110,45 @@ class Graph:
         }
 
     def tours(self, seed: int = 0) -> list[Ints]:
-        """Few paths that together contain every item: greedy, from batches of random paths."""
+        """Few paths that together contain every item: greedy, from paths through missing items."""
         rng = np.random.default_rng(seed)
-        everything = Trellis(self, lambda _: 0.0).within(1.0, ticks=1)
-        missing = set(self.items())
+        where: dict[Any, list[tuple[int, int]]] = {}
+        for i, (level, alive) in enumerate(zip(self.levels, self.alive[1:])):
+            for e, (items, target) in enumerate(zip(level.items, level.target)):
+                for item in items if alive[target] else ():
+                    where.setdefault(getattr(item, "key", item), []).append((i, e))
         tours: list[Ints] = []
-        while missing:
-            paths = everything.sample(64, rng)
+        while where:
+            missing = list(where)
+            paths = []
+            for _ in range(24):
+                edges = where[missing[rng.integers(len(missing))]]
+                paths.append(self._through(*edges[rng.integers(len(edges))], rng))
             covers = [
-                missing.intersection(getattr(i, "key", i) for i in self.along(path))
-                for path in paths
+                {getattr(i, "key", i) for i in self.along(path)} & where.keys() for path in paths
             ]
             best = max(range(len(paths)), key=lambda i: len(covers[i]))
-            if covers[best]:
-                tours.append(paths[best])
-                missing -= covers[best]
+            tours.append(paths[best])
+            for key in covers[best]:
+                del where[key]
         return tours
+
+    def _through(self, index: int, edge: int, rng: np.random.Generator) -> Ints:
+        """A random path that takes this edge of this level."""
+        levels = self.levels
+        path = np.zeros(len(levels), np.int64)
+        path[index] = levels[index].value[edge]
+        state = levels[index].source[edge]
+        for i in range(index - 1, -1, -1):
+            into = np.flatnonzero(levels[i].target == state)
+            chosen = into[rng.integers(len(into))]
+            path[i], state = levels[i].value[chosen], levels[i].source[chosen]
+        state = levels[index].target[edge]
+        for i in range(index + 1, len(levels)):
+            out = np.flatnonzero((levels[i].source == state) & self.alive[i + 1][levels[i].target])
+            chosen = out[rng.integers(len(out))]
+            path[i], state = levels[i].value[chosen], levels[i].target[chosen]
+        return path[:-1]
 
     def along(self, path: Ints) -> list[Any]:
         """The items of one path of value indices (positions,), in order."""
@@ -256,7 +279,7 @@ class Within:
 
     @property
     def count(self) -> int:
-        """How many paths fit; exact up to 2**53, to 15 digits beyond."""
+        """How many paths fit, costs rounded up to ticks; exact up to 2**53, then to 15 digits."""
         return int(self.ways[0][0, self.ticks])
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:

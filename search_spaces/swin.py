@@ -261,11 +261,12 @@ class Swin:
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
-        layers = []
-        if block.sparsity and not state.sparsity:
-            layers.append(self._layer(f"score{stage}", WindowScore, state))
         side = padded(state.size, self.window)
         total = (side // self.window) ** 2
+        kept = kept_windows(total, block.sparsity)
+        layers = []
+        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
+            layers.append(self._layer(f"score{stage}", WindowScore, state))
         for name, shift in (("regular", 0), ("shifted", self.window // 2)):
             layers.append(
                 self._layer(
@@ -277,7 +278,7 @@ class Swin:
                     head_dim=self.head_dim,
                     hidden=state.width * block.mlp_ratio,
                     shift=shift if total > 1 else 0,
-                    kept=kept_windows(total, block.sparsity),
+                    kept=kept,
                 )
             )
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))

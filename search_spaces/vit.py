@@ -189,11 +189,12 @@ class ViT:
             return None  # later blocks take a prefix of the same order
         # A grid that the windows do not divide is scored token by token.
         window = self.window if state.grid % self.window == 0 else 1
+        total = (state.grid // window) ** 2
+        kept = kept_windows(total, block.sparsity)
         layers = []
-        if block.sparsity and not state.sparsity:
+        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
             shape = (state.tokens, state.width)
             layers.append(Layer.of("sort", WindowSort, shape, grid=state.grid, window=window))
-        kept = kept_windows((state.grid // window) ** 2, block.sparsity)
         tokens = 1 + kept * window**2
         layers.append(
             Layer.of(

@@ -101,9 +101,22 @@ def test_broken_files_are_reported_and_skipped(tmp_path, capsys):
     jpeg = tmp_path / "bright" / "cut.jpg"
     Image.new("RGB", (64, 64), "white").save(jpeg)
     jpeg.write_bytes(jpeg.read_bytes()[:-200])
+    (tmp_path / "bright" / "0.png").rename(tmp_path / "bright" / "0.PNG")
     data = load_data(f"imagefolder:{tmp_path}")
     assert data.train.size + data.search.size + data.test.size == 24
     assert "skipped 2 unreadable of 26 images" in capsys.readouterr().err
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    paint(tmp_path, 12, mode="L")
+    pixels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for label in ("bright", "dark"):
+        for old in (tmp_path / label).iterdir():
+            old.unlink()
+        for i in range(12):
+            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
+    images, _ = load_data(f"imagefolder:{tmp_path}").train.batch([0], 32)
+    assert 120 < images.mean() < 135
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_no_space_left_is_one_line_with_the_fix(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"a": 1})
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match=r"No space left on device; free some space .* --resume"):
+    with pytest.raises(RunError, match=r"No space left on device; free some space .* is intact"):
         write_text(tmp_path / "y", "text")
     with pytest.raises(RunError, match="No space left"):
         journal.append({"a": 2})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -57,10 +58,11 @@ def assert_same(folder, trained):
     ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     curves = [Journal(f / "loss.jsonl").read() for f in (folder, trained)]
-    assert curves[0][-1] == curves[1][-1]
     by_step = [{r["step"]: r["loss"] for r in curve} for curve in curves]
-    shared = by_step[0].keys() & by_step[1].keys()
-    assert len(shared) >= len(by_step[1]) - 1
+    # Where a run was stopped between two entries, the next one averages fewer steps.
+    same = [step for step, loss in by_step[1].items() if by_step[0].get(step) == loss]
+    assert len(same) >= len(by_step[1]) - 1
+    assert by_step[0].keys() == by_step[1].keys()
 
 
 def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos, tmp_path):
@@ -92,6 +94,9 @@ def test_training_refuses_what_does_not_fit(trained, photo_data, tmp_path):
         load_supernet(trained, "vit:debug", photo_data)
     with pytest.raises(WeightsError, match="has the classes"):
         load_supernet(trained, "swin:debug", load_data("scenes"))
+    changed = replace(photo_data, fingerprint="another")
+    with pytest.raises(WeightsError, match=r"images of .* have changed"):
+        load_supernet(trained, "swin:debug", changed)
     with pytest.raises(WeightsError, match="no finished supernet"):
         load_supernet(tmp_path, "swin:debug", photo_data)
     with pytest.raises(WeightsError, match="vitnas train --space vit:debug"):
