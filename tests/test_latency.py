@@ -157,8 +157,8 @@ def test_a_profile_stops_in_time_and_keeps_what_it_has(tmp_path):
     profile(SPACE, 2, folder=tmp_path, rounds=1)
 
 
-def test_a_profile_stopped_between_references_calibrates_on_all_of_them(tmp_path, table):
-    profile(SPACE, 2, folder=tmp_path, rounds=2)
+def test_a_profile_stopped_between_references_calibrates_on_all_of_them(tmp_path):
+    first = profile(SPACE, 2, folder=tmp_path, rounds=2)
     journal = Journal(tmp_path / "samples.jsonl")
     records = journal.read()
     last = max(i for i, r in enumerate(records) if r.get("references"))
@@ -167,7 +167,7 @@ def test_a_profile_stopped_between_references_calibrates_on_all_of_them(tmp_path
     journal.path.write_text("".join(json.dumps(r) + "\n" for r in records))
     (tmp_path / "manifest.toml").unlink()
     again = profile(SPACE, 2, folder=tmp_path, rounds=2)
-    assert again.calibration.held_out == table.calibration.held_out
+    assert again.calibration.held_out == first.calibration.held_out
 
 
 def test_samples_of_another_machine_are_refused(tmp_path):
