@@ -130,11 +130,13 @@ class Network(nn.Module):
         if architecture is not None:
             layers = self.space.layers(architecture, self.classes)
         for layer in layers:
-            # A layer without weights need not be in the largest architecture.
-            module = self.layers[layer.path] if layer.path in self.layers else layer.build()
-            state = module(*state, **layer.sizes)
+            state = self.module(layer)(*state, **layer.sizes)
         logits: Tensor = state[0]
         return logits
+
+    def module(self, layer: Layer) -> nn.Module:
+        """What runs a layer; one without weights need not be in the largest architecture."""
+        return self.layers[layer.path] if layer.path in self.layers else layer.build()
 
     @torch.no_grad()
     def kept(self, images: Tensor) -> dict[str, Tensor]:

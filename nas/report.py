@@ -81,8 +81,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             for entry in (run.result["winner"], dense)
         ]
         figures["layers"] = pictures.layers(*rows)
-        figures["kept"] = _kept(run)
-        schedule = _schedule(run)
+        shown = _look(run)
+        figures["kept"] = pictures.kept_windows(
+            [s.pixels for s in shown], [s.title for s in shown], [s.kept for s in shown]
+        )
+        schedule = _schedule(run, shown[0].kept)
         for name, figure in figures.items():
             write_bytes(run.folder / "pictures" / f"{name}.png", pictures.png(figure))
             write_text(run.folder / "pictures" / f"{name}.svg", pictures.svg(figure))
@@ -121,17 +124,17 @@ def _headline(result: dict[str, Any]) -> str:
     return f"{text}, {difference} the best dense network found within it."
 
 
-def _schedule(run: Run) -> list[dict[str, Any]]:
-    """The winner stage by stage; for each block its fields."""
-    architecture = run.architecture(run.result["winner"])
-    return [
-        {"width": stage.width, "blocks": [vars(block) for block in stage.blocks]}
-        for stage in architecture.stages
-    ]
+@dataclass(frozen=True)
+class Shown:
+    """A test image, what the winner says of it, and which tokens each of its layers works on."""
+
+    pixels: NDArray[np.float64]  # (side, side, 3) in [0, 1]
+    title: str
+    kept: dict[str, NDArray[np.bool_]]
 
 
-def _kept(run: Run) -> Figure:
-    """The windows that the winner keeps on test images, block by block."""
+def _look(run: Run) -> list[Shown]:
+    """The winner on the first test images."""
     import torch
     from safetensors.torch import load_file
 
@@ -143,19 +146,41 @@ def _kept(run: Run) -> Figure:
     network = Network.empty(run.space, architecture, run.classes)
     network.load_state_dict(load_file(run.folder / "winner" / "weights.safetensors"))
     data = load_data(run.result["data"])
-    shown = range(min(_SHOWN_IMAGES, data.test.size))
-    pixels, labels = data.test.batch(shown, run.space.largest.resolution)
-    images, names, maps = [], [], []
-    for i in shown:
+    count = min(_SHOWN_IMAGES, data.test.size)
+    pixels, labels = data.test.batch(range(count), run.space.largest.resolution)
+    shown = []
+    for i in range(count):
         x = resize(data.tensor(pixels[i : i + 1]), architecture.resolution)
         with torch.no_grad():
             predicted = int(network(x).argmax())
         sign = "✓" if predicted == labels[i] else f"✗ {data.classes[predicted]}"
-        names.append(f"{data.classes[labels[i]]} {sign}")
-        maps.append({k: v.numpy() for k, v in network.kept(x).items()})
         raw = resize(torch.from_numpy(pixels[i : i + 1]).float() / 255, architecture.resolution)
-        images.append(raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy())
-    return pictures.kept_windows(images, names, maps)
+        shown.append(
+            Shown(
+                raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy(),
+                f"{data.classes[labels[i]]} {sign}",
+                {k: v.numpy() for k, v in network.kept(x).items()},
+            )
+        )
+    return shown
+
+
+def _schedule(run: Run, kept: dict[str, NDArray[np.bool_]]) -> list[dict[str, Any]]:
+    """The winner stage by stage; for each block its fields and the share it works on."""
+    space, architecture = run.space, run.architecture(run.result["winner"])
+    stages: list[dict[str, Any]] = []
+    state: Any = None
+    for i, value in enumerate(space.domain.flatten(architecture)):
+        part = space.advance(i, state, value)
+        assert part is not None
+        state = part.state
+        if isinstance(value, int) and i:  # the width that opens a stage
+            stages.append({"width": value, "blocks": []})
+        elif i and value is not None:
+            shares = [kept[layer.path].mean() for layer in part.layers if layer.path in kept]
+            fields = {k: v for k, v in vars(value).items() if k != "sparsity"}
+            stages[-1]["blocks"].append({"fields": fields, "kept": 100 * float(np.mean(shares))})
+    return stages
 
 
 def _img(data: bytes) -> str:

@@ -8,7 +8,7 @@ so that it ends as the undisturbed one would have.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from nas.budget import Budget
-from nas.candidates import Candidate, Scores, rounded
+from nas.candidates import SURROGATE_FROM, Candidate, Scores, rounded
 from nas.data import Dataset, load_data
 from nas.errors import InfeasibleError, RunError, UnknownNameError
 from nas.evaluate import Evaluator, resize
@@ -38,7 +38,6 @@ SAMPLERS = ("trellis", "rejection")
 _BATCH = 8  # candidates scored between two looks at the surrogate
 _MEASURED = 5  # best candidates that are re-measured, besides the front
 _ROUNDS = 30  # end-to-end samples of each
-_SURROGATE_FROM = 24  # scores below which the evolution goes without a surrogate
 
 
 @dataclass(frozen=True)
@@ -278,14 +277,12 @@ class _Job:
         )
         if paths:
             searcher.tell(np.array(paths), values)
-        best = max(
-            (v for a, v in known.items() if self.predict_ms(a) <= self.limit_ms), default=0.0
-        )
+        best = max((v for a, v in known.items() if self.fits(a)), default=0.0)
         with bar(origin, evaluations, "candidates") as advance:
             advance(0, f"best {best:.1f} %")
             done = 0
             while done < evaluations:
-                if len(values) >= _SURROGATE_FROM:
+                if len(values) >= SURROGATE_FROM:
                     surrogate = Surrogate(space.positions).fit(np.array(paths), np.array(values))
                     searcher.surrogate = surrogate
                 asked = searcher.ask(min(_BATCH, evaluations - done))
@@ -302,57 +299,57 @@ class _Job:
                     advance(1, f"best {best:.1f} %")
         return searcher, surrogate
 
-    def candidates(self, space: SearchSpace) -> list[Candidate]:
-        """Everything scored that is predicted to fit, best score first, then the faster one."""
+    def candidates(self, name: str, architectures: Iterable[Architecture]) -> list[Candidate]:
+        """Candidates of scored architectures, best expected accuracy first, then the faster one."""
         found = [
-            Candidate("", a, ms, score)
-            for a, score in self.scores.known.items()
-            if a in space and (ms := self.predict_ms(a)) <= self.limit_ms
+            Candidate(name, a, self.predict_ms(a), self.scores.known[a], self.expected[a])
+            for a in architectures
         ]
-        return sorted(found, key=lambda c: (-c.search_top1_percent, c.predicted_ms))
+        return sorted(found, key=lambda c: (-c.expected_top1_percent, c.predicted_ms))
+
+    def fits(self, architecture: Architecture) -> bool:
+        return self.predict_ms(architecture) <= self.limit_ms
 
     # --- the baselines ---
 
-    def _uniform(self) -> list[Candidate]:
+    def _uniform(self) -> list[Architecture]:
         """For each resolution the largest network with one sparsity everywhere that fits."""
         chosen: list[Architecture] = []
         largest = self.space.largest
         for resolution in self.space.positions[0].values:
             for sparsity in _values(self.space, "sparsity")[::-1]:
                 a = _with_sparsity(replace(largest, resolution=resolution), sparsity)
-                if sparsity and self.predict_ms(a) <= self.limit_ms:
+                if sparsity and self.fits(a):
                     chosen.append(a)
                     break
-        return self._scored("best uniform sparsity", chosen)
+        return self._scored(chosen)
 
-    def _dense(self) -> list[Candidate]:
+    def _dense(self) -> list[Architecture]:
+        """Every scored dense network that fits, after a search of half the length among them."""
         space = self.space.restrict("sparsity", 0)
         try:
             self.evolve(space, max(1, self.settings.evaluations // 2), "dense")
         except InfeasibleError:
             return []
-        return [replace(c, name="best dense") for c in self.candidates(space)]
+        return [a for a in self.scores.known if a in space and self.fits(a)]
 
-    def _random(self) -> list[Candidate]:
+    def _random(self) -> list[Architecture]:
         """As many random draws as there were scores to search with: the shipped draws that fit,
         and uniform draws from inside the budget up to the number of evaluations."""
-        chosen = [a for a in self.scores.drawn if self.predict_ms(a) <= self.limit_ms]
+        chosen = [a for a in self.scores.drawn if self.fits(a)]
         if (missing := self.settings.evaluations - len(chosen)) > 0:
             within = self.trellis.within(self.limit_ms)
             paths = within.sample(missing, np.random.default_rng(self.settings.seed + 1))
             chosen += [decode(self.space, path) for path in paths]
-        self.drawn = len(chosen)
-        return self._scored("best of random draws", chosen)
+        return self._scored(chosen)
 
-    def _scored(self, name: str, architectures: Sequence[Architecture]) -> list[Candidate]:
-        with bar("baselines", len(architectures), "candidates") as advance:
-            found = []
-            for a in architectures:
-                found.append(
-                    Candidate(name, a, self.predict_ms(a), self.scores([a], "baseline")[0])
-                )
-                advance(1, name)
-        return sorted(found, key=lambda c: -c.search_top1_percent)
+    def _scored(self, architectures: list[Architecture]) -> list[Architecture]:
+        new = [a for a in architectures if a not in self.scores.known]
+        with bar("baselines", len(new), "candidates") as advance:
+            for a in new:
+                self.scores([a], "baseline")
+                advance(1)
+        return architectures
 
     # --- the job ---
 
@@ -361,15 +358,18 @@ class _Job:
         self._greet()
         with clock.part("search"):
             searcher, surrogate = self.evolve(self.space, settings.evaluations, "search")
-            (largest,) = self._scored("largest dense", [self.space.largest])
-            groups = [self._uniform(), self._dense(), self._random()]
-            ranked = self.candidates(self.space)
-            front = [
-                ranked[i]
-                for i in pareto(
-                    [c.predicted_ms for c in ranked], [c.search_top1_percent for c in ranked]
-                )
-            ]
+            named = {
+                "largest dense": self._scored([self.space.largest]),
+                "best uniform sparsity": self._uniform(),
+                "best dense": self._dense(),
+                "best of random draws": self._random(),
+            }
+            self.expected = self.scores.expected(self.space)
+            (largest,), *groups = (self.candidates(name, own) for name, own in named.items())
+            fitting = [a for a in self.scores.known if a in self.space and self.fits(a)]
+            ranked = self.candidates("candidate", fitting)
+            costs, accuracies = zip(*((c.predicted_ms, c.expected_top1_percent) for c in ranked))
+            front = [ranked[i] for i in pareto(costs, accuracies)]
         with clock.part("measure"):
             self._measure([largest, *ranked[:_MEASURED], *front, *(g[0] for g in groups if g)])
             winner = self._first_that_fits(ranked)
@@ -380,8 +380,8 @@ class _Job:
                     "or raise the budget",
                 )
             winner = replace(winner, name="winner")
-            fitting = [self._first_that_fits(group) for group in groups]
-            chosen = [largest, *(c for c in fitting if c)]
+            best = [self._first_that_fits(group) for group in groups]
+            chosen = [largest, *(c for c in best if c)]
         with clock.part("test"):
             self._test([winner, *chosen])
         with clock.part("export"):
@@ -394,7 +394,7 @@ class _Job:
             "run_dir": str(self.folder),
             "classes": list(self.data.classes),
             "evaluations": len(searcher.scores) - len(self.scores.fitting(self.space)),
-            "random_draws": self.drawn,
+            "random_draws": len(named["best of random draws"]),
             "shipped_scores": len(self.scores.shipped),
             "proposals": searcher.proposals,
             "rejections": dict(searcher.rejections),
@@ -429,8 +429,7 @@ class _Job:
         return result
 
     def _best_shipped(self) -> float | None:
-        fitting = [s for a, s in self.scores.shipped.items() if self.predict_ms(a) <= self.limit_ms]
-        return max(fitting, default=None)
+        return max((s for a, s in self.scores.shipped.items() if self.fits(a)), default=None)
 
     def _greet(self) -> None:
         f, t = self.feasible, self.table.calibration

@@ -74,18 +74,29 @@ class Surrogate:
         self._mean = float(scores.mean())
         y = scores - self._mean
         u, s, vt = np.linalg.svd(x, full_matrices=False)
-        best = np.inf
+        self.error = np.inf
         for penalty in np.logspace(-1, 3, 17):
             shrink = s**2 / (s**2 + penalty)
             fitted = u @ (shrink * (u.T @ y))
             leverage = (u**2 * shrink).sum(1)
             left_out = y - (y - fitted) / np.maximum(1 - leverage, 1e-6)
             error = float(((y - left_out) ** 2).mean())
-            if error < best:
-                best = error
+            if error < self.error:
+                self.error = error
                 self._weights = vt.T @ (s / (s**2 + penalty) * (u.T @ y))
                 self.rank_correlation = spearman(left_out, y)
         return self
+
+    def expected(self, paths: Ints, scores: Floats, noise: Floats) -> Floats:
+        """Scores with the noise taken out: the mean of score and prediction, weighted by precision.
+
+        `noise` is the variance of each score as a measurement (of n images: p (1 - p) / n). What
+        the left-out error exceeds it by is the variance of the prediction. Choosing by raw scores
+        would choose luck: of a thousand scores on 400 images the best is some 7 points too high.
+        """
+        model = max(self.error - float(noise.mean()), 0.02 * self.error)
+        weight = model / (model + noise)
+        return weight * scores + (1 - weight) * self.predict(paths)
 
     def predict(self, paths: Ints) -> Floats:
         return self._mean + self.features(paths) @ self._weights  # type: ignore[no-any-return]

@@ -193,10 +193,12 @@ def test_unknown_names_are_refused_before_anything_runs(settings):
 
 def test_the_upper_limit_of_a_median():
     """Order statistics: of 100 samples the 95 % limit of the median is about the 60th."""
-    candidate = Candidate("", Architecture(16, ()), 1.0, 1.0, [float(i) for i in range(1, 101)])
+    candidate = Candidate(
+        "", Architecture(16, ()), 1.0, 1.0, 1.0, [float(i) for i in range(1, 101)]
+    )
     assert candidate.measured_ms == 50.5
     assert candidate.upper_ms == 61.0
-    assert Candidate("", Architecture(16, ()), 1.0, 1.0).upper_ms == float("inf")
+    assert Candidate("", Architecture(16, ()), 1.0, 1.0, 1.0).upper_ms == float("inf")
 
 
 def test_a_run_that_is_not_finished_has_no_report(tmp_path):

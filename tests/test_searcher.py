@@ -91,6 +91,23 @@ def test_a_surrogate_of_an_additive_score_finds_the_optimum_at_once():
     assert max(map(score, run(searcher, score, 16))) >= best - 1e-6
 
 
+def test_expected_scores_are_nearer_to_the_truth_than_noisy_ones():
+    rng = np.random.default_rng(0)
+    paths = np.array(list(everything("swin:debug")))
+    surrogate = Surrogate(SPACE.positions)
+    truth = surrogate.features(paths) @ rng.normal(size=surrogate.features(paths).shape[1])
+    truth = 50 + 4 * (truth - truth.mean()) / truth.std() + rng.normal(0, 0.5, len(paths))
+    chosen = rng.choice(len(paths), 400, replace=False)
+    noisy = truth[chosen] + rng.normal(0, 2.5, 400)
+    expected = surrogate.fit(paths[chosen], noisy).expected(
+        paths[chosen], noisy, np.full(400, 2.5**2)
+    )
+    error = [np.sqrt(np.mean((x - truth[chosen]) ** 2)) for x in (noisy, expected)]
+    assert error[1] < 0.6 * error[0]
+    # What is chosen by expectation is truly better than what is chosen by luck.
+    assert truth[chosen][np.argmax(expected)] >= truth[chosen][np.argmax(noisy)]
+
+
 def test_the_same_seed_asks_the_same():
     trellis, budget, score, _ = problem()
     runs = [
