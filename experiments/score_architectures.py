@@ -4,7 +4,8 @@
 
 Draws are uniform within one of the budgets 6, 8, 12, 16, 20, 28 and 40 ms of this machine's table
 (`random`, three quarters) or of its dense part (`dense`, a quarter), in groups of eight that share
-their first stage, so that its activations are computed once. All on the first 400 scenes of the
+their first stage, so that its activations are computed once; and the largest networks of each
+resolution with one sparsity everywhere (`uniform`). All on the first 400 scenes of the
 search split; the test split is not touched, but for the one figure of the largest network that the
 card carries. Appends to `scores.jsonl` beside the weights and goes on where it was stopped.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,12 +26,13 @@ from nas.evaluate import Evaluator, cores, resize
 from nas.latency import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
+from nas.run import sparsities, with_sparsity
 from nas.stopwatch import keep_heap
 from nas.supernet import load_supernet, supernet_folder
 from nas.trellis import decode
 
 BUDGETS_MS = (6, 8, 12, 16, 20, 28, 40)
-GROUP, IMAGES, TEST_IMAGES = 8, 400, 1000
+GROUP, IMAGES, TEST_IMAGES = 8, 400, 500
 
 
 def shared_prefix_top1(network, batches, labels, architectures, shared: int) -> list[float]:
@@ -90,6 +93,18 @@ def main() -> None:
     done = len(journal.read())
     pixels, labels = data.search.batch(range(IMAGES), space.largest.resolution)
     batches = data.tensor(pixels).split(16)
+
+    evaluator = Evaluator(network, data, data.search, IMAGES)
+    known = {record["architecture"] for record in journal.read()}
+    for sparsity in sparsities(space):  # the baselines that every search has
+        for resolution in space.positions[0].values:
+            a = with_sparsity(replace(space.largest, resolution=resolution), sparsity)
+            if a.to_json() not in known:
+                score = evaluator.top1_percent(a)
+                journal.append(
+                    {"architecture": a.to_json(), "drawn": "uniform", "top1_percent": score}
+                )
+                print(f"{resolution} px, {sparsity} % everywhere: {score:.1f} %", flush=True)
 
     parts = {"random": space, "dense": space.restrict("sparsity", 0)}
     within = {

@@ -79,9 +79,9 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
-    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 16,
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 8,
     search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
-    test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 1000,
+    test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 500,
     sampler: Annotated[Sampler, typer.Option(help="Where proposals come from.")] = Sampler.trellis,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
     table: Annotated[str, typer.Option(help="Folder of a latency table to use.")] = "",

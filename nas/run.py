@@ -49,9 +49,9 @@ class Settings:
     data: str = "scenes"
     device: str = "cpu"
     supernet: str = ""  # folder; empty for the shipped one
-    evaluations: int = 16
+    evaluations: int = 8
     search_images: int = 400
-    test_images: int = 1000
+    test_images: int = 500
     sampler: str = "trellis"
     fresh: bool = False
     seed: int = 0
@@ -88,9 +88,9 @@ def search(
     supernet: str | Path = "",
     out: str | Path | None = None,
     resume: bool = False,
-    evaluations: int = 16,
+    evaluations: int = 8,
     search_images: int = 400,
-    test_images: int = 1000,
+    test_images: int = 500,
     sampler: str = "trellis",
     fresh: bool = False,
     seed: int = 0,
@@ -317,12 +317,12 @@ class _Job:
         chosen: list[Architecture] = []
         largest = self.space.largest
         for resolution in self.space.positions[0].values:
-            for sparsity in _values(self.space, "sparsity")[::-1]:
-                a = _with_sparsity(replace(largest, resolution=resolution), sparsity)
+            for sparsity in sparsities(self.space):
+                a = with_sparsity(replace(largest, resolution=resolution), sparsity)
                 if sparsity and self.fits(a):
                     chosen.append(a)
                     break
-        return self._scored(chosen)
+        return self._scored("uniform", chosen)
 
     def _dense(self) -> list[Architecture]:
         """Every scored dense network that fits, after a search of half the length among them."""
@@ -341,14 +341,14 @@ class _Job:
             within = self.trellis.within(self.limit_ms)
             paths = within.sample(missing, np.random.default_rng(self.settings.seed + 1))
             chosen += [decode(self.space, path) for path in paths]
-        return self._scored(chosen)
+        return self._scored("random", chosen)
 
-    def _scored(self, architectures: list[Architecture]) -> list[Architecture]:
-        new = [a for a in architectures if a not in self.scores.known]
-        with bar("baselines", len(new), "candidates") as advance:
-            for a in new:
-                self.scores([a], "baseline")
-                advance(1)
+    def _scored(self, name: str, architectures: list[Architecture]) -> list[Architecture]:
+        if new := [a for a in architectures if a not in self.scores.known]:
+            with bar(name, len(new), "networks") as advance:
+                for a in new:
+                    self.scores([a], name)
+                    advance(1)
         return architectures
 
     # --- the job ---
@@ -359,7 +359,7 @@ class _Job:
         with clock.part("search"):
             searcher, surrogate = self.evolve(self.space, settings.evaluations, "search")
             named = {
-                "largest dense": self._scored([self.space.largest]),
+                "largest dense": self._scored("largest", [self.space.largest]),
                 "best uniform sparsity": self._uniform(),
                 "best dense": self._dense(),
                 "best of random draws": self._random(),
@@ -527,17 +527,15 @@ class _Job:
         write_json(self.folder / "run.json", result)
 
 
-def _values(space: SearchSpace, name: str) -> list[int]:
-    """The values that a field of blocks may take in a space, most expensive last."""
-    found: dict[int, None] = {}
-    for position in space.positions:
-        for value in position.values:
-            if hasattr(value, name):
-                found[getattr(value, name)] = None
-    return list(found)
+def sparsities(space: SearchSpace) -> list[int]:
+    """The sparsities in percent that blocks of a space may have, densest first."""
+    values = (value for position in space.positions for value in position.values)
+    return sorted({value.sparsity for value in values if hasattr(value, "sparsity")})
 
 
-def _with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
+def with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
+    """The architecture with one sparsity in every block."""
+
     def pruned(stage: Stage) -> Stage:
         return replace(stage, blocks=tuple(replace(b, sparsity=sparsity) for b in stage.blocks))
 
