@@ -6,7 +6,7 @@ by the L2 norm of their activations, the best are gathered, run, and scattered b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -83,8 +83,8 @@ def relative_index(window: int) -> NDArray[np.int64]:
     return index
 
 
-def window_order(x_BSSC: Tensor, size: int, window: int, shift: int) -> Tensor:
-    """(batch, windows): the windows of each image, most active first.
+def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int]) -> list[Tensor]:
+    """For each shift (batch, windows): the windows of each image, most active first.
 
     The score of a window is the L2 norm over its tokens of the channel mean of |x|; tokens beyond
     the real `size` of a padded map count as zero.
@@ -93,7 +93,10 @@ def window_order(x_BSSC: Tensor, size: int, window: int, shift: int) -> Tensor:
     activity = torch.linalg.vector_norm(x_BSSC, ord=1, dim=-1)
     if side > size:
         activity = F.pad(activity[:, :size, :size], (0, side - size, 0, side - size))
-    tokens = window_tokens(size, window, shift, x_BSSC.device)
-    scores = torch.linalg.vector_norm(activity.flatten(1)[:, tokens], dim=-1)
-    order: Tensor = scores.argsort(dim=1, descending=True)
-    return order
+    activity = activity.flatten(1)
+    orders = []
+    for shift in shifts:
+        tokens = window_tokens(size, window, shift, x_BSSC.device)
+        scores = torch.linalg.vector_norm(activity[:, tokens], dim=-1)
+        orders.append(scores.argsort(dim=1, descending=True))
+    return orders

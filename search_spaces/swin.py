@@ -29,7 +29,7 @@ from nas.windows import (
     padded,
     relative_index,
     shift_mask,
-    window_order,
+    window_orders,
     window_tokens,
 )
 
@@ -115,14 +115,11 @@ class WindowScore(MapModule):
         super().__init__()
 
     def forward(
-        self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int
+        self, x_BSSC: Tensor, _: Orders, *, size: int, window: int
     ) -> tuple[Tensor, Orders]:
-        regular = window_order(x_BSSC, size, window, 0)
-        one = padded(size, window) == window
-        return x_BSSC, (
-            regular,
-            regular if one else window_order(x_BSSC, size, window, window // 2),
-        )
+        one = padded(size, window) == window  # then the shift is off
+        orders = window_orders(x_BSSC, size, window, (0,) if one else (0, window // 2))
+        return x_BSSC, (orders[0], orders[-1])
 
 
 class WindowBlock(MapModule):

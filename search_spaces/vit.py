@@ -25,7 +25,7 @@ from nas.elastic import (
 )
 from nas.family import Layer, Part
 from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import kept_windows, window_order, window_tokens
+from nas.windows import kept_windows, window_orders, window_tokens
 
 # Shape suffixes: B batch, N tokens (class token first), C width, G side of the grid of patches.
 # Between layers travel the tokens x_BNC and, once sorted, the patch that each of them came from.
@@ -97,7 +97,7 @@ class WindowSort(TokenModule):
     ) -> tuple[Tensor, Tensor]:
         b, _, c = x_BNC.shape
         patches = x_BNC[:, 1:]
-        order = window_order(patches.reshape(b, grid, grid, c), grid, window, 0)
+        (order,) = window_orders(patches.reshape(b, grid, grid, c), grid, window, (0,))
         index = window_tokens(grid, window, 0, x_BNC.device)[order].flatten(1)
         patches = patches.gather(1, index[..., None].expand(-1, -1, c))
         return torch.cat([x_BNC[:, :1], patches], dim=1), index

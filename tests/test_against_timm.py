@@ -12,7 +12,7 @@ import torch
 from nas.elastic import Network, count_macs, count_params
 from nas.family import load_space
 from nas.space import Architecture, Stage
-from nas.windows import kept_windows, shift_mask, window_order, window_tokens
+from nas.windows import kept_windows, shift_mask, window_orders, window_tokens
 from search_spaces.swin import Block as SwinBlock
 from search_spaces.swin import Swin, WindowBlock
 
@@ -119,7 +119,7 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, shift):
     x = torch.randn(3, 28, 28, 16)
     if size < 28:
         x[:, size:], x[:, :, size:] = 0, 0
-    orders = tuple(window_order(x, size, 7, s) for s in (0, 3))
+    orders = window_orders(x, size, 7, (0, 3))
     with torch.no_grad():
         y, _ = module(x, orders, **sizes)
         expected = slow_block(module, x, orders[shift > 0][:, :5], sizes)
@@ -130,7 +130,7 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, shift):
 def test_window_scores_are_the_norm_of_the_mean_activation():
     torch.manual_seed(0)
     x = torch.randn(2, 12, 12, 6)
-    order = window_order(x, 12, 4, 0)
+    (order,) = window_orders(x, 12, 4, (0,))
     for b in range(2):
         scores = []
         for i in range(3):
@@ -181,7 +181,7 @@ def test_vit_drops_the_least_active_windows_and_never_the_class_token():
         layers = {layer.path: layer for layer in space.layers(sparse, 5)}
         x, _ = network.layers["stem"](images, **layers["stem"].sizes)
         patches = x[:, 1:].view(1, 6, 6, -1)
-        kept = window_order(patches, 6, 2, 0)[0, :5]  # half of nine windows, rounded up
+        kept = window_orders(patches, 6, 2, (0,))[0][0, :5]  # half of nine windows, rounded up
         tokens = window_tokens(6, 2, 0, x.device)[kept].flatten()
         x = torch.cat([x[:, :1], x[:, 1:][:, tokens]], 1)
         for i in range(3):
