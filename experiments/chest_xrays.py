@@ -51,7 +51,8 @@ def main() -> None:
         check=True,
     )  # fmt: skip
     subprocess.run(
-        [*vitnas, "search", "--budget", "20ms", "--data", data, "--fresh", "--evaluations", "16", "--search-images", "200",
+        [*vitnas, "search", "--budget", "20ms", "--data", data, "--fresh",
+         "--evaluations", "16", "--search-images", "200",
          "--supernet", str(options.out / "supernet"), "--out", str(options.out / "run")],
         check=True,
     )  # fmt: skip
