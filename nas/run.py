@@ -440,8 +440,7 @@ class _Job:
             f"within {self.settings.budget_ms:g} ms\n"
             f"table: {len(self.table.rows)} rows, error on {t.held_out} other networks "
             f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
-            f"{len(self.scores.shipped):,} scores known",
-            soft_wrap=True,
+            f"{len(self.scores.shipped):,} scores known"
         )
 
     def _measure(self, wanted: Sequence[Candidate]) -> None:
