@@ -154,6 +154,8 @@ def _image_folder(root: Path, seed: int) -> Dataset:
     missing = [split for split in ("search", "test") if not files[split]]
     if missing:
         _hold_out(files, missing, Random(seed))
+    for split in SPLITS:  # the first images of a split must be a fair sample of its classes
+        Random(f"{seed} {split}").shuffle(files[split])
     grey = _all_grey([path for path, _ in files["train"][:: max(1, len(files["train"]) // 50)]])
     splits = {split: _Files(split, files[split], grey) for split in SPLITS}
     mean, std = _statistics(splits["train"])

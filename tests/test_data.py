@@ -71,6 +71,14 @@ def test_an_image_folder_is_split_by_class(photo_data):
     assert brightness[labels == 0].min() > brightness[labels == 1].max()
 
 
+def test_the_first_images_of_every_split_are_of_all_classes(tmp_path):
+    for split in ("train", "search", "test"):
+        paint(tmp_path / split, 40)
+    data = load_data(f"imagefolder:{tmp_path}")
+    for split in (data.train, data.search, data.test):
+        assert 8 <= sum(label for _, label in split.files[:40]) <= 32
+
+
 def test_the_split_is_fixed_by_the_seed(photos):
     name = f"imagefolder:{photos}"
     a, b, c = load_data(name, 0), load_data(name, 0), load_data(name, 1)
