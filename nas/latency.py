@@ -292,7 +292,7 @@ def profile(
     campaign = _Campaign(space, classes, graph, journal, rounds)
     campaign.run(minutes)
     table = LatencyTable(
-        rows={key: Row.of(key, samples) for key, samples in campaign.layers.items()},
+        rows=campaign.rows(),
         manifest={
             "space": space.name,
             "classes": classes,
@@ -423,8 +423,8 @@ class _Campaign:
 
     def _references(self) -> list[str]:
         """One random network from each of equal bands of the latency range, in random order."""
-        cost = {key: Row.of(key, samples).median_ms for key, samples in self.layers.items()}
-        trellis = Trellis(self.graph, lambda layer: cost[layer.key])
+        rows = self.rows()
+        trellis = Trellis(self.graph, lambda layer: rows[layer.key].median_ms)
         edges = np.linspace(trellis.fastest, trellis.slowest, FIT + HELD_OUT + 1)
         rng = np.random.default_rng(0)
         chosen: dict[str, None] = {}
@@ -436,12 +436,15 @@ class _Campaign:
             chosen[decode(self.space, within.sample(1, rng)[0]).to_json()] = None
         return [text for text in chosen if text not in self.tours]
 
+    def rows(self) -> dict[str, Row]:
+        return {key: Row.of(key, samples) for key, samples in self.layers.items()}
+
     def calibration(self) -> Calibration:
-        cost = {key: Row.of(key, samples).median_ms for key, samples in self.layers.items()}
+        rows = self.rows()
         sums, measured = [], []
         for text, samples in self.references.items():
             layers = self.space.layers(self.space.parse(text), self.classes)
-            sums.append(sum(cost[layer.key] for layer in layers))
+            sums.append(sum(rows[layer.key].median_ms for layer in layers))
             measured.append(Row.of(text, samples).median_ms)
         return Calibration.fit(sums, measured, min(FIT, len(sums) // 2))
 
