@@ -57,7 +57,7 @@ def main() -> None:
     space = whole.restrict("resolution", 56)
     recipe = Recipe(images=(0, 0, options.images))
     graph = Graph.of(space, 10)
-    macs = {key: count_macs(layer) for key, layer in graph.items().items()}
+    macs = {key: count_macs(layer).total for key, layer in graph.items().items()}
     trellis = Trellis(graph, lambda layer: macs[layer.key])
     edges = np.geomspace(trellis.fastest * 1.5, trellis.slowest, options.count + 1)
     rng = np.random.default_rng(0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from nas.evaluate import Evaluator, cores, resize
 from nas.latency import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
-from nas.run import sparsities, with_sparsity
+from nas.run import sparsities, uniform
 from nas.stopwatch import keep_heap
 from nas.supernet import load_supernet, supernet_folder
 from nas.trellis import decode
@@ -98,7 +97,7 @@ def main() -> None:
     known = {record["architecture"] for record in journal.read()}
     for sparsity in sparsities(space):  # the baselines that every search has
         for resolution in space.positions[0].values:
-            a = with_sparsity(replace(space.largest, resolution=resolution), sparsity)
+            a = uniform(space, resolution, sparsity)
             if a.to_json() not in known:
                 score = evaluator.top1_percent(a)
                 journal.append(

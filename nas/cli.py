@@ -39,6 +39,13 @@ Supernet = Annotated[
     str, typer.Option(help="Folder of a trained supernet; default: the shipped one.")
 ]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(min=2, help="Classes of the classifier; default: 10, for named models 1000."),
+]
+# Tables of Swin's windows are made in full on the way: 0.2 GB here, four times that at twice this.
+_LARGEST_PX = 4096
+_FIGURES = (".png", ".svg", ".pdf")
 
 
 class Sampler(StrEnum):
@@ -59,10 +66,11 @@ class Format(StrEnum):
 class Listing(StrEnum):
     """What can be listed."""
 
+    models = "models"
     spaces = "spaces"
+    supernets = "supernets"
     devices = "devices"
     tables = "tables"
-    models = "models"
     runs = "runs"
 
 
@@ -176,6 +184,9 @@ def train(
     data: Data = "scenes",
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
     images: Annotated[int, typer.Option(min=200, help="Training images in all.")] = 271_200,
+    init: Annotated[
+        str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -190,7 +201,7 @@ def train(
 
     check_device(device)
     recipe = Recipe(seed=seed).scaled(images)
-    where = run_train(space, load_data(data), Path(folder), recipe, device, resume)
+    where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init)
     card = json.loads((where / "supernet.json").read_text())
     if as_json:
         return _json(card)
@@ -217,10 +228,12 @@ def report(
 
 @app.command(epilog="Example: vitnas measure runs/swin-micro-20ms")
 def measure(
-    what: Annotated[str, typer.Argument(metavar="ARCH|RUN", help="Architecture JSON or run.")],
+    what: Annotated[
+        str, typer.Argument(metavar="ARCH|RUN|MODEL", help="Architecture JSON, run or model.")
+    ],
     space: Space = "swin:micro",
     device: Device = "cpu",
-    classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
+    classes: Classes = None,
     rounds: Annotated[int, typer.Option(min=2, help="Samples to take.")] = 50,
     as_json: Json = False,
 ) -> None:
@@ -283,16 +296,12 @@ def export(
 ) -> None:
     """Write the winner of a run as a file, reloaded and compared with the run's weights."""
     import torch
-    from safetensors.torch import load_file
 
-    from nas.elastic import Network
     from nas.export import export_network
     from nas.report import Run
 
-    loaded = Run.load(run)
-    architecture = loaded.architecture(loaded.result["winner"])
-    network = Network.empty(loaded.space, architecture, loaded.classes)
-    network.load_state_dict(load_file(run / "winner" / "weights.safetensors"))
+    network = Run.load(run).winner()
+    architecture = network.architecture
     torch.manual_seed(0)
     images = torch.randn(1, 3, architecture.resolution, architecture.resolution)
     with torch.no_grad():
@@ -307,14 +316,73 @@ def export(
         )
 
 
-@app.command(epilog="Example: vitnas inspect runs/swin-micro-20ms")
-def inspect(
+@app.command(epilog="Example: vitnas quantize runs/swin-micro-20ms")
+def quantize(
     what: Annotated[
-        str, typer.Argument(metavar="[ARCH|RUN]", help="Default: the largest of the space.")
+        str,
+        typer.Argument(metavar="[RUN|ARCH|MODEL]", help="Default: the largest of the space."),
     ] = "",
     space: Space = "swin:micro",
+    data: Data = "scenes",
+    supernet: Supernet = "",
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint of a named model: a file, or a name on timm's hub.")
+    ] = "",
+    images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images for the ranges.")] = 64,
+    folder: Annotated[str, typer.Option("--out", help="Write the int8 network here.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a network in int8 by clipping method, and what each layer costs."""
+    import torch
+
+    from nas.quantization import quantize as run_quantize
+    from nas.quantization import subject
+
+    network, images_of = subject(what, space, data, supernet, weights)
+    torch.set_num_threads(1)
+    result = run_quantize(
+        network,
+        images_of,
+        images=images,
+        calibration=calibration,
+        out=Path(folder) if folder else None,
+    )
+    if as_json:
+        return _json(result)
+    grid = _table("ranges", "search top-1", "answers changed")
+    grid.add_row("float32", f"{result['fp32']['top1_percent']:.1f} %", "")
+    for method, row in result["methods"].items():
+        grid.add_row(
+            f"int8 {method}", f"{row['top1_percent']:.1f} %", f"{row['changed_percent']:.1f} %"
+        )
+    out.print(grid)
+    ms = result["measured_ms"]
+    out.print(
+        f"measured, torch eager, one thread: float32 {ms['fp32']:.2f} ms, int8 {ms['int8']:.2f} ms"
+    )
+    out.print("relative error of a layer's output by method, and of the logits if it alone is int8")
+    methods = list(result["layers"][0]["error"])
+    grid = _table("layer", *methods, "chosen", "logits")
+    for row in result["layers"]:
+        errors = (f"{row['error'][method]:.1e}" for method in methods)
+        grid.add_row(row["layer"], *errors, row["method"], f"{row['logit_error']:.1e}")
+    out.print(grid)
+    for name, difference in result.get("exported", {}).items():
+        out.print(f"{Path(folder) / name} (largest difference of a logit {difference:.1g})")
+
+
+@app.command(epilog="Example: vitnas inspect vit_base_patch16_224 --resolution 384")
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="[ARCH|RUN|MODEL]", help="Default: the largest of the space.")
+    ] = "",
+    space: Space = "swin:micro",
+    resolution: Annotated[
+        int | None, typer.Option(min=1, max=_LARGEST_PX, help="Pixels; default: its own.")
+    ] = None,
     device: Device = "cpu",
-    classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
+    classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs and predicted latency of an architecture, layer by layer."""
@@ -322,20 +390,21 @@ def inspect(
     from nas.latency import describe_device, known_table
 
     describe_device(device)
-    the_space, architecture, classes = _architecture(what, space, classes)
+    the_space, architecture, classes = _architecture(what, space, classes, resolution)
     table = known_table(the_space, classes, device)
     rows = [
         {
             "layer": layer.path,
             "key": layer.key,
             "params": count_params(layer),
-            "macs": count_macs(layer),
+            "macs": count_macs(layer).total,
             "predicted_ms": round(table.cost_ms(layer), 4) if table else None,
         }
         for layer in the_space.layers(architecture, classes)
     ]
+    plain = the_space.name.partition("@")[0]
     result = {
-        "name": f"{the_space.name} {architecture.id}",
+        "name": f"{plain} {architecture.id}" if ":" in plain else plain,
         "resolution": architecture.resolution,
         "params": sum(row["params"] for row in rows),
         "macs": sum(row["macs"] for row in rows),
@@ -359,12 +428,78 @@ def inspect(
     out.print(grid)
 
 
-@app.command(name="list", epilog="Example: vitnas list spaces")
+@app.command(epilog="Example: vitnas macs --models vit_tiny_patch16_224,swin:tiny --out macs.png")
+def macs(
+    models: Annotated[
+        str, typer.Option(help="Named models (or spaces: their largest), separated by commas.")
+    ] = "vit_base_patch16_224,swin_base_patch4_window7_224,mobilevit_s,efficientvit_b3",
+    resolutions: Annotated[
+        str, typer.Option(help="Sides of the image in pixels, separated by commas.")
+    ] = "224,448,512,896,1024,2048",
+    figure: Annotated[
+        str, typer.Option("--out", help="Draw the curves: a .png, .svg or .pdf file.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """How the MACs of attention, and of whole models, grow with the resolution."""
+    names = _items(models, "--models", "names", "vit_base_patch16_224")
+    sides = [_pixels(item) for item in _items(resolutions, "--resolutions", "pixels", "224,448")]
+    path = Path(figure) if figure else None
+    if path and path.suffix.lower() not in _FIGURES:
+        raise UsageError(f"--out is a .png, .svg or .pdf file, got {figure!r}", "e.g. macs.png")
+    from nas.scaling import macs_by_resolution
+
+    result = macs_by_resolution(names, sides)
+    if path:
+        from nas import pictures
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(pictures.macs(result), path)
+    if as_json:
+        return _json(result)
+    out.print("MACs of the two attention products, of attention with its projections, of all")
+    grid = _table("model", "products", "attention", "whole model", "products' share")
+    kinds = ("attention_matmul_macs", "attention_macs", "macs")
+    for slope in result["slopes"]:
+        grid.add_row(slope["model"], style="bold")
+        for row in (row for row in result["rows"] if row["model"] == slope["model"]):
+            counts = [row[kind] for kind in kinds]
+            share = f"{100 * counts[0] / counts[2]:.1f} %"
+            grid.add_row(
+                f"{row['resolution']:>6} px", *(f"{n / 1e9:,.2f} G" for n in counts), share
+            )
+        powers = (slope[kind] for kind in kinds)
+        cells = ("" if power is None else f"R^{power:.2f}" for power in powers)
+        grid.add_row("  grows as", *cells, style="cyan")
+    out.print(grid)
+    out.print(result["reading"])
+    if path:
+        out.print(f"figure: {path}", soft_wrap=True)
+
+
+def _items(text: str, option: str, what: str, example: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(
+            f"{option} takes {what} separated by commas, got {text!r}", f"e.g. {example}"
+        )
+    return items
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST_PX:
+        raise UsageError(
+            f"--resolutions takes pixels from 1 to {_LARGEST_PX}, got {text!r}", "e.g. 224,448"
+        )
+    return int(text)
+
+
+@app.command(name="list", epilog="Example: vitnas list models")
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
     as_json: Json = False,
 ) -> None:
-    """List spaces, devices, measured tables, shipped models, or runs."""
+    """List models of the papers, spaces, shipped supernets, devices, measured tables, or runs."""
     rows = _LISTINGS[what]()
     if as_json:
         return _json({what.value: rows})
@@ -372,8 +507,31 @@ def list_(
         return out.print(f"no {what.value} yet")
     grid = _table(*rows[0])
     for row in rows:
-        grid.add_row(*(str(value) for value in row.values()))
+        cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        grid.add_row(*cells)
     out.print(grid)
+
+
+def _models() -> list[dict[str, Any]]:
+    from nas.elastic import count_params, sum_macs
+    from nas.family import load_space, model_names
+    from nas.progress import track
+
+    rows = []
+    names = list(model_names())
+    for name in track(names, "count", len(names), "models"):
+        space = load_space(name)
+        layers = space.layers(space.largest, 1000)
+        rows.append(
+            {
+                "model": name,
+                "family": type(space.parts).__module__.rpartition(".")[2],
+                "resolution": space.largest.resolution,
+                "params M": round(sum(map(count_params, layers)) / 1e6, 3),
+                "MACs G": round(sum_macs(layers).total / 1e9, 3),
+            }
+        )
+    return rows
 
 
 def _spaces() -> list[dict[str, Any]]:
@@ -430,7 +588,7 @@ def _tables() -> list[dict[str, Any]]:
     return rows
 
 
-def _models() -> list[dict[str, Any]]:
+def _supernets() -> list[dict[str, Any]]:
     from nas.records import read_json
     from nas.supernet import ASSETS
 
@@ -459,32 +617,45 @@ def _runs() -> list[dict[str, Any]]:
 
 
 _LISTINGS = {
+    Listing.models: _models,
     Listing.spaces: _spaces,
+    Listing.supernets: _supernets,
     Listing.devices: _devices,
     Listing.tables: _tables,
-    Listing.models: _models,
     Listing.runs: _runs,
 }
 
 
-def _architecture(what: str, space_name: str, classes: int) -> tuple[Any, Any, int]:
-    """The space, architecture and classes that ARCH (JSON or its file) or RUN stands for."""
+def _architecture(
+    what: str, space_name: str, classes: int | None, resolution: int | None = None
+) -> tuple[Any, Any, int]:
+    """The space, architecture and classes that ARCH (JSON or its file), RUN or MODEL stands for."""
+    from dataclasses import replace
+
     from nas.family import load_space
 
-    path = Path(what) if what and not what.lstrip().startswith("{") else None
-    if path and path.is_dir():
+    is_json = what.lstrip().startswith("{")
+    path = Path("" if is_json else what)
+    if is_json or path.is_file():
+        space = load_space(space_name)
+        architecture = space.parse(what if is_json else path.read_text())
+    elif what and path.is_dir():
         from nas.report import Run
 
         run = Run.load(path)
-        return run.space, run.architecture(run.result["winner"]), run.classes
-    space = load_space(space_name)
-    if not what:
-        return space, space.largest, classes
-    if path and not path.is_file():
+        space, classes = run.space, run.classes
+        architecture = run.architecture(run.result["winner"])
+    elif "/" in what or what.endswith(".json"):
         raise UsageError(
             f"there is no {what}", "give a run directory, or architecture JSON or its file"
         )
-    return space, space.parse(path.read_text() if path else what), classes
+    else:
+        space = load_space(what or space_name)
+        architecture = space.largest
+    if resolution:
+        space = space.at(resolution)
+        architecture = replace(architecture, resolution=resolution)
+    return space, architecture, classes or (10 if ":" in space.name else 1000)
 
 
 def _table(*columns: str) -> Table:

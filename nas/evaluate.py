@@ -1,4 +1,4 @@
-"""Accuracy of subnets on one split."""
+"""Accuracy of subnets on one split, as the plain networks that they would be deployed as."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nas.elastic import Network
 
 _BATCH = 16  # fastest on one CPU core: activations of a batch still fit the caches
+_CALIBRATION = 256  # training images for the statistics of a subnet's BatchNorms
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
@@ -43,15 +44,34 @@ class Evaluator:
         pixels, labels = self.split.batch(range(self.images), canvas)
         return self.data.tensor(pixels), labels
 
+    @cached_property
+    def _calibration(self) -> Tensor:
+        split = self.data.train
+        canvas = self.network.space.largest.resolution
+        pixels, _ = split.batch(range(min(_CALIBRATION, split.size)), canvas)
+        return self.data.tensor(pixels)
+
+    def subnet(self, architecture: Architecture) -> Network:
+        """The plain network with inherited weights; BatchNorm statistics are its own."""
+        plain = self.network.inherit(architecture).eval()
+        if plain.batch_norms:
+            recalibrate(plain, self._calibration)
+        return plain
+
     def correct(self, architecture: Architecture) -> NDArray[np.bool_]:
         """Which of the images (n,) the subnet with inherited weights classifies rightly."""
-        device = next(self.network.parameters()).device
+        return self.correct_by(self.subnet(architecture).deploy())
+
+    def correct_by(self, network: Network) -> NDArray[np.bool_]:
+        """Which of the images (n,) a plain network classifies rightly."""
+        resolution = network.architecture.resolution
+        device = next(network.parameters()).device
         images, labels = self._loaded
 
         @torch.inference_mode()
         def predict(chunk: Tensor) -> Tensor:
-            chunk = resize(chunk.to(device), architecture.resolution)
-            return self.network(chunk, architecture).argmax(1).cpu()  # type: ignore[no-any-return]
+            chunk = resize(chunk.to(device), resolution)
+            return network(chunk).argmax(1).cpu()  # type: ignore[no-any-return]
 
         if device.type == "cuda":
             predicted = [predict(chunk) for chunk in torch.split(images, 256)]
@@ -67,6 +87,27 @@ class Evaluator:
 
     def top1_percent(self, architecture: Architecture) -> float:
         return float(100 * self.correct(architecture).mean())
+
+
+@torch.no_grad()
+def recalibrate(network: Network, images: Tensor) -> None:
+    """Give the BatchNorms of a plain network the statistics of `images` (n, 3, side, side).
+
+    The mean over batches of what each norm sees (once-for-all, Cai et al., ICLR 2020): inherited
+    statistics are those of wider networks.
+    """
+    norms = [m for m in network.modules() if hasattr(m, "momentum") and hasattr(m, "running_var")]
+    device = next(network.parameters()).device
+    network.eval()
+    for norm in norms:
+        norm.train()
+    for i, chunk in enumerate(torch.split(images, 64)):
+        for norm in norms:
+            norm.momentum = 1 / (i + 1)
+        network(resize(chunk.to(device), network.architecture.resolution))
+    network.eval()
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 def cores() -> int:

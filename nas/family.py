@@ -8,7 +8,7 @@ came before. `SearchSpace.advance` is the only walk over that skeleton.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -17,9 +17,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nas.errors import UnknownNameError, UsageError
-from nas.space import Architecture, Position, Repeat, Space, restrict
+from nas.space import Architecture, Choice, Position, Repeat, Space, restrict, rewrite
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nas.elastic import ElasticModule
 
 
@@ -63,8 +65,19 @@ class Part(NamedTuple):
     state: Hashable
 
 
+# How a foreign checkpoint calls a tensor, and where a plain reshape is not enough, what makes ours
+# of it (given theirs and our shape).
+Origin = tuple[str, "Callable[[Tensor, tuple[int, ...]], Tensor] | None"]
+
+BITS = {"fp32": 32, "int8": 8}  # a block's precision, as its layers call it
+
+
 class Parts(Protocol):
     """One model family at fixed patch, window and head sizes."""
+
+    @property
+    def multiple(self) -> int:
+        """Resolutions are whole multiples of this many pixels."""
 
     def stem(self, resolution: int, width: int) -> Part: ...
     def transition(self, stage: int, state: Any, width: int) -> Part: ...
@@ -72,6 +85,9 @@ class Parts(Protocol):
         """None where the choice is not allowed after `state`."""
 
     def head(self, state: Any, classes: int) -> tuple[Layer, ...]: ...
+
+    def origin(self, path: str, name: str) -> Origin:
+        """Where timm's checkpoints keep tensor `name` of the layer at `path`."""
 
 
 class _Ended(NamedTuple):
@@ -124,6 +140,31 @@ class SearchSpace:
     def layers(self, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
         return _layers(self, architecture, classes)
+
+    def at(self, resolution: int) -> SearchSpace:
+        """This space at one resolution in pixels, whether or not it has that choice."""
+        step = self.parts.multiple
+        if resolution < 1 or resolution % step:
+            near = max(step, round(resolution / step) * step)
+            raise UsageError(
+                f"{self.name} cannot take {resolution} px: its resolutions are multiples of {step}",
+                f"use {near}",
+            )
+        domain = rewrite(self.domain, "resolution", lambda _: Choice(resolution))
+        return replace(self, name=f"{self.name.partition('@')[0]}@{resolution}", domain=domain)
+
+    def with_int8(self) -> SearchSpace:
+        """This space with int8 as a choice of every block; the same weights serve both."""
+        domain = rewrite(self.domain, "precision", lambda _: Choice("int8", "fp32"))
+        plain, at, resolution = self.name.partition("@")
+        return replace(
+            self, name=f"{plain.removesuffix('+int8')}+int8{at}{resolution}", domain=domain
+        )
+
+    @property
+    def base(self) -> str:
+        """The name without resolution and precision: what weights are for."""
+        return self.name.partition("@")[0].removesuffix("+int8")
 
     def restrict(self, field: str, *values: Any) -> SearchSpace:
         """The part of this space in which every choice of `field` is one of `values`."""
@@ -201,27 +242,55 @@ def _layers(space: SearchSpace, architecture: Architecture, classes: int) -> tup
     return (*layers, *space.finish(state, classes))
 
 
-def space_names() -> Iterator[str]:
-    """Every `family:preset` there is; imports the families."""
+def families() -> Iterator[str]:
+    """The family files there are."""
     import search_spaces
 
-    for module in iter_modules(search_spaces.__path__):
-        yield from (f"{module.name}:{preset}" for preset in _presets(module.name))
+    return (module.name for module in iter_modules(search_spaces.__path__))
+
+
+def space_names() -> Iterator[str]:
+    """Every `family:preset` there is; imports the families."""
+    for family in families():
+        yield from (f"{family}:{preset}" for preset in _of(family, "PRESETS"))
+
+
+def model_names() -> Iterator[str]:
+    """Every model of the papers by its name in timm; imports the families."""
+    for family in families():
+        yield from _of(family, "MODELS")
 
 
 def load_space(name: str) -> SearchSpace:
-    """The space called `name`, e.g. `swin:micro`; raises `UnknownNameError` with the closest."""
-    family, _, preset = name.partition(":")
-    try:
-        domain, parts = _presets(family)[preset]
-    except (ModuleNotFoundError, KeyError):
-        raise UnknownNameError("space", name, space_names()) from None
-    return SearchSpace(name, domain, parts)
+    """The space called `family:preset`, or the one architecture of a named model.
+
+    E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
+    block, `NAME@384` is the same at 384 px. Raises `UnknownNameError` with the closest names.
+    """
+    plain, _, resolution = name.partition("@")
+    space = _find(plain.removesuffix("+int8"))
+    if plain.endswith("+int8"):
+        space = space.with_int8()
+    if not resolution:
+        return space
+    if not resolution.isdecimal():
+        raise UsageError(f"{name!r}: after @ stands a resolution in pixels", f"e.g. {plain}@256")
+    return space.at(int(resolution))
 
 
-def _presets(family: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:
-    if not family.isidentifier():
-        raise ModuleNotFoundError(family)
-    presets: Mapping[str, tuple[Space[Architecture], Parts]]
-    presets = import_module(f"search_spaces.{family}").PRESETS
-    return presets
+def _find(name: str) -> SearchSpace:
+    family, colon, preset = name.partition(":")
+    if colon:
+        if family not in families() or preset not in _of(family, "PRESETS"):
+            raise UnknownNameError("space", name, space_names())
+        return SearchSpace(name, *_of(family, "PRESETS")[preset])
+    for family in families():
+        if name in _of(family, "MODELS"):
+            return SearchSpace(name, *_of(family, "MODELS")[name])
+    raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
+
+
+def _of(family: str, what: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:
+    found: Mapping[str, tuple[Space[Architecture], Parts]]
+    found = getattr(import_module(f"search_spaces.{family}"), what)
+    return found

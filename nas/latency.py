@@ -238,7 +238,7 @@ def layer_code(space: SearchSpace) -> str:
 
     family = space.name.partition(":")[0]
     folder = Path(nas.__file__).parent
-    files = [folder / "elastic.py", folder / "windows.py"]
+    files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
     files.append(Path(next(iter(search_spaces.__path__))) / f"{family}.py")
     return fingerprint(*(file.read_bytes() for file in files))
 

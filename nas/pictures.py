@@ -6,16 +6,22 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
+_PRODUCTS = "attention_matmul_macs"
 _STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -58,6 +64,12 @@ def png(figure: Figure) -> bytes:
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the suffix of `path` names."""
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, dpi=160)
 
 
 def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]) -> Figure:
@@ -229,6 +241,109 @@ def kept_windows(
                 title = name.replace("stage", "s").replace("_", " ")
                 axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
     return figure
+
+
+def macs(result: dict[str, Any]) -> Figure:
+    """MACs over resolution on logarithmic axes, curves labelled with their fitted power.
+
+    `result` is what `nas.scaling.macs_by_resolution` returns. Solid: the two attention products;
+    dashed: the whole model; a ring where the products become half of it.
+    """
+    figure = _figure(7.4, 4.8)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        axes.set(xscale="log", yscale="log")
+        labels: list[tuple[float, str, str, str]] = []
+        for slope, half, color in zip(
+            result["slopes"], result["half"], _cycle(len(result["half"]))
+        ):
+            own = [row for row in result["rows"] if row["model"] == slope["model"]]
+            sides = [row["resolution"] for row in own]
+            for kind, dashes, fill in (("macs", (4, 2), "white"), (_PRODUCTS, (), color)):
+                counts = [row[kind] for row in own]
+                if not all(counts):
+                    continue
+                axes.plot(
+                    sides, counts, color=color, lw=1.5, dashes=dashes, marker="o", ms=4, mfc=fill
+                )
+                name = "whole model" if kind == "macs" else slope["model"]
+                power = "" if slope[kind] is None else f"  $R^{{{slope[kind]:.2f}}}$"
+                weight = "normal" if kind == "macs" else "bold"
+                labels.append((counts[-1], f"{name}{power}", color, weight))
+            if half[_PRODUCTS] and half[_PRODUCTS] > sides[0]:
+                _ring(axes, half[_PRODUCTS], sides, [row[_PRODUCTS] for row in own], color)
+        _label_ends(axes, max(row["resolution"] for row in result["rows"]), labels)
+        ticks = sorted({row["resolution"] for row in result["rows"]})
+        low = [i % 2 and b < 1.3 * a for i, (a, b) in enumerate(pairwise([1, *ticks]))]
+        axes.set_xticks(ticks, [f"\n{side}" if down else f"{side}" for side, down in zip(ticks, low)])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="resolution R [pixels]", ylabel="multiply-accumulates of one image")
+        keys = (
+            Line2D([], [], color=INK, lw=1.5, marker="o", ms=4, label="the two attention products"),
+            Line2D(
+                [],
+                [],
+                color=INK,
+                lw=1.5,
+                dashes=(4, 2),
+                marker="o",
+                ms=4,
+                mfc="white",
+                label="whole model",
+            ),
+            Line2D([], [], color=INK, lw=0, marker="o", ms=9, mfc="none", label="half of it"),
+        )
+        axes.legend(handles=keys, loc="upper left", fontsize=8, handlelength=3.2)
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _ring(axes: Axes, side: int, sides: list[int], counts: list[int], color: str) -> None:
+    """Where the products have become half of the whole model."""
+    y = np.exp(np.interp(np.log(side), np.log(sides), np.log(counts)))
+    axes.plot([side], [y], "o", ms=10, mfc="none", mec=color, mew=1.2)
+    text = axes.annotate(
+        f"{side} px",
+        (side, y),
+        xytext=(7, -5),
+        textcoords="offset points",
+        fontsize=8,
+        va="top",
+        color=color,
+    )
+    text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+
+
+def _label_ends(axes: Axes, side: float, labels: Sequence[tuple[float, str, str, str]]) -> None:
+    """Names beside the last points of curves, moved apart where they would overlap."""
+    low, high = np.log(axes.get_ylim())
+    wanted = (np.log([y for y, *_ in labels]) - low) / (high - low)
+    for (y, text, color, weight), place in zip(labels, _apart(wanted, 0.042)):
+        axes.annotate(
+            text,
+            (side, y),
+            xytext=(1.035, place),
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            color=color,
+            fontweight=weight,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _apart(wanted: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Positions near those wanted with at least `gap` between neighbours."""
+    places = wanted.copy()
+    order = np.argsort(places, kind="stable")
+    for _ in range(200):
+        for below, above in pairwise(order):
+            if (lack := gap - (places[above] - places[below])) > 0:
+                places[below] -= lack / 2
+                places[above] += lack / 2
+    return places
 
 
 def _cycle(n: int) -> Iterable[str]:

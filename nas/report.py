@@ -12,8 +12,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from nas import pictures
+from nas.elastic import Network
 from nas.errors import RunError
 from nas.family import SearchSpace, load_space
 from nas.latency import LatencyTable
@@ -54,6 +56,12 @@ class Run:
 
     def architecture(self, entry: dict[str, Any]) -> Architecture:
         return self.space.domain.parse(entry["architecture"])
+
+    def winner(self) -> Network:
+        """The winner with its weights."""
+        network = Network.empty(self.space, self.architecture(self.result["winner"]), self.classes)
+        network.load_state_dict(load_file(self.folder / "winner" / "weights.safetensors"))
+        return network
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -136,15 +144,12 @@ class Shown:
 def _look(run: Run) -> list[Shown]:
     """The winner on the first test images."""
     import torch
-    from safetensors.torch import load_file
 
     from nas.data import load_data
-    from nas.elastic import Network
     from nas.evaluate import resize
 
-    architecture = run.architecture(run.result["winner"])
-    network = Network.empty(run.space, architecture, run.classes)
-    network.load_state_dict(load_file(run.folder / "winner" / "weights.safetensors"))
+    network = run.winner()
+    architecture = network.architecture
     data = load_data(run.result["data"])
     count = min(_SHOWN_IMAGES, data.test.size)
     pixels, labels = data.test.batch(range(count), run.space.largest.resolution)

@@ -30,7 +30,7 @@ from nas.latency import LatencyTable, describe_device, profile
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_csv, write_json
 from nas.searcher import Evolution, EvolutionSearcher, Surrogate, pareto
-from nas.space import Architecture, Stage
+from nas.space import Architecture
 from nas.supernet import load_supernet, supernet_folder
 from nas.trellis import Trellis, decode, encode
 
@@ -315,10 +315,9 @@ class _Job:
     def _uniform(self) -> list[Architecture]:
         """For each resolution the largest network with one sparsity everywhere that fits."""
         chosen: list[Architecture] = []
-        largest = self.space.largest
         for resolution in self.space.positions[0].values:
             for sparsity in sparsities(self.space):
-                a = with_sparsity(replace(largest, resolution=resolution), sparsity)
+                a = uniform(self.space, resolution, sparsity)
                 if sparsity and self.fits(a):
                     chosen.append(a)
                     break
@@ -508,10 +507,10 @@ class _Job:
 
         pixels, _ = self.data.test.batch([0], self.space.largest.resolution)
         images = resize(self.data.tensor(pixels), winner.architecture.resolution).contiguous()
+        plain = self.scores.evaluator.subnet(winner.architecture)
         with torch.no_grad():
-            expected = self.network(images, winner.architecture)
+            expected = plain(images)
         formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
-        plain = self.network.inherit(winner.architecture)
         return export_network(plain, images, expected, self.folder / "winner", formats)
 
     def _write(self, result: dict[str, Any]) -> None:
@@ -532,10 +531,6 @@ def sparsities(space: SearchSpace) -> list[int]:
     return sorted({value.sparsity for value in values if hasattr(value, "sparsity")})
 
 
-def with_sparsity(architecture: Architecture, sparsity: int) -> Architecture:
-    """The architecture with one sparsity in every block."""
-
-    def pruned(stage: Stage) -> Stage:
-        return replace(stage, blocks=tuple(replace(b, sparsity=sparsity) for b in stage.blocks))
-
-    return replace(architecture, stages=tuple(map(pruned, architecture.stages)))
+def uniform(space: SearchSpace, resolution: int, sparsity: int) -> Architecture:
+    """The largest architecture at a resolution with one sparsity in every block that can prune."""
+    return space.restrict("resolution", resolution).restrict("sparsity", sparsity).largest

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -136,16 +137,26 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Repeat:
-    """As many items as one of `times` says; each item is one position of the flat form."""
+    """As many items as one of `times` says; each item is one position of the flat form.
 
-    item: Space[Any]
+    `item` is the domain of every item, or a tuple with one domain for each index.
+    """
+
+    item: Space[Any] | tuple[Space[Any], ...]
     times: Choice
 
+    @cached_property
+    def items(self) -> tuple[Space[Any], ...]:
+        longest = self.times.values[-1]
+        items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
+        if len(items) != longest:
+            raise ValueError(f"{len(items)} domains for up to {longest} items")
+        return items
+
     def positions(self, name: str) -> Iterator[Position]:
-        values = self.item.values()
-        for i in range(self.times.values[-1]):
+        for i, item in enumerate(self.items):
             end = (None,) if i >= self.times.values[0] else ()
-            yield Position(f"{name}[{i}]", (*end, *values))
+            yield Position(f"{name}[{i}]", (*end, *item.values()))
 
     def flatten(self, value: Any) -> Iterator[Any]:
         yield from value
@@ -159,21 +170,36 @@ class Repeat:
         if not isinstance(data, Sequence) or len(data) not in self.times.values:
             lengths = ", ".join(map(str, self.times.values))
             raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
-        return tuple(self.item.parse(v, f"{name}[{i}]") for i, v in enumerate(data))
+        return tuple(
+            item.parse(v, f"{name}[{i}]") for i, (item, v) in enumerate(zip(self.items, data))
+        )
 
 
 def restrict(domain: Any, field: str, *values: Any) -> Any:
-    """The domain in which every choice of `field`, at any depth, is one of `values`."""
+    """The domain in which every choice of `field`, at any depth, is one of `values`.
+
+    A choice that has none of them stays as it is (a block that cannot be pruned stays dense).
+    """
+
+    def narrowed(choice: Choice) -> Choice:
+        left = [v for v in choice.values if v in values]
+        return Choice(*left) if left else choice
+
+    return rewrite(domain, field, narrowed)
+
+
+def rewrite(domain: Any, field: str, change: Callable[[Choice], Choice]) -> Any:
+    """The domain with every choice of `field`, at any depth, changed."""
     if isinstance(domain, Space):
         domains = {
-            name: Choice(*values) if name == field else restrict(inner, field, *values)
+            name: change(inner) if name == field else rewrite(inner, field, change)  # type: ignore[arg-type]
             for name, inner in domain.domains
         }
         return Space(domain.of, **domains)
     if isinstance(domain, Fixed):
-        return Fixed(*(restrict(item, field, *values) for item in domain.items))
+        return Fixed(*(rewrite(item, field, change) for item in domain.items))
     if isinstance(domain, Repeat):
-        return Repeat(restrict(domain.item, field, *values), domain.times)
+        return Repeat(tuple(rewrite(item, field, change) for item in domain.items), domain.times)
     return domain
 
 

@@ -68,7 +68,9 @@ def build(space: SearchSpace, architecture: Architecture, classes: int) -> Netwo
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0.01)  # not zero, and far from denormal numbers
-    return network
+        for buffer in network.buffers():
+            buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
+    return network.deploy()
 
 
 def image_for(architecture: Architecture) -> torch.Tensor:

@@ -22,10 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nas.calibration import calibrate
+from nas.checkpoint import load_weights
 from nas.data import Dataset
 from nas.elastic import Network
 from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
-from nas.evaluate import Evaluator, resize
+from nas.evaluate import Evaluator, recalibrate, resize
 from nas.family import load_space
 from nas.progress import bar
 from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
@@ -217,11 +219,14 @@ def train(
     recipe: Recipe,
     device: str = "cpu",
     resume: bool = False,
+    init: str = "",
     checkpoint_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train the supernet of a space; returns the folder with `weights.safetensors`.
 
+    `init` is a checkpoint of the largest architecture (see `nas.load_weights`) to start from; its
+    heads and channels are reordered by importance first, so that small subnets inherit the best.
     A killed training goes on with `resume=True` from the last checkpoint (one a minute) and ends
     with the same weights and loss curve on the same machine and thread count.
     """
@@ -229,13 +234,13 @@ def train(
     torch.manual_seed(recipe.seed)
     network = Network(space, space.largest, len(data.classes)).to(device)
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
-    identity = {"space": space_name, "data": data.fingerprint, "recipe": settings}
+    identity = {"space": space_name, "data": data.fingerprint, "recipe": settings, "init": init}
     progress_file = out / "checkpoint.json"
     if out.exists() and any(out.iterdir()) and not resume:
         raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
     if resume and progress_file.exists():
         saved = read_json(progress_file)
-        if differing := [k for k in identity if saved[k] != identity[k]]:
+        if differing := [k for k in identity if saved.get(k) != identity[k]]:
             raise RunError(
                 f"{out} was trained with another {' and '.join(differing)}",
                 "resume with the same options, or choose another --out",
@@ -251,6 +256,9 @@ def train(
             "seconds": 0.0,
             "bf16": faster_in_bf16(torch.device(device)),
         }
+        if init:
+            load_weights(network, init)
+            network.reorder()
         trainer = Trainer(network, data, recipe, saved["bf16"])
     log = Journal(out / "loss.jsonl")
     log.keep(lambda record: record["step"] <= trainer.step)
@@ -293,13 +301,27 @@ def train(
 def save_supernet(
     folder: Path, network: Network, space_name: str, data: Dataset, training: dict[str, Any]
 ) -> None:
-    """Write `weights.safetensors` (half precision) and `supernet.json`."""
-    weights = {k: v.detach().cpu().half().contiguous() for k, v in network.state_dict().items()}
+    """Write `weights.safetensors` (parameters in half precision) and `supernet.json`.
+
+    Statistics of norms and ranges of int8 layers are those of the largest network.
+    """
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
+    pixels, _ = data.train.batch(range(min(256, data.train.size)), network.architecture.resolution)
+    images = data.tensor(pixels).to(next(network.parameters()).device)
+    if network.batch_norms:
+        recalibrate(network, images)
+    calibrate(network, images[:64])
+    parameters = dict(network.named_parameters())
+    weights = {
+        k: (v.half() if k in parameters else v).detach().cpu().contiguous()
+        for k, v in network.state_dict().items()
+    }
     write_bytes(folder / "weights.safetensors", save(weights))
-    network.load_state_dict({k: v.float() for k, v in weights.items()})
     evaluator = Evaluator(network, data, data.search, 500)
     card = {
-        "space": space_name,
+        "space": network.space.base,
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "classes": list(data.classes),
@@ -316,8 +338,9 @@ def save_supernet(
 
 def supernet_folder(space_name: str, data: Dataset) -> Path:
     """The shipped supernet of a space for a data set; `WeightsError` if there is none."""
-    folder = ASSETS / space_name.replace(":", "-")
-    fix = f"train one: vitnas train --space {space_name} --data {data.name} --out supernet"
+    base = load_space(space_name).base
+    folder = ASSETS / base.replace(":", "-")
+    fix = f"train one: vitnas train --space {base} --data {data.name} --out supernet"
     if not (folder / "supernet.json").exists():
         raise WeightsError(f"no supernet is shipped for {space_name}", fix)
     if read_json(folder / "supernet.json")["data"] != data.name:
@@ -332,7 +355,7 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
         raise WeightsError(f"no finished supernet in {folder}", fix)
     card = read_json(folder / "supernet.json")
     for what, want, got in (
-        ("space", space_name, card["space"]),
+        ("space", load_space(space_name).base, card["space"]),
         ("classes", list(data.classes), card["classes"]),
     ):
         if want != got:

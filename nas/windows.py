@@ -64,14 +64,18 @@ def window_tokens(size: int, window: int, shift: int) -> NDArray[np.int64]:
 
 @constant
 def shift_mask(size: int, window: int, shift: int) -> NDArray[np.float32]:
-    """(windows, window**2, window**2): -100 where only the roll made tokens neighbours."""
+    """(windows, window**2, window**2): minus infinity where only the roll made tokens neighbours.
+
+    The official code adds -100, whose exponential is a denormal number: no different in any sum,
+    but the products after such a softmax take three times as long on CPUs.
+    """
     side = padded(size, window)
     line = np.arange(side)
     region = (line >= side - window).astype(int) + (line >= side - shift)
     regions = (3 * region[:, None] + region[None, :]).ravel()
     # Position i of the rolled map belongs to the same window as position i of the map itself.
     label = regions[_window_tokens(size, window, 0)]
-    return np.where(label[:, :, None] != label[:, None, :], np.float32(-100), np.float32(0))
+    return np.where(label[:, :, None] != label[:, None, :], np.float32(-np.inf), np.float32(0))
 
 
 @constant
@@ -90,7 +94,7 @@ def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int])
     the real `size` of a padded map count as zero.
     """
     side = x_BSSC.shape[1]
-    activity = torch.linalg.vector_norm(x_BSSC, ord=1, dim=-1)
+    activity = x_BSSC.abs().sum(-1)  # 3-6 times as fast as the same by vector_norm
     if side > size:
         activity = F.pad(activity[:, :size, :size], (0, side - size, 0, side - size))
     activity = activity.flatten(1)

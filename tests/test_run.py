@@ -71,7 +71,7 @@ def test_the_result_has_the_documented_keys(finished, settings):
     assert {"largest dense", "best uniform sparsity", "best dense", "best of random draws"} == {
         b["name"] for b in result["baselines"]
     }
-    assert result["feasible"]["architectures"] == 896
+    assert result["feasible"]["architectures"] == 6656
 
 
 def test_the_winner_is_the_best_that_fits_as_measured(finished, settings):

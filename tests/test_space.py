@@ -105,4 +105,21 @@ def test_restrict_narrows_one_field_everywhere():
     drawn = {dense.draw(Random(i)) for i in range(50)}
     assert all(a in space for a in drawn)
     assert {b.sparsity for a in drawn for s in a.stages for b in s.blocks} == {0}
-    assert restrict(TOY, "a", 2).domains[1][1].item.values() == (Item(2, 5),)
+    assert restrict(TOY, "a", 2).domains[1][1].items[0].values() == (Item(2, 5),)
+
+
+def test_restrict_leaves_a_choice_alone_that_has_none_of_the_values():
+    """A block that cannot be pruned stays dense at `restrict("sparsity", 50)`."""
+    domain = Space(Item, a=Choice(0), b=Choice(5))
+    assert restrict(domain, "a", 50).values() == (Item(0, 5),)
+
+
+def test_items_of_a_repeat_may_have_domains_of_their_own():
+    first, later = Space(Item, a=Choice(1), b=Choice(5)), Space(Item, a=Choice(2, 3), b=Choice(5))
+    repeat = Repeat((first, later), Choice(1, 2))
+    assert [len(p.values) for p in repeat.positions("x")] == [1, 3]
+    assert repeat.parse([{"a": 1, "b": 5}, {"a": 3, "b": 5}], "x") == (Item(1, 5), Item(3, 5))
+    with pytest.raises(UsageError, match=r"x\[1\].a must be one of 2, 3, got 1"):
+        repeat.parse([{"a": 1, "b": 5}, {"a": 1, "b": 5}], "x")
+    with pytest.raises(ValueError, match="2 domains for up to 3 items"):
+        list(Repeat((first, later), Choice(3)).positions("x"))

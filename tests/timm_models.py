@@ -25,6 +25,9 @@ with warnings.catch_warnings():
 def create(name, **settings):
     torch.manual_seed(0)
     model = timm.create_model(name, **settings).eval()
+    for module in model.modules():
+        if type(module).__name__ == "LiteMLA":
+            module.eps = 1e-15  # of the paper's code; timm has 1e-5
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -1,0 +1,135 @@
+"""A network in int8: accuracy before and after by clipping method, and what each layer costs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.calibration import METHODS, at_precision, calibrate, sensitivity
+from nas.checkpoint import load_weights
+from nas.data import Dataset, load_data
+from nas.elastic import Network
+from nas.errors import UnknownNameError, UsageError
+from nas.evaluate import Evaluator, resize
+from nas.export import export_network, onnx_installed
+from nas.family import load_space, model_names
+from nas.progress import bar
+from nas.report import Run
+from nas.space import Architecture
+from nas.stopwatch import measure_fresh
+from nas.supernet import load_supernet, supernet_folder
+
+_SENSITIVITY_IMAGES = 16
+_ROUNDS = 30
+
+
+def subject(
+    what: str, space: str, data: str, supernet: str, weights: str
+) -> tuple[Network, Dataset]:
+    """The plain network with weights that RUN, ARCH (JSON or its file) or MODEL stands for.
+
+    A named model needs `weights`; an architecture takes those of a supernet, the shipped one if
+    `supernet` is empty.
+    """
+    path = Path(what)
+    if what and not what.lstrip().startswith("{") and path.is_dir():
+        run = Run.load(path)
+        return run.winner(), load_data(run.result["data"])
+    images = load_data(data)
+    if what in model_names():
+        if not weights:
+            raise UsageError(
+                f"{what} needs weights to be quantized",
+                "add --weights FILE, or the name of a model on timm's hub",
+            )
+        named = load_space(what)
+        network = Network.empty(named, named.largest, len(images.classes))
+        load_weights(network, weights, new_head=False)
+        return network, images
+    the_space = load_space(space)
+    text = what if what.lstrip().startswith("{") else _read(path) if what else ""
+    architecture = the_space.parse(text) if text else the_space.largest
+    folder = Path(supernet) if supernet else supernet_folder(space, images)
+    large, _ = load_supernet(folder, space, images)
+    return Evaluator(large, images, images.search, 1).subnet(architecture), images
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise UnknownNameError(
+            "model, run or architecture", str(path), model_names(), "or give a path that exists"
+        )
+    return path.read_text()
+
+
+def quantize(
+    network: Network,
+    data: Dataset,
+    *,
+    images: int = 400,
+    calibration: int = 64,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Compare a plain float32 network with itself in int8, for each method of clipping.
+
+    Ranges come from the first `calibration` training images, accuracies from the first `images` of
+    the search split; the test split is not touched. With `out`, the network in int8 with the ranges
+    of `best` is written there as safetensors, `.pt2` and, where ONNX is installed, as ONNX QDQ.
+    Returns `fp32`, `methods`, `layers` (in order) and `measured_ms` (torch eager, one thread).
+    """
+    wide = at_precision(network.architecture, "fp32")
+    narrow = at_precision(network.architecture, "int8")
+    space = network.space.with_int8()
+    evaluator = Evaluator(network, data, data.search, images)
+    pixels, _ = data.train.batch(
+        range(min(calibration, data.train.size)), network.space.largest.resolution
+    )
+    ranges = resize(data.tensor(pixels), wide.resolution)
+    methods = {}
+    with bar("quantize", len(METHODS) + 1, "networks") as advance:
+        before = evaluator.correct_by(_plain(network, wide).deploy())
+        advance(1, "float32")
+        for method in METHODS:
+            quantized = _plain(network, narrow)
+            layers = calibrate(quantized, ranges, method=method)
+            after = evaluator.correct_by(deepcopy(quantized).deploy())
+            methods[method] = {
+                "top1_percent": round(float(100 * after.mean()), 3),
+                "changed_percent": round(float(100 * (after != before).mean()), 3),
+            }
+            advance(1, method)
+    with bar("sensitivity", len(layers), "layers") as advance:
+        alone = sensitivity(quantized, ranges[:_SENSITIVITY_IMAGES], advance)
+    with bar("measure", _ROUNDS, "rounds") as advance:
+        samples = measure_fresh(space, [wide, narrow], network.classes, _ROUNDS, advance)
+    result = {
+        "architecture": asdict(narrow),
+        "search_images": evaluator.images,
+        "calibration_images": len(ranges),
+        "fp32": {"top1_percent": round(float(100 * before.mean()), 3)},
+        "methods": methods,
+        "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
+        "measured_ms": {
+            name: round(float(np.median(own)), 4) for name, own in zip(("fp32", "int8"), samples)
+        },
+    }
+    if out is not None:
+        result["exported"] = _export(quantized, ranges[:1].contiguous(), out)
+    return result
+
+
+def _plain(network: Network, architecture: Architecture) -> Network:
+    """The same weights at another precision."""
+    return network.inherit(architecture).eval()
+
+
+def _export(network: Network, image: torch.Tensor, out: Path) -> dict[str, float]:
+    with torch.no_grad():
+        expected = network(image)
+    formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
+    return export_network(network, image, expected, out, formats)

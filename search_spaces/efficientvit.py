@@ -1,0 +1,615 @@
+"""EfficientViT (MIT) with elastic sizes and window-activation pruning.
+
+EfficientViT: Cai et al., ICCV 2023, https://arxiv.org/abs/2205.14756; the classification models B0
+to B3, L1 and L2 of the official code. Stage 0 runs at half the resolution; each later stage begins
+with a strided block. The last stages are made of linear-attention blocks (figure 2). Pruning after
+SparseViT, Chen et al., CVPR 2023, https://arxiv.org/abs/2303.17605.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.convolution import (
+    ACTIVATIONS,
+    ConvNorm,
+    InvertedResidual,
+    MapModule,
+    MapScore,
+    halo_tokens,
+    map_window,
+    on_kept_windows,
+)
+from nas.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
+from nas.family import BITS, Layer, Origin, Part
+from nas.precision import Quantizer, linear
+from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.windows import kept_windows
+
+# Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
+# (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its
+# windows, once scored.
+
+REACH = 2  # how far the 5x5 aggregation sees
+# By `large`: the B models, and the L models.
+ACTIVATION = ("hardswish", "gelu_tanh")
+NORM_EPS = (1e-5, 1e-7)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A strided or residual convolution block, or a linear-attention block."""
+
+    heads: int  # 0: a convolution block
+    expansion: int  # hidden channels of its convolutions, in widths of their input
+    sparsity: int  # percent of the windows that pass unchanged
+    precision: str  # fp32, or int8 for the linear layers and dense convolutions
+
+
+class Stem(ElasticModule):
+    """A strided 3x3 convolution."""
+
+    def __init__(self, *, width: int, large: int) -> None:
+        super().__init__()
+        settings = {"activation": ACTIVATION[large], "eps": NORM_EPS[large]}
+        self.conv = ConvNorm(3, width, 3, stride=2, **settings)
+
+    def forward(self, images: Tensor, *, width: int, large: int) -> tuple[Tensor, None]:
+        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
+
+
+class FusedResidual(nn.Module):
+    """Expand by a dense 3x3 convolution, project (FusedMBConv, or with 3x3 the stem's ConvBlock).
+
+    EfficientNetV2, Tan and Le, ICML 2021, figure 2. The input is added where shapes allow it.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        hidden: int,
+        width: int,
+        *,
+        stride: int,
+        project: int,
+        residual: bool,
+        activation: str,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.expand = ConvNorm(width_in, hidden, 3, stride=stride, activation=activation, eps=eps)
+        self.project = ConvNorm(hidden, width, project, eps=eps)
+        self.halo = 1 + project // 2
+        self.residual = residual
+
+    def forward(self, x_BSSC: Tensor, *, hidden: int, width: int, bits: int = 32) -> Tensor:
+        """The whole map."""
+        y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
+        return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
+
+    def on_windows(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor,
+        *,
+        kept: int,
+        window: int,
+        hidden: int,
+        width: int,
+        bits: int = 32,
+    ) -> Tensor:
+        """The kept windows, which see their surroundings."""
+        halo = self.halo
+
+        def run(x: Tensor, inside: Tensor) -> Tensor:
+            y = self.expand(x * inside, hidden, bits=bits, pad=False)
+            if halo > 1:
+                y = self.project(y * inside[:, 1:-1, 1:-1], width, bits=bits, pad=False)
+            else:
+                y = self.project(y, width, bits=bits)
+            return y + x[:, halo:-halo, halo:-halo]  # type: ignore[no-any-return]
+
+        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)  # type: ignore[arg-type]
+
+    def reorder(self) -> None:
+        """Hidden channels by importance."""
+        total = importance(self.expand.weight, 0) + importance(self.project.weight, 1)
+        slots = (*self.expand.slots(0), *self.project.slots(1))
+        permute(total.argsort(descending=True), *slots)
+
+
+class ConvBlock(MapModule):
+    """MBConv or FusedMBConv on the `kept` most active windows; the others pass unchanged.
+
+    With a stride it enters a stage and works on the whole map. `entry`: the stem's kind, which does
+    not expand (DSConv, ConvBlock).
+    """
+
+    def __init__(
+        self,
+        *,
+        width_in: int,
+        width: int,
+        hidden: int,
+        stride: int,
+        entry: int,
+        fused: int,
+        biased: int,
+        large: int,
+        **_: int,
+    ) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {
+            "stride": stride,
+            "residual": stride == 1,
+            "activation": ACTIVATION[large],
+            "eps": NORM_EPS[large],
+        }
+        self.body: FusedResidual | InvertedResidual
+        if fused:
+            self.body = FusedResidual(
+                width_in, hidden, width, project=3 if entry else 1, **settings
+            )
+        else:
+            norms = (not biased, not biased, True)
+            self.body = InvertedResidual(
+                width_in, hidden, width, 3, expand=not entry, norms=norms, **settings
+            )
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None,
+        *,
+        width_in: int,
+        width: int,
+        hidden: int,
+        stride: int,
+        entry: int,
+        fused: int,
+        biased: int,
+        large: int,
+        bits: int,
+        window: int = 0,
+        kept: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        sizes = {"hidden": hidden, "width": width, "bits": bits}
+        if not fused:
+            sizes["kernel"] = 3
+        if stride > 1 or kept == (x_BSSC.shape[1] // window) ** 2:
+            return self.body(x_BSSC, **sizes), order
+        assert order is not None
+        return self.body.on_windows(x_BSSC, order, kept=kept, window=window, **sizes), order
+
+
+def linear_attention(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, eps: float) -> Tensor:
+    """relu(Q) (relu(K)^T V) / (relu(Q) relu(K)^T 1 + eps): EfficientViT, equation 2.
+
+    Linear in the number of tokens. A column of ones beside V gives the denominator.
+    """
+    v = F.pad(v_BHND, (0, 1), value=1.0)
+    y = F.relu(q_BHND) @ (F.relu(k_BHND).mT @ v)
+    return y[..., :-1] / (y[..., -1:] + eps)
+
+
+class MultiScaleLinearAttention(nn.Module):
+    """Linear attention at two scales: the tokens, and aggregates of 5x5 of them (section 3.1).
+
+    Heads of `head_dim` channels at each scale, whatever the width. The aggregation (depthwise 5x5,
+    then 1x1 within the query, key or value of a head) and the products stay in float32 at 8 bits.
+    """
+
+    def __init__(
+        self, width: int, heads: int, head_dim: int, *, eps: float, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.empty(heads, 3, head_dim, width))
+        self.depthwise = nn.Parameter(torch.empty(heads, 3, head_dim, 5, 5))
+        self.pointwise = nn.Parameter(torch.empty(heads, 3, head_dim, head_dim))
+        for weight, inputs in ((self.qkv, width), (self.depthwise, 25), (self.pointwise, head_dim)):
+            nn.init.trunc_normal_(weight, std=inputs**-0.5)
+        # Its inputs are (heads, scales, head_dim), so that fewer heads are a prefix.
+        self.project = ConvNorm(heads * 2 * head_dim, width, eps=norm_eps)
+        self.input = Quantizer()
+        self.eps = eps
+
+    def forward(
+        self, x_BSSC: Tensor, order: Tensor | None, *, heads: int, kept: int, window: int, bits: int
+    ) -> Tensor:
+        """The map with the attention added; its tokens are those of the kept windows alone."""
+        b, size, _, c = x_BSSC.shape
+        if kept == (size // window) ** 2:
+            qkv = self._qkv(x_BSSC, heads, bits)
+            y = self._attend(qkv, self._spread(qkv, REACH), b)
+            return x_BSSC + self.project(y, c, bits=bits)  # type: ignore[no-any-return]
+        assert order is not None
+        return self._on_windows(x_BSSC, order, heads=heads, kept=kept, window=window, bits=bits)
+
+    def _on_windows(
+        self, x_BSSC: Tensor, order: Tensor, *, heads: int, kept: int, window: int, bits: int
+    ) -> Tensor:
+        b, _, _, c = x_BSSC.shape
+        inner = slice(REACH, -REACH)
+
+        def run(x: Tensor, inside: Tensor) -> Tensor:
+            qkv = self._qkv(x * inside, heads, bits)
+            y = self._attend(qkv[:, inner, inner], self._spread(qkv, 0), b)
+            return x[:, inner, inner] + self.project(y, c, bits=bits)  # type: ignore[no-any-return]
+
+        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=REACH)  # type: ignore[arg-type]
+
+    def _qkv(self, x: Tensor, heads: int, bits: int) -> Tensor:
+        weight = self.qkv[:heads, :, :, : x.shape[-1]].reshape(-1, x.shape[-1])
+        return linear(x, weight, None, self.input, bits)
+
+    def _spread(self, qkv: Tensor, padding: int) -> Tensor:
+        """The depthwise 5x5 convolution."""
+        groups = qkv.shape[-1]
+        weight = self.depthwise.flatten(0, 2)[:groups, None]
+        y = F.conv2d(qkv.permute(0, 3, 1, 2), weight, None, 1, padding, groups=groups)
+        return y.permute(0, 2, 3, 1)
+
+    def _attend(self, qkv: Tensor, spread: Tensor, b: int) -> Tensor:
+        """What is projected: heads * 2 * head_dim channels, with the other axes of `spread`.
+
+        Tokens of `b` images, and what the depthwise convolution made of them.
+        """
+        d = self.pointwise.shape[-1]
+        tokens = qkv.reshape(b, -1, qkv.shape[-1] // (3 * d), 3, d).permute(3, 0, 2, 1, 4)
+        n = tokens.shape[3]
+        pooled = self._mixed(spread.reshape(b * n, -1, d)).view(-1, 3, b, n, d)
+        scales = (tokens, pooled.permute(1, 2, 0, 3, 4))
+        if qkv.dtype == torch.float32:
+            y = [linear_attention(*scale, self.eps) for scale in scales]
+        else:  # sums over all tokens leave the range and precision of half floats
+            with torch.autocast(qkv.device.type, enabled=False):
+                y = [linear_attention(*scale.float(), self.eps).to(qkv.dtype) for scale in scales]
+        return torch.stack([part.transpose(1, 2) for part in y], 3).view(*spread.shape[:3], -1)
+
+    def _mixed(self, x_NGD: Tensor) -> Tensor:
+        """(G, N, D): each group's channels mixed, a grouped 1x1 convolution."""
+        n, groups, d = x_NGD.shape
+        weight = self.pointwise.flatten(0, 1)[:groups]
+        if x_NGD.is_meta or torch.onnx.is_in_onnx_export():  # counted and exported as what it is
+            flat = x_NGD.reshape(n, groups * d, 1, 1)
+            y = F.conv2d(flat, weight.reshape(-1, d, 1, 1), groups=groups)
+            return y.view(n, groups, d).transpose(0, 1).contiguous()
+        return x_NGD.transpose(0, 1) @ weight.mT  # 2-6x faster than grouped convolutions on CPUs
+
+    def reorder(self) -> None:
+        """Heads by importance."""
+        heads = len(self.qkv)
+        project = self.project.weight.view(len(self.project.weight), heads, -1)
+        slots = ((self.qkv, 0), (self.depthwise, 0), (self.pointwise, 0), (project, 1))
+        permute(sum(importance(*slot) for slot in slots).argsort(descending=True), *slots)  # type: ignore[union-attr]
+
+
+class AttentionBlock(MapModule):
+    """Linear attention and MBConv on the `kept` most active windows; the others pass unchanged.
+
+    In a kept window both see their surroundings: the attention's aggregation two tokens of the map
+    before the block, the depthwise convolution one token of the map after the attention. Tokens of
+    kept windows attend to each other only.
+    """
+
+    def __init__(
+        self, *, width: int, heads: int, head_dim: int, hidden: int, large: int, eps: int, **_: int
+    ) -> None:
+        super().__init__()
+        norm_eps = NORM_EPS[large]
+        self.attention = MultiScaleLinearAttention(
+            width, heads, head_dim, eps=10.0**-eps, norm_eps=norm_eps
+        )
+        norms, activation = (False, False, True), ACTIVATION[large]
+        self.local = InvertedResidual(
+            width, hidden, width, 3, activation=activation, eps=norm_eps, norms=norms
+        )
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None,
+        *,
+        width: int,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        window: int,
+        kept: int,
+        bits: int,
+        large: int,
+        eps: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        windows = {"kept": kept, "window": window}
+        x = self.attention(x_BSSC, order, heads=heads, bits=bits, **windows)
+        sizes = {"hidden": hidden, "width": width, "kernel": 3, "bits": bits}
+        if kept == (x.shape[1] // window) ** 2:
+            return self.local(x, **sizes), order
+        assert order is not None
+        return self.local.on_windows(x, order, **windows, **sizes), order
+
+
+class Head(MapModule):
+    """1x1 convolution, mean over the map, linear layer, LayerNorm, linear classifier."""
+
+    def __init__(self, *, width: int, hidden: int, features: int, classes: int, large: int) -> None:
+        super().__init__()
+        self.conv = ConvNorm(width, hidden, activation=ACTIVATION[large])
+        self.fc1 = ElasticLinear(hidden, features, bias=False)
+        self.norm = ElasticLayerNorm(features, eps=NORM_EPS[large])
+        self.fc2 = ElasticLinear(features, classes)
+        self.activation = ACTIVATIONS[ACTIVATION[large]]
+
+    def forward(self, x_BSSC: Tensor, order: Tensor | None, **_: int) -> tuple[Tensor]:
+        y = self.conv(x_BSSC).mean((1, 2))
+        return (self.fc2(self.activation(self.norm(self.fc1(y)))),)
+
+
+# Our names of convolutions as timm calls them.
+INVERTED = {"expand": "inverted_conv", "depthwise": "depth_conv", "project": "point_conv"}
+FUSED = {"expand": "spatial_conv", "project": "point_conv"}
+DENSE = {"expand": "conv1", "project": "conv2"}
+AGGREGATION = {"qkv": "qkv.conv", "depthwise": "aggreg.0.0", "pointwise": "aggreg.0.1"}
+CLASSIFIER = {"fc1": "classifier.0", "norm": "classifier.1", "fc2": "classifier.4"}
+
+
+class State(NamedTuple):
+    """What later layers depend on."""
+
+    size: int  # side of the map in tokens
+    width_in: int  # width of the map
+    width: int  # width of the stage
+    sparsity: int  # of the last block of this stage
+
+
+@dataclass(frozen=True)
+class EfficientVit:
+    """The parts of an EfficientViT at fixed head size and classifier widths."""
+
+    head_dim: int = 16
+    head_widths: tuple[int, int] = (1024, 1280)
+    fused: int = 0  # stages, from the first, whose convolutions are dense
+    biased: int = 3  # the first stage where only a block's last convolution has a norm
+    large: bool = False  # the L models' activation and norms
+    window: int = 8  # the largest side of a window
+    eps: int = 15  # 1e-15 is added to the attention's denominator: the official code; timm's is 5
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    def stem(self, resolution: int, width: int) -> Part:
+        shape = (3, resolution, resolution)
+        layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
+        return Part((layer,), State((resolution + 1) // 2, width, width, 0))
+
+    def transition(self, stage: int, state: State, width: int) -> Part:
+        """No layer: the first block of the stage strides."""
+        return Part((), state._replace(width=width, sparsity=0))
+
+    def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        if block.sparsity < state.sparsity:
+            return None  # later blocks take a prefix of the same order
+        path, shape = f"stage{stage}_{index}", (state.size, state.size, state.width_in)
+        args = {
+            "width": state.width,
+            "hidden": state.width_in * block.expansion,
+            "bits": BITS[block.precision],
+            "large": int(self.large),
+        }
+        conv = partial(
+            Layer.of,
+            path,
+            ConvBlock,
+            shape,
+            **args,
+            width_in=state.width_in,
+            entry=int(stage == 0),
+            fused=int(stage < self.fused),
+            biased=int(stage >= self.biased),
+        )
+        if stage and not index:
+            size = (state.size + 1) // 2
+            return Part((conv(stride=2),), State(size, state.width, state.width, 0))
+        window = map_window(state.size, self.window)
+        total = (state.size // window) ** 2
+        kept = kept_windows(total, block.sparsity)
+        layers = []
+        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
+            layers.append(Layer.of(f"score{stage}", MapScore, shape, window=window))
+        args |= {"window": window, "kept": kept}
+        if block.heads:
+            args |= {"heads": block.heads, "head_dim": self.head_dim, "eps": self.eps}
+            layers.append(Layer.of(path, AttentionBlock, shape, **args))
+        else:
+            layers.append(conv(stride=1, window=window, kept=kept))
+        return Part(tuple(layers), state._replace(sparsity=block.sparsity))
+
+    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+        hidden, features = self.head_widths
+        sizes = {"width": state.width, "hidden": hidden, "features": features, "classes": classes}
+        shape = (state.size, state.size, state.width)
+        return (Layer.of("head", Head, shape, large=int(self.large), **sizes),)
+
+    def origin(self, path: str, name: str) -> Origin:
+        part, _, rest = name.partition(".")
+        if path == "stem":
+            return f"stem.in_conv.{_conv(rest)}", None
+        if path == "head":
+            own = f"in_conv.{_conv(rest)}" if part == "conv" else f"{CLASSIFIER[part]}.{rest}"
+            return f"head.{own}", None
+        stage, index = map(int, path.removeprefix("stage").split("_"))
+        block = f"stages.{stage - 1}.blocks.{index}" if stage else f"stem.res{index}"
+        if part == "attention":
+            return self._attention_origin(f"{block}.context_module.main", rest)
+        block += ".local_module.main" if part == "local" else ".main"
+        conv, _, rest = rest.partition(".")
+        names = INVERTED
+        if stage < self.fused:
+            names = FUSED if stage else DENSE
+        return f"{block}.{names[conv]}.{_conv(rest)}", None
+
+    def _attention_origin(self, attention: str, name: str) -> Origin:
+        if name in AGGREGATION:
+            return f"{attention}.{AGGREGATION[name]}.weight", None
+        name = _conv(name.removeprefix("project."))
+        if name != "conv.weight":
+            return f"{attention}.proj.{name}", None
+        # Theirs has the inputs of one scale after those of the other.
+        d = self.head_dim
+        return f"{attention}.proj.{name}", lambda w, _: w.view(len(w), 2, -1, d).transpose(1, 2)
+
+
+def _conv(name: str) -> str:
+    """A tensor of a ConvNorm."""
+    return name if name.startswith("norm.") else f"conv.{name}"
+
+
+Entry = tuple[Space[Architecture], EfficientVit]
+_DENSE, _FLOAT, _EITHER = Choice(0), Choice("fp32"), Choice("int8", "fp32")
+_FIFTHS = Choice(80, 60, 40, 20, 0)
+_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
+_CONV = Choice(0)  # heads of convolution blocks
+
+
+def stage(
+    width: Choice,
+    depth: Choice,
+    expansion: Choice,
+    *,
+    heads: Choice = _CONV,
+    entry: Choice | None = None,
+    sparsity: Choice = _DENSE,
+    precision: Choice = _FLOAT,
+) -> Space[Stage]:
+    """`entry` is the expansion of the strided block, which `depth` counts; None in stage 0."""
+    block = partial(Space, Block, precision=precision)
+    inner = block(heads=heads, expansion=expansion, sparsity=sparsity)
+    blocks = [inner] * depth.values[-1]
+    if entry is not None:
+        blocks[0] = block(heads=_CONV, expansion=entry, sparsity=_DENSE)
+    return Space(Stage, width=width, blocks=Repeat(tuple(blocks), depth))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A model of the official code: five stages, with the strided blocks counted in the depths."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    parts: EfficientVit
+    expansions: tuple[int, ...] = (1, 4, 4, 4, 4)
+    entries: tuple[int, ...] = (0, 4, 4, 4, 4)  # expansions of the strided blocks
+    first_attention: int = 3  # the first stage of attention blocks
+
+    def model(self) -> Entry:
+        """Its one architecture."""
+        return self._space(Choice(224), lambda *values: Choice(values[-1]), _DENSE)
+
+    def space(self) -> Entry:
+        """A space below it: three quarters of its width, fewer blocks, heads and hidden channels."""
+        return self._space(Choice(160, 192, 224), Choice, _TENTHS)
+
+    def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:
+        stages = []
+        for i, (width, depth) in enumerate(zip(self.widths, self.depths)):
+            expansion, entry = self.expansions[i], self.entries[i]
+            heads = width // self.parts.head_dim
+            stages.append(
+                stage(
+                    choice(3 * width // 4, width),
+                    choice(*range(max(1 + (i > 0), depth - 2), depth + 1)),
+                    choice(*_halves(expansion)),
+                    heads=choice(heads // 2, heads) if i >= self.first_attention else _CONV,
+                    entry=choice(*_halves(entry)) if i else None,
+                    sparsity=sparsity if i < 4 else _DENSE,
+                )
+            )
+        return Space(Architecture, resolution=resolution, stages=Fixed(*stages)), self.parts
+
+
+def _halves(expansion: int) -> tuple[int, ...]:
+    return (expansion // 2, expansion) if expansion > 1 else (expansion,)
+
+
+def _b(width: int, depths: tuple[int, ...], head_dim: int, head_widths: tuple[int, int]) -> Paper:
+    widths = tuple(width * 2**i for i in range(5))
+    return Paper(widths, depths, EfficientVit(head_dim, head_widths))
+
+
+def _l(depths: tuple[int, ...]) -> Paper:
+    return Paper(
+        (32, 64, 128, 256, 512),
+        depths,
+        EfficientVit(32, (3072, 3200), fused=3, large=True),
+        expansions=(1, 4, 4, 4, 6),
+        entries=(0, 16, 16, 16, 24),
+        first_attention=4,
+    )
+
+
+PAPERS = {
+    "b0": _b(8, (1, 2, 2, 3, 3), 16, (1024, 1280)),
+    "b1": _b(16, (1, 2, 3, 4, 5), 16, (1536, 1600)),
+    "b2": _b(24, (1, 3, 4, 5, 7), 32, (2304, 2560)),
+    "b3": _b(32, (1, 4, 6, 7, 10), 32, (2304, 2560)),
+    "l1": _l((1, 2, 2, 7, 7)),
+    "l2": _l((1, 3, 3, 9, 9)),
+}
+
+_HALF = Choice(50, 0)
+DEBUG = Space(
+    Architecture,
+    resolution=Choice(32, 48),
+    stages=Fixed(
+        stage(Choice(4, 6), Choice(1), Choice(1), sparsity=_HALF, precision=_EITHER),
+        stage(
+            Choice(8),
+            Choice(1, 2),
+            Choice(1, 2),
+            entry=Choice(1, 2),
+            sparsity=_HALF,
+            precision=_EITHER,
+        ),
+        stage(
+            Choice(12, 16),
+            Choice(2, 3),
+            Choice(1, 2),
+            heads=Choice(1, 2),
+            entry=Choice(1, 2),
+            sparsity=_HALF,
+            precision=_EITHER,
+        ),
+    ),
+)
+MICRO = Space(
+    Architecture,
+    resolution=Choice(112, 160, 224),
+    stages=Fixed(
+        stage(Choice(8), Choice(1), Choice(1), sparsity=_FIFTHS),
+        stage(Choice(12, 16), Choice(1, 2), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
+        stage(Choice(24, 32), Choice(2, 3), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
+        stage(
+            Choice(48, 64),
+            Choice(2, 3, 4),
+            Choice(2, 4),
+            heads=Choice(2, 4),
+            entry=Choice(2, 4),
+            sparsity=_FIFTHS,
+        ),
+    ),
+)
+
+PRESETS = {
+    "debug": (DEBUG, EfficientVit(4, (12, 16), biased=2, window=4)),
+    "micro": (MICRO, EfficientVit(16, (256, 256))),
+    **{name: paper.space() for name, paper in PAPERS.items()},
+}
+MODELS = {f"efficientvit_{name}": paper.model() for name, paper in PAPERS.items()}

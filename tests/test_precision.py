@@ -1,0 +1,286 @@
+"""Int8 against integer arithmetic in numpy, closed forms and ONNX Runtime."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nas.calibration import CLIPS, METHODS, at_precision, calibrate, quantizers, sensitivity
+from nas.cli import main
+from nas.data import load_data
+from nas.elastic import ElasticLinear, Network
+from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
+from nas.export import _quiet, export_network
+from nas.family import load_space
+from nas.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
+from nas.quantization import quantize, subject
+
+
+def quantizer(low: float, high: float) -> Quantizer:
+    made = Quantizer().eval()
+    made.clip.copy_(torch.tensor([low, high]))
+    return made
+
+
+def integers(x, scale, zero):
+    """Equation 1 of Jacob et al., by numpy."""
+    return np.clip(np.rint(x.numpy() / np.float32(scale)) + zero, LOW, HIGH).astype(np.int64) - zero
+
+
+def weight_integers(weight):
+    flat = weight.numpy().reshape(len(weight), -1)
+    unit = np.abs(flat).max(1) / np.float32(127)
+    return np.rint(weight.numpy() / unit.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int64), unit
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (-0.17, 8.0), (0.0, 1.0), (-2.0, 0.0), (0.5, 2)])
+def test_zero_is_exact_and_the_range_is_covered(low, high):
+    scale, zero = scale_zero(low, high)
+    assert LOW <= zero <= HIGH
+    x = torch.tensor([0.0, min(low, 0), max(high, 0)])
+    back = (rounded(x, scale, zero) - zero) * scale
+    assert back[0] == 0
+    torch.testing.assert_close(back, x, rtol=0, atol=scale)
+
+
+def test_a_range_that_was_never_calibrated_is_an_error():
+    with pytest.raises(EvaluationError, match="calibrate"):
+        linear(torch.ones(1, 4), torch.ones(2, 4), None, Quantizer().eval(), bits=8)
+
+
+@pytest.mark.parametrize("inputs", [4, 48, 3072])
+def test_int8_linear_is_integer_arithmetic(inputs):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 5, inputs), torch.randn(7, inputs), torch.randn(7)
+    own = quantizer(-2.5, 3.0)
+    scale, zero = scale_zero(-2.5, 3.0)
+    w, unit = weight_integers(weight)
+    total = integers(x, scale, zero) @ w.T + np.rint(bias.numpy() / (unit * scale)).astype(np.int64)
+    expected = torch.from_numpy(total * (unit * scale)).float()
+    y = linear(x, weight, bias, own, bits=8)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("inputs", "kernel", "stride"), [(3, 3, 1), (70, 3, 2), (8, 1, 2)])
+def test_int8_convolution_is_integer_arithmetic(inputs, kernel, stride):
+    """70 x 3 x 3 products are more than a float32 sums exactly."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, inputs, 9, 9), torch.randn(5, inputs, kernel, kernel), torch.randn(5)
+    scale, zero = scale_zero(-3.0, 2.0)
+    w, unit = weight_integers(weight)
+    pad = kernel // 2
+    q = np.pad(integers(x, scale, zero), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    side = (9 + 2 * pad - kernel) // stride + 1
+    total = np.zeros((2, 5, side, side), np.int64)
+    for i in range(side):
+        for j in range(side):
+            patch = q[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+            total[:, :, i, j] = np.einsum("bckl,ockl->bo", patch, w)
+    total += np.rint(bias.numpy() / (unit * scale)).astype(np.int64)[:, None, None]
+    expected = torch.from_numpy(total * (unit * scale)[:, None, None]).float()
+    y = conv2d(x, weight, bias, quantizer(-3.0, 2.0), 8, stride, pad)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_are_packed_once_only_when_they_are_fixed():
+    own, x = quantizer(-3, 3), torch.randn(2, 8)
+    weight = torch.randn(4, 8)
+    linear(x, weight, None, own, bits=8)
+    assert own.packed is None
+    own.deploy()
+    first = linear(x, weight, None, own, bits=8)
+    assert isinstance(own.packed, Packed)
+    torch.testing.assert_close(linear(x, weight, None, own, bits=8), first, rtol=0, atol=0)
+
+
+def test_training_runs_in_float32():
+    layer = ElasticLinear(8, 4)
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(layer.train()(x, 4, 8), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+class Both(nn.Module):
+    """An int8 linear layer and an int8 convolution, as one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.bias = nn.Parameter(torch.randn(24, 16)), nn.Parameter(torch.randn(24))
+        self.kernel = nn.Parameter(torch.randn(6, 24, 3, 3))
+        self.first, self.second = quantizer(-3, 3), quantizer(-20, 20)
+        for own in (self.first, self.second):
+            own.deploy()
+
+    def forward(self, x):
+        y = linear(x, self.weight, self.bias, self.first, 8)
+        return conv2d(y.permute(0, 3, 1, 2), self.kernel, None, self.second, 8, 1, 1)
+
+
+def test_onnx_runtime_runs_the_same_integers():
+    ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    model, x = Both().eval(), torch.randn(1, 6, 6, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)
+        with _quiet():
+            program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    data = program.model_proto.SerializeToString()
+    kinds = [node.op_type for node in onnx.load(io.BytesIO(data)).graph.node]
+    assert kinds.count("QuantizeLinear") == 2
+    assert kinds.count("DequantizeLinear") in (5, 6)  # the convolution has no bias of its own
+    session = ort.InferenceSession(data)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # A value between two steps may fall either way by its last digit: one step of one input.
+    step = scale_zero(-20, 20)[0] * float(model.kernel.detach().abs().max())
+    assert float((torch.from_numpy(y) - expected).abs().max()) <= 1.01 * step
+    assert float((torch.from_numpy(y) - expected).abs().median()) <= 1e-4
+
+
+def test_onnx_runtime_fuses_an_exported_block_into_int8_kernels(tmp_path):
+    ort, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    space = load_space("vit:debug")
+    torch.manual_seed(0)
+    network = Network(space, space.restrict("precision", "int8").largest, 5).eval()
+    images = torch.randn(8, 3, 24, 24)
+    calibrate(network, images)
+    with torch.no_grad():
+        expected = network(images[:1])
+    export_network(network, images[:1], expected, tmp_path, ["onnx", "pt2", "safetensors"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(tmp_path / "model.onnx", options)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    blocks = len(network.architecture.stages[0].blocks)
+    assert kinds.count("QGemm") == 4 * blocks
+
+
+# --- calibration ---
+
+
+def observed(x, method):
+    layer = ElasticLinear(x.shape[-1], 4).eval()
+    from nas.calibration import _observing
+
+    with _observing([layer.input]) as (observer,):
+        layer(x)
+    return observer.clip(method)
+
+
+def test_minmax_keeps_everything_and_percentile_cuts_outliers():
+    x = torch.rand(400, 1000, generator=torch.Generator().manual_seed(0))
+    x[0, 0], x[0, 1] = 50.0, -50.0
+    assert observed(x, "minmax") == (-50.0, 50.0)
+    low, high = observed(x, "percentile")
+    assert low == pytest.approx(0.0, abs=1e-3)
+    assert high == pytest.approx(1.0, abs=1e-3)
+
+
+def test_mse_is_the_best_range_of_a_fine_grid():
+    x = torch.randn(20, 1000, generator=torch.Generator().manual_seed(0)).exp()
+
+    def error(low, high):
+        scale, zero = scale_zero(low, high)
+        return float(((rounded(x, scale, zero) - zero) * scale - x).square().mean())
+
+    best = min(error(0.0, high) for high in np.linspace(1, float(x.max()), 200))
+    assert error(*observed(x, "mse")) <= 1.05 * best
+    assert error(*observed(x, "mse")) < error(*observed(x, "minmax"))
+
+
+@pytest.fixture
+def network():
+    space = load_space("swin:debug")
+    torch.manual_seed(0)
+    return Network(space, space.restrict("sparsity", 0).largest, 5).eval()
+
+
+def test_best_takes_for_each_layer_the_method_of_least_error(network):
+    images = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(2))
+    layers = calibrate(network, images)
+    assert [x.layer for x in layers] == [p for p in network.layers if p.startswith("stage")]
+    for x in layers:
+        assert x.error[x.method] == min(x.error.values())
+        assert set(x.error) == set(CLIPS)
+    clips = [q.clip.clone() for q in quantizers(network)]
+    calibrate(network, images)
+    assert all(torch.equal(a, q.clip) for a, q in zip(clips, quantizers(network)))
+
+
+def test_every_method_is_close_and_an_unknown_one_is_named(network):
+    images = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(2))
+    narrow = at_precision(network.architecture, "int8")
+    with torch.no_grad():
+        exact = network(images)
+        for method in METHODS:
+            calibrate(network, images, method=method)
+            assert (network(images, narrow) - exact).norm() < 0.1 * exact.norm()
+    with pytest.raises(UnknownNameError, match="did you mean minmax"):
+        calibrate(network, images, method="minmaks")
+
+
+def test_sensitivity_is_the_error_of_one_int8_layer_at_a_time(network):
+    images = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(2))
+    calibrate(network, images)
+    found = sensitivity(network, images)
+    with torch.no_grad():
+        exact = network(images)
+        blocks = network.architecture.stages[1].blocks
+        one = replace(blocks[0], precision="int8")
+        stages = (network.architecture.stages[0], replace(network.architecture.stages[1], blocks=(one,)))
+        both = network(images, replace(network.architecture, stages=stages))
+    pair = [found[p] for p in found if p.startswith("stage1")]
+    total = float((both - exact).square().sum() / exact.square().sum())
+    assert max(pair) / 10 < total < 10 * sum(pair)
+    assert all(v > 0 for v in found.values())
+
+
+# --- the workflow ---
+
+
+def test_with_int8_widens_every_block_and_keeps_the_weights():
+    space = load_space("swin:micro+int8")
+    assert space.base == "swin:micro"
+    assert space.largest == load_space("swin:micro").largest
+    drawn = {b.precision for i in range(4) for s in space.draw(Random(i)).stages for b in s.blocks}
+    assert drawn == {"int8", "fp32"}
+    assert load_space("swin:micro+int8@112").name == space.at(112).name == "swin:micro+int8@112"
+
+
+def test_quantize_compares_all_methods_and_never_sees_the_test_split(debug_supernet, photo_data):
+    network, data = subject("", "swin:debug", photo_data.name, str(debug_supernet), "")
+    hidden = replace(data, test=None)
+    result = quantize(network, hidden, images=4, calibration=4)
+    assert set(result["methods"]) == set(METHODS)
+    assert {b["precision"] for s in result["architecture"]["stages"] for b in s["blocks"]} == {"int8"}
+    assert len(result["layers"]) == len(network.space.layers(network.architecture, 2)) - 3
+    assert min(result["measured_ms"].values()) > 0
+
+
+def test_quantize_on_the_command_line(debug_supernet, photos, tmp_path, capsys):
+    arguments = ["quantize", "--space", "swin:debug", "--data", f"imagefolder:{photos}"]
+    arguments += ["--supernet", str(debug_supernet), "--images", "10", "--calibration", "4"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--out", str(tmp_path / "q"), "--json"])
+    assert not stop.value.code
+    result = json.loads(capsys.readouterr().out)
+    assert "model.onnx" in result["exported"]
+    saved = json.loads((tmp_path / "q" / "architecture.json").read_text())
+    assert {b["precision"] for s in saved["stages"] for b in s["blocks"]} == {"int8"}
+
+
+def test_what_cannot_be_quantized_is_said(photos):
+    data = f"imagefolder:{photos}"
+    with pytest.raises(UsageError, match="--weights"):
+        subject("swin_tiny_patch4_window7_224", "swin:debug", data, "", "")
+    with pytest.raises(UnknownNameError, match="swin_tiny_patch4_window7_224"):
+        subject("swin_tiny_patch4_window7", "swin:debug", data, "", "")
+    with pytest.raises(WeightsError):
+        subject("", "swin:debug", data, "", "")
+    assert load_data(data).classes
