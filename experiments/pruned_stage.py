@@ -7,8 +7,8 @@ eager, scoring, gather and scatter included; the dense stage is our own, chunked
 sparsities are timed in turns, and ratios are taken within a round, which cancels slow moments of
 the machine. Writes `results/pruned_stage.csv` and a picture.
 
-Two cores of an Intel Xeon (AMX): about five minutes. Wanted for Swin: 0.42 of dense at 60 % (0.40 is
-the share of kept windows). Attention among fewer tokens of a ViT can save more than its share; a
+Two cores of an Intel Xeon (AMX): about five minutes. Wanted for Swin: 0.42 of dense at 60 % (0.40
+is the share of kept windows). Attention among fewer tokens of a ViT can save more than its share; a
 convolution that needs its neighbours saves less.
 """
 

@@ -18,6 +18,7 @@ import csv
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def main() -> None:
         image = torch.randn(1, 3, *[space.largest.resolution] * 2)
         for runtime in options.runtimes.split(","):
             if runtime == "eager":
-                runs = (torch.inference_mode()(lambda m=m: m(image)) for m in (ours, theirs))
+                runs = (partial(torch.inference_mode()(m.forward), image) for m in (ours, theirs))
             else:
                 runs = (onnx_session(m, image) for m in (ours, theirs))
             a, b = runs

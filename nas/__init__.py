@@ -37,6 +37,7 @@ _HOMES = {
     "load_space": "nas.family",
     "load_supernet": "nas.supernet",
     "load_weights": "nas.checkpoint",
+    "macs_by_resolution": "nas.scaling",
     "measure_fresh": "nas.stopwatch",
     "profile": "nas.latency",
     "quantize": "nas.quantization",

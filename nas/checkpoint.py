@@ -15,6 +15,7 @@ from http.client import HTTPException, HTTPResponse
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
+from urllib.error import HTTPError
 
 import platformdirs
 import torch
@@ -189,6 +190,8 @@ def _download(name: str) -> Path:
             for piece in _pieces(answer):
                 file.write(piece)
     except OSError as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
         raise _unreachable(address, error) from None
     return path
 

@@ -273,9 +273,10 @@ def measure(
         f"{result['measured_p95_ms']:.2f}, min {result['measured_min_ms']:.2f})"
     )
     if not table:
-        return out.print(
-            f"no prediction: there is no table yet (vitnas profile --space {the_space.name})"
-        )
+        why = f"there is no table yet (vitnas profile --space {the_space.name})"
+        if ":" not in the_space.name:
+            why = "tables are fitted to spaces, and this is a single model"
+        return out.print(f"no prediction: {why}")
     total = result["predicted_ms"]
     out.print(
         f"{total:.2f} ms predicted ({100 * (total / result['measured_ms'] - 1):+.1f} %), of which"
@@ -457,8 +458,7 @@ def macs(
         pictures.save(pictures.macs(result), path)
     if as_json:
         return _json(result)
-    out.print("MACs of the two attention products, of attention with its projections, of all")
-    grid = _table("model", "products", "attention", "whole model", "products' share")
+    grid = _table("MACs of one image", "products", "attention", "whole model", "share")
     kinds = ("attention_matmul_macs", "attention_macs", "macs")
     for slope in result["slopes"]:
         grid.add_row(slope["model"], style="bold")
@@ -468,10 +468,16 @@ def macs(
             grid.add_row(
                 f"{row['resolution']:>6} px", *(f"{n / 1e9:,.2f} G" for n in counts), share
             )
-        powers = (slope[kind] for kind in kinds)
-        cells = ("" if power is None else f"R^{power:.2f}" for power in powers)
-        grid.add_row("  grows as", *cells, style="cyan")
+        powers = [slope[kind] for kind in kinds]
+        if powers[-1] is not None:
+            cells = ("" if power is None else f"R^{power:.2f}" for power in powers)
+            grid.add_row("  grows as", *cells, style="cyan")
     out.print(grid)
+    out.print(
+        "products: the two of attention; attention: with its projections; "
+        "share: products of the whole",
+        style="dim",
+    )
     out.print(result["reading"])
     if path:
         out.print(f"figure: {path}", soft_wrap=True)
@@ -525,7 +531,7 @@ def _models() -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": name,
-                "family": type(space.parts).__module__.rpartition(".")[2],
+                "family": space.family,
                 "resolution": space.largest.resolution,
                 "params M": round(sum(map(count_params, layers)) / 1e6, 3),
                 "MACs G": round(sum_macs(layers).total / 1e9, 3),

@@ -31,6 +31,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": partial(F.relu, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+}
 
 
 class BatchNorm(nn.Module):
@@ -94,9 +99,10 @@ class ConvNorm(nn.Module):
         nn.init.trunc_normal_(self.weight, std=(2 / (kernel**2 * shape[1])) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.norm = BatchNorm(outputs, eps) if norm else None
-        self.input = Quantizer()
+        self.input = None if depthwise else Quantizer()
         self.stride, self.depthwise = stride, depthwise
         self.activation = ACTIVATIONS[activation]
+        self.in_place = _IN_PLACE.get(activation, self.activation)
 
     def forward(
         self,
@@ -113,13 +119,17 @@ class ConvNorm(nn.Module):
             weight, bias = weight * scale[:, None, None, None], _folded(bias, scale, shift)
             norm = None
         y = self._convolve(x_BSSC, weight, bias, bits, pad)
-        return self.activation(y if norm is None else norm(y))
+        y = y if norm is None else norm(y)
+        return self.activation(y) if torch.is_grad_enabled() else self.in_place(y)
 
     def _sliced(
         self, outputs: int, inputs: int, kernel: int | None
     ) -> tuple[Tensor, Tensor | None]:
+        inputs = 1 if self.depthwise else inputs
+        if self.weight.shape[:2] == (outputs, inputs) and kernel in (None, self.weight.shape[-1]):
+            return self.weight, self.bias
         edge = (self.weight.shape[-1] - (kernel or self.weight.shape[-1])) // 2
-        weight = self.weight[:outputs, : 1 if self.depthwise else inputs]
+        weight = self.weight[:outputs, :inputs]
         if edge:
             weight = weight[..., edge:-edge, edge:-edge]
         return weight, None if self.bias is None else self.bias[:outputs]
@@ -130,10 +140,13 @@ class ConvNorm(nn.Module):
         kernel = weight.shape[-1]
         padding = kernel // 2 if pad else 0
         exporting = torch.onnx.is_in_onnx_export()  # runtimes have their fast path for convolutions
-        if kernel == self.stride == 1 and not self.depthwise and not (exporting and bits == 32):
-            return linear(x_BSSC, weight.flatten(1), bias, self.input, bits)
+        if kernel == self.stride == 1 and self.input is not None and not (exporting and bits == 32):
+            if bits == 8 or bias is None:
+                return linear(x_BSSC, weight.flatten(1), bias, self.input, bits)
+            # Faster by 5 % than a bias that the product starts from.
+            return linear(x_BSSC, weight.flatten(1), None, self.input).add_(bias)
         x = x_BSSC.permute(0, 3, 1, 2)
-        if self.depthwise:
+        if self.input is None:
             y = F.conv2d(x, weight, bias, self.stride, padding, groups=len(weight))
         else:
             y = conv2d(x, weight, bias, self.input, bits, self.stride, padding)
@@ -146,7 +159,8 @@ class ConvNorm(nn.Module):
             self.weight.copy_(weight)
             if self.bias is not None and bias is not None:
                 self.bias.copy_(bias)
-            self.input.clip.copy_(large.input.clip)
+            if self.input is not None and large.input is not None:
+                self.input.clip.copy_(large.input.clip)
             if self.norm is not None and large.norm is not None:
                 for name in ("weight", "bias", "running_mean", "running_var"):
                     getattr(self.norm, name).copy_(getattr(large.norm, name)[:outputs])
@@ -161,6 +175,8 @@ class ConvNorm(nn.Module):
                 self.norm = None
             if self.weight.shape[-1] > 1:
                 self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+            else:  # products of small maps are up to 1.3x faster with inputs in rows
+                self.weight.data = self.weight.data.transpose(0, 1).contiguous().transpose(0, 1)
 
     def slots(self, axis: int) -> tuple[tuple[Tensor, int], ...]:
         """The tensors with output channels (axis 0), or with input channels (axis 1)."""
@@ -176,17 +192,37 @@ def _folded(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class SqueezeExcite(nn.Module):
-    """Channels scaled by a gate of their mean over the map (MobileNetV3, section 5.3)."""
+    """Channels scaled by a gate of their mean over the map (MobileNetV3, section 5.3).
+
+    In float32 at every precision: int8 products of one row take twice as long. During inference
+    it works in place.
+    """
 
     def __init__(self, width: int, squeezed: int) -> None:
         super().__init__()
-        self.reduce = ConvNorm(width, squeezed, norm=False, bias=True, activation="relu")
-        self.expand = ConvNorm(squeezed, width, norm=False, bias=True)
+        self.reduce, self.expand = nn.Linear(width, squeezed), nn.Linear(squeezed, width)
+        for layer in (self.reduce, self.expand):
+            nn.init.trunc_normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, x_BSSC: Tensor, squeezed: int, bits: int = 32) -> Tensor:
-        mean = x_BSSC.mean((1, 2), keepdim=True)
-        gate = self.expand(self.reduce(mean, squeezed, bits=bits), x_BSSC.shape[-1], bits=bits)
-        return x_BSSC * F.hardsigmoid(gate)
+    def forward(self, x_BSSC: Tensor, squeezed: int) -> Tensor:
+        c = x_BSSC.shape[-1]
+        y = F.linear(
+            x_BSSC.mean((1, 2)), self.reduce.weight[:squeezed, :c], self.reduce.bias[:squeezed]
+        )
+        y = F.linear(F.relu(y), self.expand.weight[:c, :squeezed], self.expand.bias[:c])
+        gate = F.hardsigmoid(y)[:, None, None]
+        return x_BSSC * gate if torch.is_grad_enabled() else x_BSSC.mul_(gate)
+
+    def deploy(self) -> None:
+        for layer in (self.reduce, self.expand):
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+
+    def reorder(self) -> None:
+        """Squeezed channels by importance."""
+        order = importance(self.reduce.weight, 0) + importance(self.expand.weight, 1)
+        slots = (self.reduce.weight, 0), (self.reduce.bias, 0), (self.expand.weight, 1)
+        permute(order.argsort(descending=True), *slots)
 
 
 def map_window(size: int, largest: int = 8) -> int:
@@ -202,7 +238,8 @@ def _halo_tokens(size: int, window: int, halo: int) -> NDArray[np.int64]:
     first = np.arange(0, size, window)
     line = (first[:, None] + np.arange(-halo, window + halo)).clip(0, size - 1)
     y, x = line[:, None, :, None], line[None, :, None, :]
-    return (y * size + x).reshape(len(first) ** 2, -1)
+    tokens: NDArray[np.int64] = (y * size + x).reshape(len(first) ** 2, -1)
+    return tokens
 
 
 @constant
@@ -239,22 +276,32 @@ def on_kept_windows(
     in the map (B * kept, window + 2 halo, window + 2 halo, 1), None if all do; it returns what the
     inner (B * kept, window, window, C) become. Dropped windows pass unchanged.
     """
-    b, size, _, c = x_BSSC.shape
+    size, c = x_BSSC.shape[2:]
     side = window + 2 * halo
-    flat = x_BSSC.reshape(-1, c)
     chosen = order[:, :kept]
-    first = torch.arange(0, len(flat), size * size, device=flat.device)[:, None, None]
-    outer = (halo_tokens(size, window, halo, flat.device)[chosen] + first).flatten()
+    rows = _rows(size, window, halo, chosen)
     inside = None
     if halo:
-        inside = halo_inside(size, window, halo, flat.device)[chosen].view(-1, side, side, 1)
-    y = run(flat.index_select(0, outer).view(-1, side, side, c), inside)
-    inner = outer
-    if halo:
-        inner = (halo_tokens(size, window, 0, flat.device)[chosen] + first).flatten()
-    # Nobody else holds the map during inference; autograd does during training.
-    base = flat if not torch.is_grad_enabled() else flat.clone()
-    return base.index_copy_(0, inner, y.reshape(-1, c)).view(x_BSSC.shape)
+        inside = halo_inside(size, window, halo, order.device)[chosen].view(-1, side, side, 1)
+    y = run(x_BSSC.reshape(-1, c).index_select(0, rows).view(-1, side, side, c), inside)
+    return _written(x_BSSC, _rows(size, window, 0, chosen) if halo else rows, y)
+
+
+def _rows(size: int, window: int, halo: int, chosen: Tensor) -> Tensor:
+    """Of all tokens of a batch of maps, those of the `chosen` windows (B, kept) of each."""
+    tokens = halo_tokens(size, window, halo, chosen.device)[chosen]
+    if len(chosen) > 1:
+        last = len(chosen) * size * size
+        tokens = tokens + torch.arange(0, last, size * size, device=chosen.device)[:, None, None]
+    return tokens.flatten()
+
+
+def _written(x_BSSC: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+    """The map with `y` in these rows; nobody else holds it during inference, autograd otherwise."""
+    c = x_BSSC.shape[-1]
+    flat = x_BSSC.reshape(-1, c)
+    base = flat.clone() if torch.is_grad_enabled() else flat
+    return base.index_copy_(0, rows, y.reshape(-1, c)).view(x_BSSC.shape)
 
 
 class MapModule(ElasticModule):
@@ -273,9 +320,10 @@ class MapModule(ElasticModule):
             return None
         x, order = state
         size, window = x.shape[1], sizes["window"]
+        tokens = halo_tokens(size, window, 0, x.device)
+        if sizes["kept"] < len(tokens):
+            tokens = tokens[order[0, : sizes["kept"]]]
         mask = torch.zeros(size * size, dtype=torch.bool)
-        chosen = torch.arange((size // window) ** 2) if order is None else order[0]
-        tokens = halo_tokens(size, window, 0, x.device)[chosen[: sizes["kept"]]]
         mask[tokens.flatten().cpu()] = True
         return mask.view(size, size)
 
@@ -289,6 +337,11 @@ class MapScore(MapModule):
     def forward(self, x_BSSC: Tensor, _: Tensor | None, *, window: int) -> tuple[Tensor, Tensor]:
         (order,) = window_orders(x_BSSC, x_BSSC.shape[1], window, (0,))
         return x_BSSC, order
+
+
+# Kept windows with their surroundings, as a share of the map: from here on it is faster to expand
+# and convolve the whole map, and to project the kept windows.
+WHOLE = 1.0
 
 
 class InvertedResidual(nn.Module):
@@ -314,7 +367,7 @@ class InvertedResidual(nn.Module):
         norms: tuple[bool, bool, bool] = (True, True, True),
     ) -> None:
         super().__init__()
-        kinds = [{"norm": n, "bias": not n, "eps": eps} for n in norms]
+        kinds: list[dict[str, Any]] = [{"norm": n, "bias": not n, "eps": eps} for n in norms]
         conv = partial(ConvNorm, activation=activation)
         self.expand = conv(width_in, hidden, **kinds[0]) if expand else None
         self.depthwise = conv(hidden, hidden, kernel, stride=stride, depthwise=True, **kinds[1])
@@ -336,9 +389,11 @@ class InvertedResidual(nn.Module):
         y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
         y = self.depthwise(y, hidden, kernel)
         if self.gate is not None:
-            y = self.gate(y, squeezed, bits)
+            y = self.gate(y, squeezed)
         y = self.project(y, width, bits=bits)
-        return y + x_BSSC if self.residual and y.shape == x_BSSC.shape else y  # type: ignore[no-any-return]
+        if self.residual and y.shape == x_BSSC.shape:
+            y = y.add_(x_BSSC)
+        return y  # type: ignore[no-any-return]
 
     def on_windows(
         self,
@@ -354,27 +409,40 @@ class InvertedResidual(nn.Module):
         bits: int = 32,
     ) -> Tensor:
         """The kept windows; they see their surroundings, the gate sees the kept windows alone."""
-        b, halo = len(x_BSSC), kernel // 2
+        b, size, _, c = x_BSSC.shape
+        halo = kernel // 2
+
+        def project(y: Tensor) -> Tensor:
+            if self.gate is not None:
+                y = self.gate(y.reshape(b, -1, window, hidden), squeezed)
+            return self.project(y.view(-1, window, window, hidden), width, bits=bits)  # type: ignore[no-any-return]
 
         def run(x: Tensor, inside: Tensor | None) -> Tensor:
             y = x if self.expand is None else self.expand(x, hidden, bits=bits)
-            y = y if inside is None else y * inside
-            y = self.depthwise(y, hidden, kernel, pad=False)
-            if self.gate is not None:
-                y = self.gate(y.reshape(b, -1, window, hidden), squeezed, bits)
-                y = y.view(-1, window, window, hidden)
-            y = self.project(y, width, bits=bits)
-            return y + x[:, halo:-halo, halo:-halo] if self.residual else y  # type: ignore[no-any-return]
+            if inside is not None:
+                y = y * inside if torch.is_grad_enabled() else y.mul_(inside)
+            y = project(self.depthwise(y, hidden, kernel, pad=False))
+            return y.add_(x[:, halo:-halo, halo:-halo]) if self.residual else y
 
-        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
+        if kept * (window + 2 * halo) ** 2 < WHOLE * size**2:
+            return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
+        y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
+        y = self.depthwise(y, hidden, kernel).reshape(-1, hidden)
+        rows = _rows(size, window, 0, order[:, :kept])
+        y = project(y.index_select(0, rows)).view(-1, width)
+        y = y.add_(x_BSSC.reshape(-1, c).index_select(0, rows)) if self.residual else y
+        return _written(x_BSSC, rows, y)
 
     def reorder(self) -> None:
         """Hidden channels by importance."""
+        if self.gate is not None:
+            self.gate.reorder()
         if self.expand is None:  # they are the channels of the map
             return
         hidden = [*self.expand.slots(0), *self.depthwise.slots(0), *self.project.slots(1)]
         total = importance(self.expand.weight, 0) + importance(self.depthwise.weight, 0)
         total += importance(self.project.weight, 1)
         if self.gate is not None:
-            hidden += [*self.gate.reduce.slots(1), *self.gate.expand.slots(0)]
+            gate = self.gate
+            hidden += [(gate.reduce.weight, 1), (gate.expand.weight, 0), (gate.expand.bias, 0)]
         permute(total.argsort(descending=True), *hidden)

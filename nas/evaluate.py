@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def recalibrate(network: Network, images: Tensor) -> None:
     The mean over batches of what each norm sees (once-for-all, Cai et al., ICLR 2020): inherited
     statistics are those of wider networks.
     """
-    norms = [m for m in network.modules() if hasattr(m, "momentum") and hasattr(m, "running_var")]
+    norms: list[Any] = [m for m in network.modules() if hasattr(m, "running_var")]
     device = next(network.parameters()).device
     network.eval()
     for norm in norms:

@@ -162,6 +162,11 @@ class SearchSpace:
         )
 
     @property
+    def family(self) -> str:
+        """The name of the file in `search_spaces/` that this space is of."""
+        return type(self.parts).__module__.rpartition(".")[2]
+
+    @property
     def base(self) -> str:
         """The name without resolution and precision: what weights are for."""
         return self.name.partition("@")[0].removesuffix("+int8")

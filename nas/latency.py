@@ -89,6 +89,11 @@ class Calibration:
         x, y = np.array(sums_ms), np.array(measured_ms)
         a = np.stack([x, np.ones_like(x)], 1)[:fitted_on] / y[:fitted_on, None]
         scale, overhead = np.linalg.lstsq(a, np.ones(fitted_on), rcond=None)[0]
+        if scale <= 0:
+            raise TableError(
+                "whole networks did not take longer where their layers do: the machine is too busy",
+                "measure again when it is quiet: vitnas profile --again",
+            )
         x, y = x[fitted_on:], y[fitted_on:]
         error = (overhead + scale * x - y) / y * 100
         return cls(
@@ -236,10 +241,9 @@ def layer_code(space: SearchSpace) -> str:
     import nas
     import search_spaces
 
-    family = space.name.partition(":")[0]
     folder = Path(nas.__file__).parent
     files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
-    files.append(Path(next(iter(search_spaces.__path__))) / f"{family}.py")
+    files.append(Path(next(iter(search_spaces.__path__))) / f"{space.family}.py")
     return fingerprint(*(file.read_bytes() for file in files))
 
 

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
+_LINES = (BLUE, RED, GREEN, "#7a5aa6", "#b07d12", INK)  # dark enough for text
 _PRODUCTS = "attention_matmul_macs"
+_KINDS: dict[str, Any] = {  # of MACs, and how their curves look
+    _PRODUCTS: {"lw": 1.6, "marker": "o", "ms": 4},
+    "macs": {"lw": 1.3, "ls": (0, (4, 2)), "marker": "o", "ms": 4, "mfc": "white"},
+}
+_RING: Any = {"marker": "o", "ms": 10, "mfc": "none", "mew": 1.2}
 _STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -250,59 +256,51 @@ def macs(result: dict[str, Any]) -> Figure:
     dashed: the whole model; a ring where the products become half of it.
     """
     figure = _figure(7.4, 4.8)
+    sides = sorted({row["resolution"] for row in result["rows"]})
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
         axes.set(xscale="log", yscale="log")
         labels: list[tuple[float, str, str, str]] = []
-        for slope, half, color in zip(
-            result["slopes"], result["half"], _cycle(len(result["half"]))
-        ):
-            own = [row for row in result["rows"] if row["model"] == slope["model"]]
-            sides = [row["resolution"] for row in own]
-            for kind, dashes, fill in (("macs", (4, 2), "white"), (_PRODUCTS, (), color)):
-                counts = [row[kind] for row in own]
+        for i, (slope, half) in enumerate(zip(result["slopes"], result["half"])):
+            color = _LINES[i % len(_LINES)]
+            for kind, line in _KINDS.items():
+                counts = [r[kind] for r in result["rows"] if r["model"] == slope["model"]]
                 if not all(counts):
                     continue
-                axes.plot(
-                    sides, counts, color=color, lw=1.5, dashes=dashes, marker="o", ms=4, mfc=fill
-                )
-                name = "whole model" if kind == "macs" else slope["model"]
+                axes.plot(sides, counts, color=color, **line)
                 power = "" if slope[kind] is None else f"  $R^{{{slope[kind]:.2f}}}$"
-                weight = "normal" if kind == "macs" else "bold"
-                labels.append((counts[-1], f"{name}{power}", color, weight))
-            if half[_PRODUCTS] and half[_PRODUCTS] > sides[0]:
-                _ring(axes, half[_PRODUCTS], sides, [row[_PRODUCTS] for row in own], color)
-        _label_ends(axes, max(row["resolution"] for row in result["rows"]), labels)
-        ticks = sorted({row["resolution"] for row in result["rows"]})
-        low = [i % 2 and b < 1.3 * a for i, (a, b) in enumerate(pairwise([1, *ticks]))]
-        axes.set_xticks(ticks, [f"\n{side}" if down else f"{side}" for side, down in zip(ticks, low)])
+                whole = kind == "macs"
+                text = f"{slope['model']}{', whole' if whole else ''}{power}"
+                labels.append((counts[-1], text, color, "normal" if whole else "bold"))
+                if not whole and half[kind] and half[kind] > sides[0]:
+                    _ring(axes, half[kind], sides, counts, color)
+        _label_ends(axes, sides[-1], labels)
+        axes.set_xticks(sides, _staggered(sides))
         axes.set_xticks([], minor=True)
         axes.set(xlabel="resolution R [pixels]", ylabel="multiply-accumulates of one image")
-        keys = (
-            Line2D([], [], color=INK, lw=1.5, marker="o", ms=4, label="the two attention products"),
-            Line2D(
-                [],
-                [],
-                color=INK,
-                lw=1.5,
-                dashes=(4, 2),
-                marker="o",
-                ms=4,
-                mfc="white",
-                label="whole model",
-            ),
-            Line2D([], [], color=INK, lw=0, marker="o", ms=9, mfc="none", label="half of it"),
-        )
-        axes.legend(handles=keys, loc="upper left", fontsize=8, handlelength=3.2)
+        names = ("the two attention products", "whole model")
+        keys = [Line2D([], [], color=INK, label=n, **_KINDS[k]) for n, k in zip(names, _KINDS)]
+        if any(half[_PRODUCTS] for half in result["half"]):
+            keys.append(Line2D([], [], color=INK, lw=0, label="products are half of it", **_RING))
+        axes.legend(handles=keys, loc="best", fontsize=8, handlelength=3.2)
         axes.grid(True)
         axes.set_axisbelow(True)
     return figure
 
 
+def _staggered(sides: Sequence[int]) -> list[str]:
+    """Labels of the ticks, one line lower where they would run into the one before."""
+    labels: list[str] = []
+    for i, side in enumerate(sides):
+        near = i > 0 and side < 1.25 * sides[i - 1] and not labels[-1].startswith("\n")
+        labels.append(f"\n{side}" if near else f"{side}")
+    return labels
+
+
 def _ring(axes: Axes, side: int, sides: list[int], counts: list[int], color: str) -> None:
     """Where the products have become half of the whole model."""
     y = np.exp(np.interp(np.log(side), np.log(sides), np.log(counts)))
-    axes.plot([side], [y], "o", ms=10, mfc="none", mec=color, mew=1.2)
+    axes.plot([side], [y], mec=color, **_RING)
     text = axes.annotate(
         f"{side} px",
         (side, y),

@@ -11,7 +11,7 @@ quantization-aware training belongs where `linear` and `conv2d` look at `trainin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -168,8 +168,7 @@ def conv2d(
     exact = torch.float32 if weight[0].numel() <= _EXACT_FLOAT32 else torch.float64
     q = rounded(x, packed.scale, packed.zero).sub_(packed.zero).to(exact)
     total = F.conv2d(q, packed.weight.to(exact), None, stride, padding).float()
-    own = packed.bias + packed.zero * packed.weight.flatten(1).sum(1, dtype=torch.int32)
-    return total.add_(own[:, None, None]).mul_(packed.unit[:, None, None])
+    return total.add_(_own_bias(packed)[:, None, None]).mul_(packed.unit[:, None, None])
 
 
 # ONNX: QuantizeLinear and DequantizeLinear around a float operator, which runtimes fuse into their
@@ -179,8 +178,10 @@ def conv2d(
 _UINT8 = 128  # what is added to an int8 zero point to make it that of uint8
 
 
-def _op(name: str, inputs: list[Tensor], dtype: torch.dtype, shape: torch.Size, **a: int) -> Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, a, dtype=dtype, shape=shape, version=19)
+def _op(
+    name: str, inputs: list[Tensor], dtype: torch.dtype, shape: torch.Size, **attributes: Any
+) -> Tensor:
+    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=19)
 
 
 def _dequantized(q: Tensor, unit: Tensor, axis: int) -> Tensor:

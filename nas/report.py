@@ -183,8 +183,9 @@ def _schedule(run: Run, kept: dict[str, NDArray[np.bool_]]) -> list[dict[str, An
             stages.append({"width": value, "blocks": []})
         elif i and value is not None:
             shares = [kept[layer.path].mean() for layer in part.layers if layer.path in kept]
+            share = float(np.mean(shares)) if shares else 1.0  # a block that cannot prune
             fields = {k: v for k, v in vars(value).items() if k != "sparsity"}
-            stages[-1]["blocks"].append({"fields": fields, "kept": 100 * float(np.mean(shares))})
+            stages[-1]["blocks"].append({"fields": fields, "kept": 100 * share})
     return stages
 
 

@@ -8,17 +8,19 @@ https://arxiv.org/abs/2205.14756) with the second, as everything else does.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 
-from nas.elastic import Macs, sum_macs
+from nas.elastic import sum_macs
 from nas.family import Layer, SearchSpace, load_space
 from nas.progress import bar
 
 CLASSES = 1000
+STEP_PX = 32  # the total stride of most models
 # What is counted, as `--json` calls it and as `Macs` does.
 KINDS = {
     "attention_macs": "attention",
@@ -36,9 +38,9 @@ def macs_by_resolution(models: Sequence[str], resolutions: Sequence[int]) -> dic
     `attention_macs` (projections and products), `attention_matmul_macs` (the two products alone)
     and `macs` (the whole model, 1000 classes), all as run: padded windows count. `slopes` are the
     fitted exponents of each of them against the resolution (None for fewer than two resolutions,
-    or no attention). `half` says from which resolution of the range attention is at least half of
-    the model (None if nowhere). `reading` puts both into words. `UsageError` before anything is
-    counted if a model does not exist or cannot take a resolution.
+    or no attention). `half` says from which resolution of the range, to 32 px, attention is at
+    least half of the model (None if nowhere). `reading` puts both into words. Raises `UsageError`,
+    before anything is counted, for a model that does not exist or cannot take a resolution.
     """
     spaces = {model: load_space(model) for model in dict.fromkeys(models)}
     sides = sorted(set(resolutions))
@@ -46,8 +48,8 @@ def macs_by_resolution(models: Sequence[str], resolutions: Sequence[int]) -> dic
     rows: list[Row] = []
     with bar("count", len(networks), "networks") as advance:
         for (model, side), layers in networks.items():
-            rows.append({"model": model, "resolution": side, **_counts(sum_macs(layers))})
-            advance(1, f"{model} at {side} px")
+            rows.append({"model": model, "resolution": side, **_counts(layers)})
+            advance(1, f"{side} px")
     slopes, halves = [], []
     for model, space in spaces.items():
         own = [row for row in rows if row["model"] == model]
@@ -76,6 +78,8 @@ def reading(result: dict[str, Any]) -> str:
         f"R^{power} in {_listed([s['model'] for s in group])}"
         for power, group in groupby(known, key=_power)
     ]
+    none = [s["model"] for s in result["slopes"] if s not in known]
+    without = f" ({_listed(none)} has none)" if none else ""
     first = min(row["resolution"] for row in result["rows"])
     halves = []
     for half in result["half"]:
@@ -84,12 +88,8 @@ def reading(result: dict[str, Any]) -> str:
             products = half["attention_matmul_macs"]
             alone = "" if products is None else f" (its products alone from {products} px)"
             halves.append(f"{half['model']} {where}{alone}")
-    over = (
-        f"attention is over half of {_listed(halves)}"
-        if halves
-        else ("attention is nowhere half of a model")
-    )
-    return f"Attention products grow as {', as '.join(growth)}; {over}."
+    over = f"over half of {_listed(halves)}" if halves else "nowhere half of a model"
+    return f"Attention products grow as {', as '.join(growth)}{without}; attention is {over}."
 
 
 def _power(slope: Row) -> str:
@@ -115,24 +115,31 @@ def _layers(space: SearchSpace, resolution: int) -> tuple[Layer, ...]:
     return there.layers(there.largest, CLASSES)
 
 
-def _counts(macs: Macs) -> dict[str, int]:
+def _counts(layers: Sequence[Layer]) -> Row:
+    macs = sum_macs(layers)
     return {kind: getattr(macs, field) for kind, field in KINDS.items()}
 
 
 def _half(space: SearchSpace, rows: Sequence[Row], kind: str) -> int | None:
-    """The first resolution at which `kind` is at least half of the whole; found by bisection."""
+    """The first resolution, in steps of about 32 px, at which `kind` is half of the whole.
+
+    Between those that were counted it is found by bisection. At finer steps the share goes up and
+    down, as each map of a model with strides is padded at sides of its own.
+    """
     if _is_half(rows[0], kind):
         return int(rows[0]["resolution"])
+    step = -(-STEP_PX // space.parts.multiple) * space.parts.multiple
     for below, above in pairwise(rows):
         if _is_half(above, kind):
-            step = space.parts.multiple
-            low, high = below["resolution"] // step, above["resolution"] // step
-            while high - low > 1:
-                middle = (low + high) // 2
-                there = _counts(sum_macs(_layers(space, middle * step)))
-                low, high = (low, middle) if _is_half(there, kind) else (middle, high)
-            return int(high * step)
+            low, high = below["resolution"], above["resolution"]
+            sides = [*range(low // step * step + step, high, step), high]
+            return _first_half(space, sides, kind)
     return None
+
+
+def _first_half(space: SearchSpace, sides: Sequence[int], kind: str) -> int:
+    first = bisect(sides, False, key=lambda side: _is_half(_counts(_layers(space, side)), kind))
+    return sides[first]
 
 
 def _is_half(row: Row, kind: str) -> bool:

@@ -58,8 +58,8 @@ class Stem(ElasticModule):
 
     def __init__(self, *, width: int, large: int) -> None:
         super().__init__()
-        settings = {"activation": ACTIVATION[large], "eps": NORM_EPS[large]}
-        self.conv = ConvNorm(3, width, 3, stride=2, **settings)
+        activation, eps = ACTIVATION[large], NORM_EPS[large]
+        self.conv = ConvNorm(3, width, 3, stride=2, activation=activation, eps=eps)
 
     def forward(self, images: Tensor, *, width: int, large: int) -> tuple[Tensor, None]:
         return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
@@ -189,14 +189,25 @@ class ConvBlock(MapModule):
         return self.body.on_windows(x_BSSC, order, kept=kept, window=window, **sizes), order
 
 
-def linear_attention(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, eps: float) -> Tensor:
+def linear_attention(qkv: Tensor, eps: float) -> Tensor:
     """relu(Q) (relu(K)^T V) / (relu(Q) relu(K)^T 1 + eps): EfficientViT, equation 2.
 
-    Linear in the number of tokens. A column of ones beside V gives the denominator.
+    Takes (3, B, H, N, D), returns (B, H, N, D), linear in the N tokens; always in float32. A column
+    of ones beside V gives the denominator.
     """
-    v = F.pad(v_BHND, (0, 1), value=1.0)
-    y = F.relu(q_BHND) @ (F.relu(k_BHND).mT @ v)
+    if qkv.dtype != torch.float32:  # sums over all tokens need the digits
+        with torch.autocast(qkv.device.type, enabled=False):
+            return linear_attention(qkv.float(), eps).to(qkv.dtype)
+    q, k, v = qkv.unbind()
+    y = F.relu(q) @ (F.relu(k).mT @ F.pad(v, (0, 1), value=1.0))
     return y[..., :-1] / (y[..., -1:] + eps)
+
+
+def kept_rows(order: Tensor, kept: int, size: int, window: int) -> Tensor:
+    """Of all tokens of a batch of maps, those in the `kept` first windows of each."""
+    tokens = halo_tokens(size, window, 0, order.device)[order[:, :kept]]
+    first = torch.arange(0, len(order) * size**2, size**2, device=order.device)
+    return (tokens + first[:, None, None]).flatten()
 
 
 class MultiScaleLinearAttention(nn.Module):
@@ -228,22 +239,29 @@ class MultiScaleLinearAttention(nn.Module):
         if kept == (size // window) ** 2:
             qkv = self._qkv(x_BSSC, heads, bits)
             y = self._attend(qkv, self._spread(qkv, REACH), b)
-            return x_BSSC + self.project(y, c, bits=bits)  # type: ignore[no-any-return]
+            return self.project(y, c, bits=bits).add_(x_BSSC)  # type: ignore[no-any-return]
         assert order is not None
-        return self._on_windows(x_BSSC, order, heads=heads, kept=kept, window=window, bits=bits)
-
-    def _on_windows(
-        self, x_BSSC: Tensor, order: Tensor, *, heads: int, kept: int, window: int, bits: int
-    ) -> Tensor:
-        b, _, _, c = x_BSSC.shape
         inner = slice(REACH, -REACH)
 
-        def run(x: Tensor, inside: Tensor) -> Tensor:
+        def with_halo(x: Tensor, inside: Tensor | None) -> Tensor:
+            assert inside is not None
             qkv = self._qkv(x * inside, heads, bits)
             y = self._attend(qkv[:, inner, inner], self._spread(qkv, 0), b)
-            return x[:, inner, inner] + self.project(y, c, bits=bits)  # type: ignore[no-any-return]
+            return self.project(y, c, bits=bits).add_(x[:, inner, inner])  # type: ignore[no-any-return]
 
-        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=REACH)  # type: ignore[arg-type]
+        def from_whole(x: Tensor, _: Tensor | None) -> Tensor:
+            rows = kept_rows(order, kept, size, window)
+            qkv = self._qkv(x_BSSC, heads, bits)
+            qkv, spread = (
+                part.reshape(-1, part.shape[-1]).index_select(0, rows).view(*x.shape[:3], -1)
+                for part in (qkv, self._spread(qkv, REACH))
+            )
+            return self.project(self._attend(qkv, spread, b), c, bits=bits).add_(x)  # type: ignore[no-any-return]
+
+        # Halos overlap: once they hold more than the map does, the map is less work.
+        less = kept * (window + 2 * REACH) ** 2 < size**2
+        run, halo = (with_halo, REACH) if less else (from_whole, 0)
+        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
 
     def _qkv(self, x: Tensor, heads: int, bits: int) -> Tensor:
         weight = self.qkv[:heads, :, :, : x.shape[-1]].reshape(-1, x.shape[-1])
@@ -266,12 +284,8 @@ class MultiScaleLinearAttention(nn.Module):
         n = tokens.shape[3]
         pooled = self._mixed(spread.reshape(b * n, -1, d)).view(-1, 3, b, n, d)
         scales = (tokens, pooled.permute(1, 2, 0, 3, 4))
-        if qkv.dtype == torch.float32:
-            y = [linear_attention(*scale, self.eps) for scale in scales]
-        else:  # sums over all tokens leave the range and precision of half floats
-            with torch.autocast(qkv.device.type, enabled=False):
-                y = [linear_attention(*scale.float(), self.eps).to(qkv.dtype) for scale in scales]
-        return torch.stack([part.transpose(1, 2) for part in y], 3).view(*spread.shape[:3], -1)
+        y = [linear_attention(scale, self.eps).transpose(1, 2) for scale in scales]
+        return torch.stack(y, 3).view(*spread.shape[:3], -1)
 
     def _mixed(self, x_NGD: Tensor) -> Tensor:
         """(G, N, D): each group's channels mixed, a grouped 1x1 convolution."""
@@ -282,6 +296,11 @@ class MultiScaleLinearAttention(nn.Module):
             y = F.conv2d(flat, weight.reshape(-1, d, 1, 1), groups=groups)
             return y.view(n, groups, d).transpose(0, 1).contiguous()
         return x_NGD.transpose(0, 1) @ weight.mT  # 2-6x faster than grouped convolutions on CPUs
+
+    def deploy(self) -> None:
+        """Products of small maps are up to 1.2x faster with the projection's inputs in rows."""
+        shape = self.qkv.shape
+        self.qkv.data = self.qkv.data.flatten(0, 2).t().contiguous().t().view(shape)
 
     def reorder(self) -> None:
         """Heads by importance."""
@@ -514,7 +533,7 @@ class Paper:
         return self._space(Choice(224), lambda *values: Choice(values[-1]), _DENSE)
 
     def space(self) -> Entry:
-        """A space below it: three quarters of its width, fewer blocks, heads and hidden channels."""
+        """A space below it: narrower, with fewer blocks, heads and hidden channels."""
         return self._space(Choice(160, 192, 224), Choice, _TENTHS)
 
     def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:
@@ -593,14 +612,21 @@ MICRO = Space(
     Architecture,
     resolution=Choice(112, 160, 224),
     stages=Fixed(
-        stage(Choice(8), Choice(1), Choice(1), sparsity=_FIFTHS),
-        stage(Choice(12, 16), Choice(1, 2), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
-        stage(Choice(24, 32), Choice(2, 3), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
+        stage(Choice(8, 12), Choice(1), Choice(1), sparsity=_FIFTHS),
+        stage(Choice(16, 24), Choice(1, 2), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
         stage(
-            Choice(48, 64),
+            Choice(32, 48),
+            Choice(2, 3),
+            Choice(2, 4),
+            heads=Choice(2, 3),
+            entry=Choice(2, 4),
+            sparsity=_FIFTHS,
+        ),
+        stage(
+            Choice(64, 96),
             Choice(2, 3, 4),
             Choice(2, 4),
-            heads=Choice(2, 4),
+            heads=Choice(3, 6),
             entry=Choice(2, 4),
             sparsity=_FIFTHS,
         ),
@@ -609,7 +635,7 @@ MICRO = Space(
 
 PRESETS = {
     "debug": (DEBUG, EfficientVit(4, (12, 16), biased=2, window=4)),
-    "micro": (MICRO, EfficientVit(16, (256, 256))),
+    "micro": (MICRO, EfficientVit(16, (384, 384), biased=2)),
     **{name: paper.space() for name, paper in PAPERS.items()},
 }
 MODELS = {f"efficientvit_{name}": paper.model() for name, paper in PAPERS.items()}

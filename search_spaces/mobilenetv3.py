@@ -313,7 +313,7 @@ SMALL_PARTS = MobileNetV3(
 
 
 def model(rows: Sequence[Row], parts: MobileNetV3, multiplier: float = 1.0) -> Entry:
-    """A model of the paper: its one architecture, at a multiple of its widths (section 6.1.1)."""
+    """A model of the paper: its one architecture, at a multiple of its widths."""
     stages = (
         stage(
             Choice(divisible(row.width * multiplier)),
@@ -356,18 +356,13 @@ DEBUG = Space(
     stages=Fixed(
         stage(Choice(8), Choice(1), Choice(3), [Choice(1.0)], _DENSE, _EITHER, first=_DEBUG_HALF),
         stage(
-            Choice(8, 16),
-            Choice(1, 2, 3),
-            Choice(3, 5),
-            [Choice(1.0, 2.0), Choice(1.0, 1.5), Choice(1.0)],
-            _DEBUG_HALF,
-            _EITHER,
+            Choice(8, 16), Choice(1, 2), Choice(3, 5), [Choice(1.0, 2.0)] * 2, _DEBUG_HALF, _EITHER
         ),
         stage(
             Choice(16, 24),
             Choice(1, 2),
-            Choice(3, 5),
-            [Choice(1.5, 3.0), Choice(1.0, 2.0)],
+            Choice(3),
+            [Choice(2.0), Choice(1.0, 2.0)],
             _DEBUG_HALF,
             _EITHER,
         ),

@@ -12,18 +12,23 @@ import typer
 from nas import cli
 from nas.budget import Budget
 from nas.errors import UsageError
-from nas.family import load_space
+from nas.family import load_space, model_names
+from nas.trellis import space_layers
 
 OPTIONS = {
     "search": {"--budget", "--space", "--data", "--device", "--supernet", "--out", "--resume",
                "--evaluations", "--search-images", "--test-images", "--sampler", "--fresh",
                "--table", "--seed", "--json"},
     "profile": {"--space", "--device", "--classes", "--out", "--minutes", "--again", "--json"},
-    "train": {"--space", "--data", "--out", "--images", "--device", "--resume", "--seed", "--json"},
+    "train": {"--space", "--data", "--out", "--images", "--init", "--device", "--resume", "--seed",
+              "--json"},
     "report": {"--out", "--json"},
     "measure": {"--space", "--device", "--classes", "--rounds", "--json"},
     "export": {"--format", "--out", "--json"},
-    "inspect": {"--space", "--device", "--classes", "--json"},
+    "quantize": {"--space", "--data", "--supernet", "--weights", "--images", "--calibration", "--out",
+                 "--json"},
+    "inspect": {"--space", "--resolution", "--device", "--classes", "--json"},
+    "macs": {"--models", "--resolutions", "--out", "--json"},
     "list": {"--json"},
 }  # fmt: skip
 
@@ -103,6 +108,8 @@ def test_wrong_budgets_are_one_line_with_the_fix(text, capsys):
         (("search", "--budget", "20ms", "--data", "scene"), "scenes"),
         (("profile", "--space", "vitt:debug"), "vit:debug"),
         (("inspect", "nothing.json"), "give a run directory"),
+        (("inspect", "vit_bas_patch16_224"), "vit_base_patch16_224"),
+        (("inspect", "vit_base_patch16_224", "--resolution", "230"), "multiples of 16; use 224"),
         (("inspect", '{"resolution": 1}', "--space", "vit:debug"), "must be an object"),
         (("train", "--device", "gpu"), "cpu"),
     ],
@@ -160,10 +167,49 @@ def test_inspect_counts_what_the_layers_say(capsys):
     assert code == 0
     assert result["params"] == 5_717_416
     assert result["macs"] == sum(layer["macs"] for layer in result["layers"])
+    assert result["name"].startswith("vit:tiny ")
     code, out, _ = call(capsys, "inspect", "--space", "vit:debug")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "sum" in out
+
+
+def test_inspect_takes_a_named_model_at_any_resolution(capsys):
+    """ViT-Ti/16 in its paper's sizes: parameters with positions of 14 x 14 or 24 x 24 patches."""
+    for options, resolution, grid, classes in (
+        ((), 224, 14, 1000),
+        (("--resolution", "384"), 384, 24, 1000),
+        (("--classes", "10"), 224, 14, 10),
+    ):
+        code, out, _ = call(capsys, "inspect", "vit_tiny_patch16_224", *options, "--json")
+        result = json.loads(out)
+        assert code == 0
+        assert result["name"] == "vit_tiny_patch16_224"
+        assert result["resolution"] == resolution
+        assert result["layers"][0].keys() >= {"key", "params", "macs"}
+        c = 192
+        embedding = (3 * 16**2 + 1) * c + (grid**2 + 2) * c
+        blocks = 12 * (12 * c * c + 13 * c)
+        assert result["params"] == embedding + blocks + 2 * c + (c + 1) * classes
+
+
+def test_inspect_names_the_field_the_value_and_what_is_allowed(capsys):
+    architecture = json.loads(load_space("vit:debug").smallest.to_json())
+    architecture["stages"][0]["width"] = 9
+    code, _, err = call(capsys, "inspect", json.dumps(architecture), "--space", "vit:debug")
+    assert code == 2
+    assert err == "vitnas: architecture.stages[0].width must be one of 8, 12, got 9\n"
+
+
+def test_named_models_are_listed_with_their_family_and_size(capsys):
+    code, out, _ = call(capsys, "list", "models", "--json")
+    rows = {row["model"]: row for row in json.loads(out)["models"]}
+    assert code == 0
+    assert rows["vit_base_patch16_224"] == {
+        "model": "vit_base_patch16_224", "family": "vit", "resolution": 224,
+        "params M": 86.568, "MACs G": 17.564,
+    }  # fmt: skip
+    assert set(rows) == set(model_names())
 
 
 def test_measure_and_profile_an_architecture(capsys):
@@ -177,7 +223,7 @@ def test_measure_and_profile_an_architecture(capsys):
     assert 0 < result["measured_min_ms"] <= result["measured_ms"] <= result["measured_p95_ms"]
     code, out, err = call(capsys, "profile", "--space", "vit:debug", "--json")
     assert code == 0, err
-    assert json.loads(out)["rows"] == 64
+    assert json.loads(out)["rows"] == len(space_layers(load_space("vit:debug"), 10))
     code, out, _ = call(capsys, "measure", small, "--space", "vit:debug", "--rounds", "5")
     assert "predicted" in out
     assert "block0" in out

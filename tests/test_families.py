@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import DEBUG_SPACES
 
+from nas.calibration import calibrate
 from nas.elastic import Network, count_macs, count_params
 from nas.errors import EvaluationError
 from nas.evaluate import recalibrate
 from nas.family import load_space, space_names
-from nas.calibration import calibrate
 from nas.trellis import Graph, space_layers
 
 SPACES = list(space_names())

@@ -37,10 +37,14 @@ def integers(x, scale, zero):
 def weight_integers(weight):
     flat = weight.numpy().reshape(len(weight), -1)
     unit = np.abs(flat).max(1) / np.float32(127)
-    return np.rint(weight.numpy() / unit.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int64), unit
+    return np.rint(weight.numpy() / unit.reshape(-1, *[1] * (weight.ndim - 1))).astype(
+        np.int64
+    ), unit
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (-0.17, 8.0), (0.0, 1.0), (-2.0, 0.0), (0.5, 2)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.0, 3.0), (-0.17, 8.0), (0.0, 1.0), (-2.0, 0.0), (0.5, 2)]
+)
 def test_zero_is_exact_and_the_range_is_covered(low, high):
     scale, zero = scale_zero(low, high)
     assert LOW <= zero <= HIGH
@@ -72,7 +76,11 @@ def test_int8_linear_is_integer_arithmetic(inputs):
 def test_int8_convolution_is_integer_arithmetic(inputs, kernel, stride):
     """70 x 3 x 3 products are more than a float32 sums exactly."""
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, inputs, 9, 9), torch.randn(5, inputs, kernel, kernel), torch.randn(5)
+    x, weight, bias = (
+        torch.randn(2, inputs, 9, 9),
+        torch.randn(5, inputs, kernel, kernel),
+        torch.randn(5),
+    )
     scale, zero = scale_zero(-3.0, 2.0)
     w, unit = weight_integers(weight)
     pad = kernel // 2
@@ -103,7 +111,9 @@ def test_weights_are_packed_once_only_when_they_are_fixed():
 def test_training_runs_in_float32():
     layer = ElasticLinear(8, 4)
     x = torch.randn(2, 8)
-    torch.testing.assert_close(layer.train()(x, 4, 8), nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(
+        layer.train()(x, 4, 8), nn.functional.linear(x, layer.weight, layer.bias)
+    )
 
 
 class Both(nn.Module):
@@ -233,7 +243,10 @@ def test_sensitivity_is_the_error_of_one_int8_layer_at_a_time(network):
         exact = network(images)
         blocks = network.architecture.stages[1].blocks
         one = replace(blocks[0], precision="int8")
-        stages = (network.architecture.stages[0], replace(network.architecture.stages[1], blocks=(one,)))
+        stages = (
+            network.architecture.stages[0],
+            replace(network.architecture.stages[1], blocks=(one,)),
+        )
         both = network(images, replace(network.architecture, stages=stages))
     pair = [found[p] for p in found if p.startswith("stage1")]
     total = float((both - exact).square().sum() / exact.square().sum())
@@ -258,7 +271,9 @@ def test_quantize_compares_all_methods_and_never_sees_the_test_split(debug_super
     hidden = replace(data, test=None)
     result = quantize(network, hidden, images=4, calibration=4)
     assert set(result["methods"]) == set(METHODS)
-    assert {b["precision"] for s in result["architecture"]["stages"] for b in s["blocks"]} == {"int8"}
+    assert {b["precision"] for s in result["architecture"]["stages"] for b in s["blocks"]} == {
+        "int8"
+    }
     assert len(result["layers"]) == len(network.space.layers(network.architecture, 2)) - 3
     assert min(result["measured_ms"].values()) > 0
 

@@ -181,14 +181,17 @@ def test_attention_and_mlp_are_their_definitions(bias_shape):
 
 
 @pytest.mark.parametrize(
-    ("preset", "width", "hidden", "parameters"),
-    [("tiny", 240, 960, 10.4), ("small", 448, 1792, 34.7), ("base", 624, 2496, 76.8)],
+    ("preset", "depth", "width", "heads", "hidden"),
+    [("tiny", 14, 240, 4, 960), ("small", 14, 448, 7, 1792), ("base", 16, 624, 10, 2496)],
 )
-def test_the_largest_of_the_spaces_of_autoformer(preset, width, hidden, parameters):
+def test_the_largest_of_the_spaces_of_autoformer(preset, depth, width, heads, hidden):
+    """AutoFormer, table 2, with heads of 64 channels whatever the width."""
     space = load_space(f"vit:autoformer-{preset}")
-    layers = space.layers(space.largest, 1000)
-    assert (layers[1].sizes["width"], layers[1].sizes["hidden"]) == (width, hidden)
-    assert sum(map(count_params, layers)) / 1e6 == pytest.approx(parameters, abs=0.05)
+    attention = 4 * width * heads * 64 + 3 * heads * 64 + width
+    block = attention + 2 * width * hidden + hidden + width + 4 * width
+    ends = 768 * width + 199 * width + 2 * width + 1000 * (width + 1)
+    counted = sum(map(count_params, space.layers(space.largest, 1000)))
+    assert counted == depth * block + ends
 
 
 def test_the_hidden_width_follows_a_ratio_that_is_no_whole_number():

@@ -1,0 +1,576 @@
+"""MobileViT with elastic sizes, pruned by windows of its maps and of its patches.
+
+Mehta and Rastegari, ICLR 2022, https://arxiv.org/abs/2110.02178, section 3.1 and table 4. Every
+stage begins with an inverted residual. What follows in it are more of them, which prune windows of
+the map, or the layers of a MobileViT block (figure 1b): local features, one attention for each of
+the 2x2 pixels of a patch across all patches, and fusion with what entered the block. Its layers
+prune windows of patches: patches are sorted by window once, each layer takes a prefix of them, and
+what is left behind waits unchanged for the end of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nas.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
+from nas.elastic import (
+    ATTENTION_NAMES,
+    ElasticAttention,
+    ElasticLayerNorm,
+    ElasticLinear,
+    ElasticMlp,
+    ElasticModule,
+)
+from nas.family import BITS, Layer, Origin, Part
+from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.windows import kept_windows, window_orders, window_tokens
+
+# Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
+# MobileViT blocks travel the map x_BSSC and the order of its windows, once scored. Inside them
+# travel the tokens x_BPNC, the patch that each came from, once sorted, the tokens left behind (last
+# left, first in the tuple), and the map that entered the block.
+
+PATCH = 2  # side of a patch in pixels of the map
+PIXELS = PATCH * PATCH
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An inverted residual; the first of a stage that changes the map cannot prune."""
+
+    expansion: float
+    kernel: int
+    sparsity: int  # percent of the windows of the map that pass unchanged
+    precision: str  # fp32, or int8 for the pointwise convolutions
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer layer; the convolutions around all of them run as the nearest layer does."""
+
+    heads: int
+    mlp_ratio: float
+    sparsity: int  # percent of the windows of patches that pass unchanged
+    precision: str  # fp32, or int8 for linear layers and dense convolutions
+
+
+class Stem(ElasticModule):
+    """A strided 3x3 convolution."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.conv = ConvNorm(3, width, 3, stride=2, activation="silu")
+
+    def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
+        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
+
+
+class MobileBlock(MapModule):
+    """An inverted residual on the map, or on the `kept` most active of its windows."""
+
+    def __init__(
+        self, *, inputs: int, width: int, hidden: int, kernel: int, stride: int, **_: int
+    ) -> None:
+        super().__init__()
+        self.residual = InvertedResidual(
+            inputs,
+            hidden,
+            width,
+            kernel,
+            stride=stride,
+            residual=stride == 1 and inputs == width,
+            activation="silu",
+        )
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None,
+        *,
+        inputs: int,
+        width: int,
+        hidden: int,
+        kernel: int,
+        stride: int,
+        bits: int,
+        window: int = 0,
+        kept: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        sizes = {"hidden": hidden, "width": width, "kernel": kernel, "bits": bits}
+        if window and kept < (x_BSSC.shape[1] // window) ** 2:
+            assert order is not None
+            run = self.residual.on_windows
+            return run(x_BSSC, order, kept=kept, window=window, **sizes), order
+        return self.residual(x_BSSC, **sizes), order
+
+
+def resized(x_BSSC: Tensor, size: int) -> Tensor:
+    """A map at another size: bilinear, pixels as areas."""
+    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode="bilinear")
+    return x.permute(0, 2, 3, 1)
+
+
+def unfold(x_BSSC: Tensor) -> Tensor:
+    """(B, P, N, C): the patches of a map of even side."""
+    b, size, _, c = x_BSSC.shape
+    grid = size // PATCH
+    x = x_BSSC.reshape(b, grid, PATCH, grid, PATCH, c).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, PIXELS, grid * grid, c)
+
+
+def fold(x_BPNC: Tensor) -> Tensor:
+    """The map (B, S, S, C) that `unfold` makes x of."""
+    b, _, n, c = x_BPNC.shape
+    grid = isqrt(n)
+    x = x_BPNC.view(b, PATCH, PATCH, grid, grid, c).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, grid * PATCH, grid * PATCH, c)
+
+
+def patch_grid(size: int) -> int:
+    """Patches along a side of the map."""
+    return -(-size // PATCH)
+
+
+class Enter(MapModule):
+    """A 3x3 and a pointwise convolution, resize to whole patches, unfold (section 3.1)."""
+
+    def __init__(self, *, width: int, inner: int, **_: int) -> None:
+        super().__init__()
+        self.local = ConvNorm(width, width, 3, activation="silu")
+        self.project = ConvNorm(width, inner, norm=False)
+
+    def forward(
+        self, x_BSSC: Tensor, order: None, *, width: int, inner: int, bits: int
+    ) -> tuple[Tensor, None, tuple[()], Tensor]:
+        size = x_BSSC.shape[1]
+        y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
+        y = resized(y, size + 1) if size % PATCH else y
+        return unfold(y), None, (), x_BSSC
+
+
+Tokens = tuple[Tensor, Tensor | None, tuple[Tensor, ...], Tensor]
+
+
+class TokenModule(ElasticModule):
+    """A layer inside a MobileViT block."""
+
+    @classmethod
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        x = torch.randn(batch, *input_shape)
+        return x, None, (), x.new_empty(0)
+
+
+class PatchSort(TokenModule):
+    """Sort the patches by the activation of their window, most active first."""
+
+    def __init__(self, **_: int) -> None:
+        super().__init__()
+
+    def forward(
+        self, x_BPNC: Tensor, source: None, left: tuple[()], entered: Tensor, *, window: int
+    ) -> Tokens:
+        b, _, n, _ = x_BPNC.shape
+        grid = isqrt(n)
+        activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
+        (order,) = window_orders(activity.view(b, grid, grid, 1), grid, window, (0,))
+        patches = window_tokens(grid, window, 0, x_BPNC.device)[order].flatten(1)
+        return taken(x_BPNC, patches), patches, left, entered
+
+
+def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
+    """The patches of each image in the order of `index_BN`."""
+    b, p, n, c = x_BPNC.shape
+    first = torch.arange(0, b * p * n, n, device=x_BPNC.device).view(b, p, 1)
+    rows = (index_BN[:, None] + first).flatten()
+    return x_BPNC.reshape(-1, c).index_select(0, rows).view(b, p, -1, c)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of a tensor nobody else holds: in place during inference."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class TransformerLayer(TokenModule):
+    """Pre-norm attention and MLP on the first `patches` patches; the others are left behind."""
+
+    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int, **_: int) -> None:
+        super().__init__()
+        self.norm1 = ElasticLayerNorm(width)
+        self.attention = ElasticAttention(width, heads, head_dim)
+        self.norm2 = ElasticLayerNorm(width)
+        self.mlp = ElasticMlp(width, hidden, silu)
+
+    def forward(
+        self,
+        x_BPNC: Tensor,
+        source: Tensor | None,
+        left: tuple[Tensor, ...],
+        entered: Tensor,
+        *,
+        width: int,
+        heads: int,
+        head_dim: int,
+        hidden: int,
+        patches: int,
+        bits: int,
+    ) -> Tokens:
+        if patches < x_BPNC.shape[2]:
+            left = (x_BPNC[:, :, patches:], *left)
+            x_BPNC = x_BPNC[:, :, :patches]
+        x = x_BPNC.flatten(0, 1)
+        x = self.attention(self.norm1(x), heads, bits=bits, residual=x)
+        x = self.mlp(self.norm2(x), hidden, bits, residual=x)
+        return x.view(x_BPNC.shape), source, left, entered
+
+    def kept(self, *state: Any, **sizes: int) -> Tensor:
+        x, source, *_ = state
+        total = x.shape[2] if source is None else source.shape[1]
+        mask = torch.full((total,), source is None)
+        if source is not None:
+            mask[source[0, : sizes["patches"]].cpu()] = True
+        return mask.view(isqrt(total), -1)
+
+
+class Fusion(ConvNorm):
+    """A convolution of two maps of equal width side by side, elastic in the width of both."""
+
+    def _sliced(
+        self, outputs: int, inputs: int, kernel: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        whole = self.weight.shape[1]
+        weight, bias = super()._sliced(outputs, whole, kernel)
+        if inputs < whole:
+            weight = torch.cat([half[:, : inputs // 2] for half in weight.chunk(2, 1)], 1)
+        return weight, bias
+
+
+class Exit(TokenModule):
+    """Norm, fold, pointwise convolution, and 3x3 fusion with what entered (section 3.1)."""
+
+    def __init__(self, *, width: int, inner: int, **_: int) -> None:
+        super().__init__()
+        self.norm = ElasticLayerNorm(inner)
+        self.project = ConvNorm(inner, width, activation="silu")
+        self.fuse = Fusion(2 * width, width, 3, activation="silu")
+
+    def forward(
+        self,
+        x_BPNC: Tensor,
+        source: Tensor | None,
+        left: tuple[Tensor, ...],
+        entered_BSSC: Tensor,
+        *,
+        width: int,
+        inner: int,
+        size: int,
+        bits: int,
+    ) -> tuple[Tensor, None]:
+        x = torch.cat([x_BPNC, *left], 2) if left else x_BPNC
+        x = self.norm(x)
+        x = x if source is None else taken(x, source.argsort(1))
+        if size % PATCH:
+            y = self.project(resized(fold(x), size), width, bits=bits)
+        else:  # pointwise: the same before and after folding, and fewer channels to fold
+            y = fold(self.project(x, width, bits=bits))
+        return self.fuse(torch.cat([entered_BSSC, y], -1), width, bits=bits), None
+
+    @classmethod
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        p, kept, c = input_shape
+        total = patch_grid(sizes["size"]) ** 2
+        left = (torch.randn(batch, p, total - kept, c),) if kept < total else ()
+        source = torch.rand(batch, total).argsort(1) if left else None
+        entered = torch.randn(batch, sizes["size"], sizes["size"], sizes["width"])
+        return torch.randn(batch, *input_shape), source, left, entered
+
+
+class Head(MapModule):
+    """Pointwise convolution, mean over the map, linear classifier."""
+
+    def __init__(self, *, width: int, features: int, classes: int) -> None:
+        super().__init__()
+        self.conv = ConvNorm(width, features, activation="silu")
+        self.fc = ElasticLinear(features, classes)
+
+    def forward(
+        self, x_BSSC: Tensor, order: Tensor | None, *, width: int, features: int, classes: int
+    ) -> tuple[Tensor]:
+        return (self.fc(self.conv(x_BSSC, features).mean((1, 2))),)
+
+
+class State(NamedTuple):
+    """What later layers depend on."""
+
+    stage: int
+    size: int  # side of the map
+    inputs: int  # channels of the map
+    width: int  # of the maps of this stage
+    sparsity: int = 0  # of the last block of this stage
+    patches: int = 0  # that the last layer ran on; 0 outside MobileViT blocks
+    bits: int = 0  # of the last layer
+
+
+class Inner(NamedTuple):
+    """Tokens of a MobileViT block are `times / over` as wide as the stage's maps."""
+
+    times: int
+    over: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class MobileViT:
+    """The parts of a MobileViT at fixed ratios of widths, head and window sizes."""
+
+    inner: tuple[Inner | None, ...]  # by stage; None where it has no MobileViT block
+    stem_part: int = 1  # the width of the first stage over that of the stem
+    window: int = 8  # at most, in pixels, for inverted residuals
+    patch_window: int = 2  # in patches, for transformer layers
+
+    @property
+    def multiple(self) -> int:
+        return 1
+
+    def stem(self, resolution: int, width: int) -> Part:
+        inputs = width // self.stem_part
+        layer = Layer.of("stem", Stem, (3, resolution, resolution), width=inputs)
+        return Part((layer,), State(0, -(-resolution // 2), inputs, width))
+
+    def transition(self, stage: int, state: State, width: int) -> Part:
+        return Part(self._exit(state), State(stage, state.size, state.width, width))
+
+    def block(self, stage: int, index: int, state: State, block: Residual | Block) -> Part | None:
+        if block.sparsity < state.sparsity:
+            return None  # later blocks take a prefix of the same order
+        if isinstance(block, Residual):
+            return self._residual(index, state, block)
+        return self._layer(index, state, block)
+
+    def _residual(self, index: int, state: State, block: Residual) -> Part | None:
+        stride = 2 if index == 0 < state.stage else 1
+        shape = (state.size, state.size, state.inputs)
+        args = {
+            "inputs": state.inputs,
+            "width": state.width,
+            "hidden": int(state.inputs * block.expansion),
+            "kernel": block.kernel,
+            "stride": stride,
+            "bits": BITS[block.precision],
+        }
+        layers = []
+        if stride == 1 and state.inputs == state.width:
+            window = map_window(state.size, self.window)
+            total = (state.size // window) ** 2
+            kept = kept_windows(total, block.sparsity)
+            if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
+                layers.append(Layer.of(f"score{state.stage}", MapScore, shape, window=window))
+            args |= {"window": window, "kept": kept}
+        elif block.sparsity:
+            return None
+        layers.append(Layer.of(f"residual{state.stage}_{index}", MobileBlock, shape, **args))
+        size = -(-state.size // stride)
+        after = state._replace(size=size, inputs=state.width, sparsity=block.sparsity)
+        return Part(tuple(layers), after)
+
+    def _layer(self, index: int, state: State, block: Block) -> Part:
+        stage, bits = state.stage, BITS[block.precision]
+        inner, head_dim = self._inner(state)
+        grid = patch_grid(state.size)
+        # Patches that the windows do not divide are scored one by one.
+        window = self.patch_window if grid % self.patch_window == 0 else 1
+        total = (grid // window) ** 2
+        kept = kept_windows(total, block.sparsity)
+        layers = []
+        if not state.patches:
+            map_shape = (state.size, state.size, state.width)
+            args = {"width": state.width, "inner": inner, "bits": bits}
+            layers.append(Layer.of(f"enter{stage}", Enter, map_shape, **args))
+        shape = (PIXELS, state.patches or grid**2, inner)
+        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
+            layers.append(Layer.of(f"sort{stage}", PatchSort, shape, window=window))
+        layers.append(
+            Layer.of(
+                f"layer{stage}_{index}",
+                TransformerLayer,
+                shape,
+                width=inner,
+                heads=block.heads,
+                head_dim=head_dim,
+                hidden=int(inner * block.mlp_ratio),
+                patches=kept * window**2,
+                bits=bits,
+            )
+        )
+        after = state._replace(sparsity=block.sparsity, patches=kept * window**2, bits=bits)
+        return Part(tuple(layers), after)
+
+    def _inner(self, state: State) -> tuple[int, int]:
+        """Width and head size of the tokens of a MobileViT block."""
+        inner = self.inner[state.stage]
+        assert inner is not None, f"stage {state.stage} has no MobileViT block"
+        return state.width * inner.times // inner.over, inner.head_dim
+
+    def _exit(self, state: State) -> tuple[Layer, ...]:
+        if not state.patches:
+            return ()
+        inner, _ = self._inner(state)
+        args = {"width": state.width, "inner": inner, "size": state.size, "bits": state.bits}
+        return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
+
+    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+        args = {"width": state.width, "features": 4 * state.width, "classes": classes}
+        layer = Layer.of("head", Head, (state.size, state.size, state.width), **args)
+        return (*self._exit(state), layer)
+
+    def origin(self, path: str, name: str) -> Origin:
+        module, _, rest = name.partition(".")
+        if path == "stem":
+            return _conv_origin("stem", rest), None
+        if path == "head":
+            return (_conv_origin("final_conv", rest) if module == "conv" else f"head.{name}"), None
+        kind = path.rstrip("_0123456789")
+        stage, _, index = path.removeprefix(kind).partition("_")
+        if kind == "residual":
+            part, _, tensor = rest.partition(".")
+            return _conv_origin(f"stages.{stage}.{index}.{_RESIDUAL[part]}", tensor), None
+        block = f"stages.{stage}.1"
+        if kind == "layer":
+            layer = f"{block}.transformer.{int(index) - 1}"
+            return f"{layer}.{ATTENTION_NAMES.get(name, name)}", None
+        if path.startswith("enter") and module == "project":
+            return f"{block}.conv_1x1.{rest}", None
+        if module == "norm":
+            return f"{block}.{name}", None
+        return _conv_origin(f"{block}.{_CONVOLUTIONS[module]}", rest), None
+
+
+_RESIDUAL = {"expand": "conv1_1x1", "depthwise": "conv2_kxk", "project": "conv3_1x1"}
+_CONVOLUTIONS = {"local": "conv_kxk", "project": "conv_proj", "fuse": "conv_fusion"}
+
+
+def _conv_origin(prefix: str, name: str) -> str:
+    """Where timm keeps a tensor of a ConvNorm."""
+    norm = name.startswith("norm.")
+    return f"{prefix}.bn.{name.removeprefix('norm.')}" if norm else f"{prefix}.conv.{name}"
+
+
+Entry = tuple[Space[Architecture], MobileViT]
+_DENSE, _FLOAT, _THREE = Choice(0), Choice("fp32"), Choice(3)
+_HALF, _EITHER = Choice(50, 0), Choice("int8", "fp32")
+# Pruned inverted residuals also expand the surroundings of their windows: one thread of a CPU needs
+# 1.1-1.6 times as long at 20 %, 0.9-1.1 at 40 %, 0.6-0.9 at 60 %, 0.35-0.5 at 80 %.
+_COARSE = Choice(80, 60, 0)
+_FIFTHS = Choice(80, 60, 40, 20, 0)
+_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
+
+
+def residual(
+    expansion: Choice,
+    *,
+    kernel: Choice = _THREE,
+    sparsity: Choice = _DENSE,
+    precision: Choice = _FLOAT,
+) -> Space[Residual]:
+    return Space(
+        Residual, expansion=expansion, kernel=kernel, sparsity=sparsity, precision=precision
+    )
+
+
+def transformer(
+    heads: Choice, mlp_ratio: Choice, *, sparsity: Choice = _DENSE, precision: Choice = _FLOAT
+) -> Space[Block]:
+    return Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
+
+
+def stage(width: Choice, first: Space[Residual], later: Space[Any], depth: Choice) -> Space[Stage]:
+    """An inverted residual, then `depth` more of them or transformer layers."""
+    blocks = Repeat((first, *([later] * depth.values[-1])), Choice(*(1 + d for d in depth.values)))
+    return Space(Stage, width=width, blocks=blocks)
+
+
+def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
+    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model of the paper (table 4): channels, token widths, expansion."""
+
+    widths: tuple[int, ...]
+    inner: tuple[int, ...]
+    expansion: int
+    stem: int = 16
+
+    def parts(self) -> MobileViT:
+        """With four heads at the full width of the tokens, as in the official code."""
+        inner = (Inner(c, w, c // 4) for w, c in zip(self.widths[2:], self.inner))
+        return MobileViT((None, None, *inner), stem_part=self.widths[0] // self.stem)
+
+
+SIZES = {
+    "xxs": Size((16, 24, 48, 64, 80), (64, 80, 96), 2),
+    "xs": Size((32, 48, 64, 80, 96), (96, 120, 144), 4),
+    "s": Size((32, 64, 96, 128, 160), (144, 192, 240), 4),
+}
+_MORE = (0, 2, 2, 4, 3)  # blocks after the first of each stage
+
+
+def model(size: Size) -> Entry:
+    """A model of the paper: its one architecture."""
+    first = residual(Choice(size.expansion))
+    layer = transformer(Choice(4), Choice(2))
+    stages = (
+        stage(Choice(width), first, first if i < 2 else layer, Choice(_MORE[i]))
+        for i, width in enumerate(size.widths)
+    )
+    return space(Choice(256), *stages), size.parts()
+
+
+def paper(size: Size) -> Entry:
+    """A space below a model of the paper: from three quarters of its width, half its expansion."""
+    e = size.expansion
+    expansion = Choice(e / 2, 3 * e / 4, e)
+    first, convolution = residual(expansion), residual(expansion, sparsity=_COARSE)
+    layer = transformer(Choice(2, 3, 4), Choice(1, 1.5, 2), sparsity=_TENTHS)
+    stages = []
+    for i, (width, more) in enumerate(zip(size.widths, _MORE)):
+        widths, depth = Choice(3 * width // 4 // 4 * 4, width), range(max(0, more - 2), more + 1)
+        later = convolution if i < 2 else layer
+        stages.append(stage(widths, first, later, Choice(*(depth[1:] if i > 1 else depth))))
+    return space(Choice(160, 192, 224, 256), *stages), size.parts()
+
+
+_DEBUG_FIRST = residual(Choice(1, 2), kernel=Choice(3, 5), precision=_EITHER)
+_DEBUG_LATER = residual(Choice(1, 2), kernel=Choice(3, 5), sparsity=_HALF, precision=_EITHER)
+_DEBUG_LAYER = transformer(Choice(1, 2), Choice(1, 1.5, 2), sparsity=_HALF, precision=_EITHER)
+DEBUG = space(
+    Choice(16, 24),
+    stage(Choice(4, 8), _DEBUG_FIRST, _DEBUG_LATER, Choice(0, 1)),
+    stage(Choice(8, 12), _DEBUG_FIRST, _DEBUG_LAYER, Choice(1, 2)),
+    stage(Choice(12), _DEBUG_FIRST, _DEBUG_LAYER, Choice(1)),
+)
+_MICRO_FIRST = residual(Choice(1, 2))
+_MICRO_LATER = residual(Choice(1, 2), sparsity=_COARSE)
+_MICRO_LAYER = transformer(Choice(2, 4), Choice(1, 2), sparsity=_FIFTHS)
+MICRO = space(
+    Choice(112, 168, 224),
+    stage(Choice(12, 16), _MICRO_FIRST, _MICRO_LATER, Choice(0)),
+    stage(Choice(16, 24), _MICRO_FIRST, _MICRO_LATER, Choice(0, 1, 2)),
+    stage(Choice(36, 48), _MICRO_FIRST, _MICRO_LAYER, Choice(1, 2)),
+    stage(Choice(48, 64), _MICRO_FIRST, _MICRO_LAYER, Choice(2, 3, 4)),
+)
+
+_HALF_WIDER = Inner(3, 2, 6)
+PRESETS = {
+    "debug": (DEBUG, MobileViT((None, _HALF_WIDER, _HALF_WIDER), 2, window=4, patch_window=1)),
+    "micro": (MICRO, MobileViT((None, None, Inner(4, 3, 16), Inner(5, 4, 20)))),
+    **{name: paper(size) for name, size in SIZES.items()},
+}
+MODELS = {f"mobilevit_{name}": model(size) for name, size in SIZES.items()}

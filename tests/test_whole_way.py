@@ -1,0 +1,84 @@
+"""Every family goes the whole way: trained, searched, measured, exported, reported.
+
+Rows of the table are made up from MACs here; that real ones can be measured is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import DEBUG_SPACES
+from safetensors.torch import load_file, save_file
+
+import nas
+from nas.elastic import Network, count_macs
+from nas.family import load_space
+from nas.latency import Calibration, LatencyTable, Row, describe_device, layer_code
+from nas.supernet import Recipe, load_supernet, train
+from nas.trellis import space_layers
+
+RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_from_images_to_a_measured_winner(name, photo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.export.onnx_installed", lambda: False)  # ten seconds, tested elsewhere
+    space = load_space(name)
+    supernet = train(name, photo_data, tmp_path / "supernet", RECIPE)
+    rows = {
+        key: Row(key, *(1e-3 + 1e-8 * count_macs(layer).total,) * 2, 0.0, 0.0, 1)
+        for key, layer in space_layers(space, 2).items()
+    }
+    manifest = {
+        "space": name,
+        "source": "measured",
+        "date": "2000-01-01",
+        "device": describe_device("cpu"),
+        "layer_code": layer_code(space),
+        "calibration": asdict(Calibration(1.0, 0.0, 2, 2, 1.0, 2.0, 0.0, 1.0, 1.0)),
+    }
+    LatencyTable(rows, manifest).save(tmp_path / "table")
+    result = nas.search(
+        "10s", space=name, data=photo_data.name, supernet=supernet,
+        table=tmp_path / "table", out=tmp_path / "run", evaluations=3, search_images=8,
+        test_images=8,
+    )  # fmt: skip
+    assert result["winner"]["measured_ms"] > 0
+    assert {"weights.safetensors", "model.pt2"} <= result["exported"].keys()
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_training_starts_from_a_checkpoint_with_the_important_channels_first(
+    name, photo_data, tmp_path
+):
+    """A learning rate of zero leaves the initial weights, reordered; in timm's names."""
+    space = load_space(name)
+    torch.manual_seed(3)
+    largest = space.restrict("precision", "fp32").largest
+    source = Network(space, largest, 2).eval()
+    names = {}
+    for layer in space.layers(largest, 2):
+        for own, tensor in source.layers[layer.path].state_dict().items():
+            theirs, transform = space.parts.origin(layer.path, own)
+            if not own.endswith(".clip") and transform is None:
+                names[theirs] = tensor.clone()
+    if any(
+        space.parts.origin(layer.path, own)[1]
+        for layer in space.layers(largest, 2)
+        for own in source.layers[layer.path].state_dict()
+        if not own.endswith(".clip")
+    ):
+        pytest.skip("some tensors of this family are not a plain reshape of timm's")
+    save_file({k: v.contiguous() for k, v in names.items()}, tmp_path / "init.safetensors")
+    folder = train(
+        name, photo_data, tmp_path / "supernet", Recipe(RECIPE.images, RECIPE.batches, 0.0),
+        init=str(tmp_path / "init.safetensors"),
+    )  # fmt: skip
+    trained, _ = load_supernet(folder, name, photo_data)
+    expected = dict(source.reorder().named_parameters())
+    for key, value in trained.named_parameters():
+        torch.testing.assert_close(value, expected[key].half().float(), rtol=1e-3, atol=1e-6)
+    assert load_file(folder / "weights.safetensors")
