@@ -415,7 +415,7 @@ class InvertedResidual(nn.Module):
         def project(y: Tensor) -> Tensor:
             if self.gate is not None:
                 y = self.gate(y.reshape(b, -1, window, hidden), squeezed)
-            return self.project(y.view(-1, window, window, hidden), width, bits=bits)  # type: ignore[no-any-return]
+            return self.project(y.reshape(-1, window, window, hidden), width, bits=bits)  # type: ignore[no-any-return]
 
         def run(x: Tensor, inside: Tensor | None) -> Tensor:
             y = x if self.expand is None else self.expand(x, hidden, bits=bits)

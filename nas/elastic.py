@@ -7,9 +7,10 @@ input; every other size is an argument of the call and never state. `inherit` is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -183,20 +184,56 @@ class ElasticAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v for q, k, v (B, H, N, D).
+    """softmax(q k^T / sqrt(D) + bias) v for q, k, v (B, H, N, D), by the fastest kernel.
 
-    The fused kernel on one thread with AVX-512, against explicit products: 1.02-1.08x faster at 197
-    tokens, 1.2-1.4x at 577 to 1025, 1.3-1.4x in windows of 49 with a bias; in training 1.3x at 785
-    tokens. CPUs have none that learns a bias, and runtimes know attention by its explicit products.
+    Over many tokens the fused one (against explicit products on one thread of an Intel Xeon: 1.02-
+    1.08x at 197, 1.2-1.4x at 577 to 1025); in windows it depends on the CPU. CPUs have none that
+    learns a bias, and runtimes know attention by its explicit products.
     """
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    if (learned and not q.is_cuda) or torch.onnx.is_in_onnx_export():
-        logits = (q * q.shape[-1] ** -0.5) @ k.mT
-        y: Tensor = (logits if bias is None else logits + bias).softmax(-1) @ v
-        return y
+    asked = explicit_in_windows.cache_info().currsize > 0
+    small = q.shape[2] <= _SMALL and asked and explicit_in_windows()
+    if (not q.is_cuda and (learned or small)) or torch.onnx.is_in_onnx_export():
+        return _explicit(q, k, v, bias)
+    return _fused(q, k, v, bias)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    y: Tensor = (logits if bias is None else logits + bias).softmax(-1) @ v
+    return y
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         bias = bias.expand(len(q), q.shape[1], -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+_SMALL = 64  # tokens of a window at most
+
+
+@cache
+def explicit_in_windows() -> bool:
+    """Whether explicit products beat the fused kernel in windows on this CPU: timed once, 20 ms.
+
+    With 49 tokens and a bias they were 1.3x slower on an Intel Xeon (AMX) and 1.1-1.5x faster on an
+    AMD EPYC (Zen 5). `deploy` asks first, outside of any trace; until then the answer is no.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    q, bias = torch.randn(32, 3, 49, 32), torch.randn(1, 3, 49, 49)
+    times: dict[Any, list[float]] = {_fused: [], _explicit: []}
+    try:
+        with torch.inference_mode():
+            for _ in range(8):
+                for kernel, own in times.items():
+                    start = time.perf_counter()
+                    kernel(q, q, q, bias)
+                    own.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(times[_explicit]) < min(times[_fused])
 
 
 class ElasticMlp(nn.Module):
@@ -298,6 +335,7 @@ class Network(nn.Module):
 
         In place; the result is what is measured and exported, and can no longer be trained.
         """
+        explicit_in_windows()
         for module in self.eval().layers.modules():
             if isinstance(module, Deployable):
                 module.deploy()

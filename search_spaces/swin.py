@@ -38,9 +38,9 @@ from nas.windows import (
 # Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.
 
 Orders = tuple[Tensor, Tensor] | None
-# At most so many windows run together at inference. Of 8, 16, 24, 32, 48, 64 and all at once, it is
-# the fastest or within 1 % of it for Swin-T at 224 and 448 px, Swin-B and swin:micro: whatever the
-# width, and so whatever fits into a cache. All at once take up to 6 % longer.
+# At most so many windows run together at inference. Of 8, 16, 24, 32, 48, 64 and all at once, it
+# was the fastest or within 4 % of it for Swin-T at 224 and 448 px, Swin-B and swin:micro on an
+# Intel Xeon, whatever the width and so whatever fits into a cache. All at once took up to 6 % more.
 CHUNK = 32
 
 

@@ -157,6 +157,24 @@ def test_a_query_without_any_match_gives_zero():
     assert torch.equal(linear_attention(qkv, 1e-15)[0, 0, 7], torch.zeros(4))
 
 
+class Attends(torch.nn.Module):
+    def forward(self, qkv):
+        return linear_attention(qkv, 1e-15)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_query_without_any_match_gives_zero_in_onnx():
+    """The exporter's optimizer drops additions of less than 1e-8."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    qkv = torch.randn(3, 1, 1, 20, 4)
+    qkv[0, 0, 0, 7] = -1.0
+    program = torch.onnx.export(Attends(), (qkv,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (y,) = session.run(None, {session.get_inputs()[0].name: qkv.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), linear_attention(qkv, 1e-15))
+
+
 def test_under_bf16_autocast_the_products_are_float32():
     """To the last digit: what float32 gives for the same inputs, rounded once."""
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ SMALLER = {
     "search": ["--evaluations", "2", "--search-images", "16", "--test-images", "10"],
     "train": ["--images", "300"],
     "measure": ["--rounds", "5"],
+    "quantize": ["--images", "10", "--calibration", "4"],
 }
 
 
