@@ -378,14 +378,23 @@ class InvertedResidual(nn.Module):
     def forward(
         self,
         x_BSSC: Tensor,
+        order: Tensor | None = None,
         *,
         hidden: int,
         width: int,
         kernel: int,
         squeezed: int = 0,
         bits: int = 32,
+        window: int = 0,
+        kept: int = 0,
     ) -> Tensor:
-        """The whole map."""
+        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
+        if window and kept < (x_BSSC.shape[1] // window) ** 2:
+            assert order is not None
+            return self.on_windows(
+                x_BSSC, order, kept=kept, window=window, hidden=hidden, width=width,
+                kernel=kernel, squeezed=squeezed, bits=bits,
+            )  # fmt: skip
         y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
         y = self.depthwise(y, hidden, kernel)
         if self.gate is not None:

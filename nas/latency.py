@@ -286,6 +286,11 @@ def profile(
     described = describe_device(device)
     folder = folder or table_folder(space, classes, device)
     graph = Graph.of(space, classes)
+    if graph.count < FIT + HELD_OUT:
+        raise TableError(
+            f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
+            f"measure it end to end: vitnas measure {space.name}",
+        )
     if (folder / "manifest.toml").exists():
         table = LatencyTable.load(folder)
         table.check(space, described)

@@ -96,23 +96,12 @@ class Bottleneck(MapModule):
         order: Tensor | None,
         *,
         in_width: int,
-        hidden: int,
-        width: int,
-        kernel: int,
         stride: int,
-        squeezed: int,
         expand: int,
         hardswish: int,
-        bits: int,
-        window: int = 0,
-        kept: int = 0,
+        **sizes: int,
     ) -> tuple[Tensor, Tensor | None]:
-        sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
-        if not window or kept == (x_BSSC.shape[1] // window) ** 2:
-            return self.residual(x_BSSC, **sizes, bits=bits), order
-        assert order is not None
-        y = self.residual.on_windows(x_BSSC, order, kept=kept, window=window, **sizes, bits=bits)
-        return y, order
+        return self.residual(x_BSSC, order, **sizes), order
 
 
 class Head(MapModule):

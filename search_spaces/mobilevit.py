@@ -95,20 +95,10 @@ class MobileBlock(MapModule):
         order: Tensor | None,
         *,
         inputs: int,
-        width: int,
-        hidden: int,
-        kernel: int,
         stride: int,
-        bits: int,
-        window: int = 0,
-        kept: int = 0,
+        **sizes: int,
     ) -> tuple[Tensor, Tensor | None]:
-        sizes = {"hidden": hidden, "width": width, "kernel": kernel, "bits": bits}
-        if window and kept < (x_BSSC.shape[1] // window) ** 2:
-            assert order is not None
-            run = self.residual.on_windows
-            return run(x_BSSC, order, kept=kept, window=window, **sizes), order
-        return self.residual(x_BSSC, **sizes), order
+        return self.residual(x_BSSC, order, **sizes), order
 
 
 def resized(x_BSSC: Tensor, size: int) -> Tensor:

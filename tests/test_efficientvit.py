@@ -205,10 +205,11 @@ def test_whole_attention_under_autocast_stays_near_float32_and_trains():
 
 def test_mixing_within_groups_is_a_grouped_convolution():
     attention = randomized(MultiScaleLinearAttention(8, 3, 4, eps=1e-15, norm_eps=1e-5))
-    x = torch.randn(50, 6, 4)  # two of the three heads
+    x = torch.randn(2, 5, 5, 24)  # two of the three heads
     weight = attention.pointwise[:2].reshape(24, 4, 1, 1)
-    expected = F.conv2d(x.reshape(50, 24, 1, 1), weight, groups=6).view(50, 6, 4)
-    torch.testing.assert_close(attention._mixed(x).transpose(0, 1), expected, rtol=1e-4, atol=1e-5)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, groups=6)
+    expected = expected.reshape(2, 6, 4, 25).permute(1, 0, 3, 2).reshape(6, 50, 4)
+    torch.testing.assert_close(attention._mixed(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_macs_of_the_attention_are_those_of_its_formula():

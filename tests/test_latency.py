@@ -202,3 +202,8 @@ def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
     assert len(after) > len(before)
     assert min(row.samples for row in table.rows.values()) >= len(before)
     assert table.calibration.held_out >= 12
+
+
+def test_a_named_model_is_measured_and_not_profiled(tmp_path):
+    with pytest.raises(TableError, match="vitnas measure swin_tiny"):
+        profile(load_space("swin_tiny_patch4_window7_224"), 10, folder=tmp_path)
