@@ -279,16 +279,16 @@ def on_kept_windows(
     size, c = x_BSSC.shape[2:]
     side = window + 2 * halo
     chosen = order[:, :kept]
-    rows = _rows(size, window, halo, chosen)
+    rows = kept_rows(size, window, halo, chosen)
     inside = None
     if halo:
         inside = halo_inside(size, window, halo, order.device)[chosen].view(-1, side, side, 1)
     y = run(x_BSSC.reshape(-1, c).index_select(0, rows).view(-1, side, side, c), inside)
-    return _written(x_BSSC, _rows(size, window, 0, chosen) if halo else rows, y)
+    return written(x_BSSC, kept_rows(size, window, 0, chosen) if halo else rows, y)
 
 
-def _rows(size: int, window: int, halo: int, chosen: Tensor) -> Tensor:
-    """Of all tokens of a batch of maps, those of the `chosen` windows (B, kept) of each."""
+def kept_rows(size: int, window: int, halo: int, chosen: Tensor) -> Tensor:
+    """Of all tokens of a batch of maps, those of each one's `chosen` windows (B, kept)."""
     tokens = halo_tokens(size, window, halo, chosen.device)[chosen]
     if len(chosen) > 1:
         last = len(chosen) * size * size
@@ -296,7 +296,7 @@ def _rows(size: int, window: int, halo: int, chosen: Tensor) -> Tensor:
     return tokens.flatten()
 
 
-def _written(x_BSSC: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+def written(x_BSSC: Tensor, rows: Tensor, y: Tensor) -> Tensor:
     """The map with `y` in these rows; nobody else holds it during inference, autograd otherwise."""
     c = x_BSSC.shape[-1]
     flat = x_BSSC.reshape(-1, c)
@@ -391,10 +391,8 @@ class InvertedResidual(nn.Module):
         """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
         if window and kept < (x_BSSC.shape[1] // window) ** 2:
             assert order is not None
-            return self.on_windows(
-                x_BSSC, order, kept=kept, window=window, hidden=hidden, width=width,
-                kernel=kernel, squeezed=squeezed, bits=bits,
-            )  # fmt: skip
+            sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
+            return self._on_windows(x_BSSC, order, kept=kept, window=window, bits=bits, **sizes)
         y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
         y = self.depthwise(y, hidden, kernel)
         if self.gate is not None:
@@ -404,7 +402,7 @@ class InvertedResidual(nn.Module):
             y = y.add_(x_BSSC)
         return y  # type: ignore[no-any-return]
 
-    def on_windows(
+    def _on_windows(
         self,
         x_BSSC: Tensor,
         order: Tensor,
@@ -414,8 +412,8 @@ class InvertedResidual(nn.Module):
         hidden: int,
         width: int,
         kernel: int,
-        squeezed: int = 0,
-        bits: int = 32,
+        squeezed: int,
+        bits: int,
     ) -> Tensor:
         """The kept windows; they see their surroundings, the gate sees the kept windows alone."""
         b, size, _, c = x_BSSC.shape
@@ -437,10 +435,10 @@ class InvertedResidual(nn.Module):
             return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
         y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
         y = self.depthwise(y, hidden, kernel).reshape(-1, hidden)
-        rows = _rows(size, window, 0, order[:, :kept])
+        rows = kept_rows(size, window, 0, order[:, :kept])
         y = project(y.index_select(0, rows)).view(-1, width)
         y = y.add_(x_BSSC.reshape(-1, c).index_select(0, rows)) if self.residual else y
-        return _written(x_BSSC, rows, y)
+        return written(x_BSSC, rows, y)
 
     def reorder(self) -> None:
         """Hidden channels by importance."""

@@ -23,7 +23,7 @@ from nas.convolution import (
     InvertedResidual,
     MapModule,
     MapScore,
-    halo_tokens,
+    kept_rows,
     map_window,
     on_kept_windows,
 )
@@ -89,23 +89,22 @@ class FusedResidual(nn.Module):
         self.halo = 1 + project // 2
         self.residual = residual
 
-    def forward(self, x_BSSC: Tensor, *, hidden: int, width: int, bits: int = 32) -> Tensor:
-        """The whole map."""
-        y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
-        return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
-
-    def on_windows(
+    def forward(
         self,
         x_BSSC: Tensor,
-        order: Tensor,
+        order: Tensor | None = None,
         *,
-        kept: int,
-        window: int,
         hidden: int,
         width: int,
         bits: int = 32,
+        window: int = 0,
+        kept: int = 0,
     ) -> Tensor:
-        """The kept windows, which see their surroundings."""
+        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
+        if not window or kept == (x_BSSC.shape[1] // window) ** 2:
+            y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
+            return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
+        assert order is not None
         halo = self.halo
 
         def run(x: Tensor, inside: Tensor) -> Tensor:
@@ -169,47 +168,38 @@ class ConvBlock(MapModule):
         order: Tensor | None,
         *,
         width_in: int,
-        width: int,
-        hidden: int,
         stride: int,
         entry: int,
         fused: int,
         biased: int,
         large: int,
-        bits: int,
-        window: int = 0,
-        kept: int = 0,
+        **sizes: int,
     ) -> tuple[Tensor, Tensor | None]:
-        sizes = {"hidden": hidden, "width": width, "bits": bits}
-        if not fused:
-            sizes["kernel"] = 3
-        if stride > 1 or kept == (x_BSSC.shape[1] // window) ** 2:
-            return self.body(x_BSSC, **sizes), order
-        assert order is not None
-        return self.body.on_windows(x_BSSC, order, kept=kept, window=window, **sizes), order
+        kernel = {} if fused else {"kernel": 3}
+        return self.body(x_BSSC, order, **sizes, **kernel), order
 
 
 def linear_attention(qkv: Tensor, eps: float) -> Tensor:
     """relu(Q) (relu(K)^T V) / (relu(Q) relu(K)^T 1 + eps): EfficientViT, equation 2.
 
-    Takes (3, B, H, N, D), returns (B, H, N, D), linear in the N tokens; always in float32. A column
-    of ones beside V gives the denominator.
+    Takes (B, H, 3, D, N), returns (B, H, D, N), linear in the N tokens; always in float32. A row of
+    ones below V gives the denominator.
     """
     if qkv.dtype != torch.float32:  # sums over all tokens need the digits
         with torch.autocast(qkv.device.type, enabled=False):
             return linear_attention(qkv.float(), eps).to(qkv.dtype)
-    q, k, v = qkv.unbind()
-    y = F.relu(q) @ (F.relu(k).mT @ F.pad(v, (0, 1), value=1.0))
+    q, k, v = qkv.unbind(2)
+    y = F.pad(v, (0, 0, 0, 1), value=1.0) @ F.relu(k).mT @ F.relu(q)
     if torch.onnx.is_in_onnx_export():  # its optimizer takes 1e-15 for 0, which leaves 0 / 0
         y, eps = y * 2.0**40, eps * 2.0**40
-    return y[..., :-1] / (y[..., -1:] + eps)
+    return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
 
-def kept_rows(order: Tensor, kept: int, size: int, window: int) -> Tensor:
-    """Of all tokens of a batch of maps, those in the `kept` first windows of each."""
-    tokens = halo_tokens(size, window, 0, order.device)[order[:, :kept]]
-    first = torch.arange(0, len(order) * size**2, size**2, device=order.device)
-    return (tokens + first[:, None, None]).flatten()
+def channels_first(x_BSSC: Tensor, b: int) -> Tensor:
+    """(b, C, N): a map, or windows of `b` images, a view where that is possible."""
+    if len(x_BSSC) == b:
+        return x_BSSC.permute(0, 3, 1, 2).flatten(2)
+    return x_BSSC.reshape(b, -1, x_BSSC.shape[-1]).mT
 
 
 class MultiScaleLinearAttention(nn.Module):
@@ -249,16 +239,18 @@ class MultiScaleLinearAttention(nn.Module):
             assert inside is not None
             qkv = self._qkv(x * inside, heads, bits)
             y = self._attend(qkv[:, inner, inner], self._spread(qkv, 0), b)
-            return self.project(y, c, bits=bits).add_(x[:, inner, inner])  # type: ignore[no-any-return]
+            y_inner: Tensor = self.project(y, c, bits=bits).reshape(-1, window, window, c)
+            return y_inner.add_(x[:, inner, inner])
 
         def from_whole(x: Tensor, _: Tensor | None) -> Tensor:
-            rows = kept_rows(order, kept, size, window)
+            rows = kept_rows(size, window, 0, order[:, :kept])
             qkv = self._qkv(x_BSSC, heads, bits)
             qkv, spread = (
                 part.reshape(-1, part.shape[-1]).index_select(0, rows).view(*x.shape[:3], -1)
                 for part in (qkv, self._spread(qkv, REACH))
             )
-            return self.project(self._attend(qkv, spread, b), c, bits=bits).add_(x)  # type: ignore[no-any-return]
+            y: Tensor = self.project(self._attend(qkv, spread, b), c, bits=bits)
+            return y.reshape(x.shape).add_(x)
 
         # Halos overlap: once they hold more than the map does, the map is less work.
         less = kept * (window + 2 * REACH) ** 2 < size**2
@@ -279,29 +271,30 @@ class MultiScaleLinearAttention(nn.Module):
         return y.permute(0, 2, 3, 1)
 
     def _attend(self, qkv: Tensor, spread: Tensor, b: int) -> Tensor:
-        """What is projected: heads * 2 * head_dim channels, with the other axes of `spread`.
+        """What is projected, (b, rows, S, heads * 2 * head_dim).
 
-        Tokens of `b` images, and what the depthwise convolution made of them.
+        Takes the tokens of `b` images, maps or windows of side S, and what the depthwise
+        convolution made of them.
         """
         d = self.pointwise.shape[-1]
-        tokens = qkv.reshape(b, -1, qkv.shape[-1] // (3 * d), 3, d).permute(3, 0, 2, 1, 4)
-        n = tokens.shape[3]
-        pooled = self._mixed(spread).view(-1, 3, b, n, d)
-        scales = (tokens, pooled.permute(1, 2, 0, 3, 4))
-        y = [linear_attention(scale, self.eps).transpose(1, 2) for scale in scales]
-        return torch.stack(y, 3).view(*spread.shape[:3], -1)
+        heads = qkv.shape[-1] // (3 * d)
+        tokens = channels_first(qkv, b).reshape(b, heads, 3, d, -1)
+        scales = tokens, self._mixed(spread, b).reshape(tokens.shape)
+        y = torch.stack([linear_attention(scale, self.eps) for scale in scales], 2)
+        return y.reshape(b, heads * 2 * d, -1, spread.shape[2]).permute(0, 2, 3, 1)
 
-    def _mixed(self, spread: Tensor) -> Tensor:
-        """(G, tokens, D): each group's channels mixed, a grouped 1x1 convolution."""
+    def _mixed(self, spread: Tensor, b: int) -> Tensor:
+        """(b, G, D, N): each group's channels mixed, a grouped 1x1 convolution."""
         d = self.pointwise.shape[-1]
         groups = spread.shape[-1] // d
         weight = self.pointwise.flatten(0, 1)[:groups]
         if spread.is_meta or torch.onnx.is_in_onnx_export():  # counted and exported as what it is
             weight = weight.reshape(-1, d, 1, 1)
-            y = F.conv2d(spread.permute(0, 3, 1, 2), weight, groups=groups)
-            return y.unflatten(1, (groups, d)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+            y = F.conv2d(spread.permute(0, 3, 1, 2), weight, groups=groups).permute(0, 2, 3, 1)
+            return channels_first(y, b).reshape(b, groups, d, -1)
         # 2-6x faster than grouped convolutions on CPUs.
-        return spread.reshape(-1, groups, d).transpose(0, 1) @ weight.mT
+        y = spread.reshape(-1, groups, d).transpose(0, 1) @ weight.mT
+        return y.view(groups, b, -1, d).permute(1, 0, 3, 2)
 
     def deploy(self) -> None:
         """Products of small maps are up to 1.2x faster with the projection's inputs in rows."""
@@ -355,10 +348,7 @@ class AttentionBlock(MapModule):
         windows = {"kept": kept, "window": window}
         x = self.attention(x_BSSC, order, heads=heads, bits=bits, **windows)
         sizes = {"hidden": hidden, "width": width, "kernel": 3, "bits": bits}
-        if kept == (x.shape[1] // window) ** 2:
-            return self.local(x, **sizes), order
-        assert order is not None
-        return self.local.on_windows(x, order, **windows, **sizes), order
+        return self.local(x, order, **windows, **sizes), order
 
 
 class Head(MapModule):

@@ -136,25 +136,26 @@ def test_pruned_convolution_block_is_the_dense_one_on_kept_windows(kind, size, w
 
 
 def test_linear_attention_is_the_normalised_quadratic_one():
-    qkv = torch.randn(3, 2, 4, 50, 8)
+    qkv = torch.randn(2, 4, 3, 8, 50)
     y = linear_attention(qkv, 1e-15)
     for b in range(2):
         for h in range(4):
-            torch.testing.assert_close(y[b, h], quadratic(*qkv[:, b, h]), rtol=1e-4, atol=1e-5)
+            expected = quadratic(*qkv[b, h].mT).T
+            torch.testing.assert_close(y[b, h], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_eps_of_the_official_code_keeps_small_weights_and_a_large_one_does_not():
     """With equal values the result is that value, however small queries and keys are."""
-    qkv = torch.rand(3, 1, 1, 50, 8) * torch.tensor([1e-4, 1e-4, 0]).view(3, 1, 1, 1, 1)
-    qkv[2] = 3.0
-    torch.testing.assert_close(linear_attention(qkv, 1e-15), qkv[2])
+    qkv = torch.rand(1, 1, 3, 8, 50) * 1e-4
+    qkv[:, :, 2] = 3.0
+    torch.testing.assert_close(linear_attention(qkv, 1e-15), qkv[:, :, 2])
     assert float(linear_attention(qkv, 1e-5).max()) < 1.5
 
 
 def test_a_query_without_any_match_gives_zero():
-    qkv = torch.randn(3, 1, 1, 20, 4)
-    qkv[0, 0, 0, 7] = -1.0
-    assert torch.equal(linear_attention(qkv, 1e-15)[0, 0, 7], torch.zeros(4))
+    qkv = torch.randn(1, 1, 3, 4, 20)
+    qkv[:, :, 0, :, 7] = -1.0
+    assert torch.equal(linear_attention(qkv, 1e-15)[0, 0, :, 7], torch.zeros(4))
 
 
 class Attends(torch.nn.Module):
@@ -167,8 +168,8 @@ def test_a_query_without_any_match_gives_zero_in_onnx():
     """The exporter's optimizer drops additions of less than 1e-8."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    qkv = torch.randn(3, 1, 1, 20, 4)
-    qkv[0, 0, 0, 7] = -1.0
+    qkv = torch.randn(1, 1, 3, 4, 20)
+    qkv[:, :, 0, :, 7] = -1.0
     program = torch.onnx.export(Attends(), (qkv,), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (y,) = session.run(None, {session.get_inputs()[0].name: qkv.numpy()})
@@ -178,7 +179,7 @@ def test_a_query_without_any_match_gives_zero_in_onnx():
 def test_under_bf16_autocast_the_products_are_float32():
     """To the last digit: what float32 gives for the same inputs, rounded once."""
     torch.manual_seed(0)
-    qkv = torch.rand(3, 1, 2, 3136, 8, requires_grad=True)
+    qkv = torch.rand(1, 2, 3, 8, 3136, requires_grad=True)
     narrow = qkv.bfloat16()
     expected = linear_attention(narrow.float(), 1e-15)
     with torch.autocast("cpu", torch.bfloat16):
@@ -208,8 +209,9 @@ def test_mixing_within_groups_is_a_grouped_convolution():
     x = torch.randn(2, 5, 5, 24)  # two of the three heads
     weight = attention.pointwise[:2].reshape(24, 4, 1, 1)
     expected = F.conv2d(x.permute(0, 3, 1, 2), weight, groups=6)
-    expected = expected.reshape(2, 6, 4, 25).permute(1, 0, 3, 2).reshape(6, 50, 4)
-    torch.testing.assert_close(attention._mixed(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        attention._mixed(x, 2), expected.view(2, 6, 4, 25), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_macs_of_the_attention_are_those_of_its_formula():
