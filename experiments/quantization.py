@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from nas.calibration import METHODS, at_precision, calibrate
+from nas.calibration import METHODS, calibrate
 from nas.data import load_data
 from nas.elastic import Network
 from nas.evaluate import Evaluator, recalibrate, resize
 from nas.export import _quiet
 from nas.family import load_space
 from nas.progress import bar
+from nas.space import at_precision
 from nas.stopwatch import quiet_process
 from nas.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"
-FAMILIES = ("swin", "vit", "mobilevit", "efficientvit", "mobilenetv3")
+RESOLUTIONS = {"swin": 224, "vit": 168, "mobilevit": 168, "efficientvit": 160, "mobilenetv3": 160}
 COLUMNS = (
     "space", "precision", "ranges", "search_top1", "test_top1", "onnxruntime_ms", "torch_ms",
 )  # fmt: skip
@@ -48,8 +49,8 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
     if family == "swin":
         supernet, _ = load_supernet(supernet_folder(name, data), name, data)
         return supernet.inherit(space.largest)
-    resolution = space.positions[0].values[-2]  # below the largest: the trainer then trains alone
-    architecture = space.restrict("resolution", resolution).largest
+    # Below the largest resolution, where the trainer trains a network alone.
+    architecture = space.at(RESOLUTIONS[family]).largest
     torch.manual_seed(0)
     network = Network(space, architecture, len(data.classes))
     file = out / f"{family}.safetensors"
@@ -160,7 +161,7 @@ def study(family: str, data, minutes: float, out: Path) -> list[tuple]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--families", default=",".join(RESOLUTIONS))
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--out", type=Path, default=Path("quantization"))
     parser.add_argument("--train-only", action="store_true")

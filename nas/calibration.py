@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.elastic import Network
+from nas.elastic import Network, check_images
 from nas.errors import UnknownNameError
 from nas.family import Layer
 from nas.precision import Quantizer, rounded, scale_zero
-from nas.space import Architecture, Stage
+from nas.space import Architecture
 
 CLIPS = ("minmax", "percentile", "mse")
 METHODS = (*CLIPS, "best")
@@ -130,10 +130,12 @@ def calibrate(
     """
     if method not in METHODS:
         raise UnknownNameError("clipping method", method, METHODS)
+    architecture = architecture or network.architecture
+    check_images(images, architecture.resolution)
     network.eval()
     state: tuple[Any, ...] = (images,)
     done = []
-    for layer in network.space.layers(architecture or network.architecture, network.classes):
+    for layer in network.space.layers(architecture, network.classes):
         module = network.module(layer)
         own = quantizers(module)
         with _observing(own) as observers:
@@ -183,15 +185,6 @@ def run_layer(
     first, *rest = state
     after: tuple[Any, ...] = module(first.clone(), *rest, **sizes)
     return after
-
-
-def at_precision(architecture: Architecture, precision: str) -> Architecture:
-    """The architecture with one precision in every block."""
-
-    def stage(s: Stage) -> Stage:
-        return replace(s, blocks=tuple(replace(b, precision=precision) for b in s.blocks))
-
-    return replace(architecture, stages=tuple(map(stage, architecture.stages)))
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from urllib.error import HTTPError
 
 import platformdirs
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +30,9 @@ from nas.records import atomic_path
 HUB = "https://huggingface.co"
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+# What a checkpoint may hold besides: tables that follow from the sizes, and counters.
+_TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 _Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -76,12 +77,13 @@ def load_weights(
     """
     tensors = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = _timm_names(_unwrapped(tensors))
-    space, left, ready = network.space, [], []
+    space, left, ready, used = network.space, [], [], set()
     for layer in space.layers(network.architecture, network.classes):
         for name, own in network.layers[layer.path].state_dict().items():
             if name.endswith(".clip"):
                 continue
             origin = space.parts.origin(layer.path, name)
+            used.add(origin[0])
             found = _found(tensors, origin, tuple(own.shape))
             if found is not None:
                 ready.append((own, found))
@@ -91,6 +93,14 @@ def load_weights(
                 raise _misfit(
                     tensors.get(origin[0]), origin[0], f"{layer.path}.{name}", own, space.name
                 )
+    for name, tensor in tensors.items():
+        if name not in used and not name.endswith(_TABLES):
+            raise WeightsError(
+                f"the checkpoint also holds {name}, for which {space.name} has no place",
+                "give a checkpoint of this very model",
+            )
+        if name in used and not tensor.isfinite().all():
+            raise WeightsError(f"{name} holds values that are no numbers", "restore the file")
     with torch.no_grad():
         for own, found in ready:
             own.copy_(found.reshape(own.shape))
@@ -132,7 +142,11 @@ def _unwrapped(tensors: Mapping[str, object]) -> dict[str, Tensor]:
         inner = tensors.get(key)
         if isinstance(inner, Mapping):
             return _unwrapped(inner)
-    found = {k.removeprefix("module."): v for k, v in tensors.items() if isinstance(v, Tensor)}
+    found = {
+        k.removeprefix("module."): v
+        for k, v in tensors.items()
+        if isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided
+    }
     if not found:
         raise WeightsError("the checkpoint holds no tensors", "give a state dict")
     return found
@@ -164,9 +178,9 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file fails in any way that a parser can
         raise WeightsError(
-            f"cannot read {path}: {str(error).partition(chr(10))[0]}",
+            f"cannot read {path} ({type(error).__name__}), or it holds more than tensors",
             "give safetensors, or a PyTorch file that holds nothing but tensors",
         ) from None
     if not isinstance(loaded, dict):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nas.errors import UsageError, VitnasError
+from nas.family import LARGEST_PX
 
 app = typer.Typer(
     name="vitnas",
@@ -44,7 +45,6 @@ Classes = Annotated[
     typer.Option(min=2, help="Classes of the classifier; default: 10, for named models 1000."),
 ]
 # Tables of Swin's windows are made in full on the way: 0.2 GB here, four times that at twice this.
-_LARGEST_PX = 4096
 _FIGURES = (".png", ".svg", ".pdf")
 
 
@@ -380,7 +380,7 @@ def inspect(
     ] = "",
     space: Space = "swin:micro",
     resolution: Annotated[
-        int | None, typer.Option(min=1, max=_LARGEST_PX, help="Pixels; default: its own.")
+        int | None, typer.Option(min=1, max=LARGEST_PX, help="Pixels; default: its own.")
     ] = None,
     device: Device = "cpu",
     classes: Classes = None,
@@ -493,9 +493,9 @@ def _items(text: str, option: str, what: str, example: str) -> list[str]:
 
 
 def _pixels(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST_PX:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PX:
         raise UsageError(
-            f"--resolutions takes pixels from 1 to {_LARGEST_PX}, got {text!r}", "e.g. 224,448"
+            f"--resolutions takes pixels from 1 to {LARGEST_PX}, got {text!r}", "e.g. 224,448"
         )
     return int(text)
 
@@ -644,7 +644,7 @@ def _architecture(
     path = Path("" if is_json else what)
     if is_json or path.is_file():
         space = load_space(space_name)
-        architecture = space.parse(what if is_json else path.read_text())
+        architecture = space.parse(what if is_json else path.read_text(errors="replace"))
     elif what and path.is_dir():
         from nas.report import Run
 

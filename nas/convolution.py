@@ -153,6 +153,8 @@ class ConvNorm(nn.Module):
         return y.permute(0, 2, 3, 1)
 
     def inherit(self, large: ConvNorm) -> None:
+        if (self.norm is None) != (large.norm is None):
+            raise ValueError("a deployed network has no norms left to inherit; inherit before")
         outputs, inputs, _, kernel = self.weight.shape
         weight, bias = large._sliced(outputs, inputs, kernel)
         with torch.no_grad():

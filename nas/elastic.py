@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.errors import UsageError
 from nas.family import Layer, SearchSpace
 from nas.precision import Quantizer, linear
 from nas.space import Architecture
@@ -222,7 +223,7 @@ def explicit_in_windows() -> bool:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    q, bias = torch.randn(32, 3, 49, 32), torch.randn(1, 3, 49, 49)
+    q, bias = torch.full((32, 3, 49, 32), 0.5), torch.zeros(1, 3, 49, 49)
     times: dict[Any, list[float]] = {_fused: [], _explicit: []}
     try:
         with torch.inference_mode():
@@ -260,6 +261,16 @@ class ElasticMlp(nn.Module):
         permute(order, (self.fc1.weight, 0), (self.fc1.bias, 0), (self.fc2.weight, 1))
 
 
+def check_images(images: Tensor, resolution: int) -> None:
+    """Raise `UsageError` unless `images` are (n, 3, resolution, resolution)."""
+    if images.ndim != 4 or images.shape[1:] != (3, resolution, resolution):
+        raise UsageError(
+            f"images of the shape {tuple(images.shape)} given to a network that takes "
+            f"(n, 3, {resolution}, {resolution})",
+            "resize them, or use an architecture of their resolution",
+        )
+
+
 @runtime_checkable
 class Deployable(Protocol):
     def deploy(self) -> None: ...
@@ -287,6 +298,7 @@ class Network(nn.Module):
         return network.to_empty(device="cpu").eval()
 
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
+        check_images(images, (architecture or self.architecture).resolution)
         state: tuple[Any, ...] = (images,)
         layers = self._own
         if architecture is not None:

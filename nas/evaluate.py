@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.space import Architecture
+from nas.space import Architecture, at_precision
 
 if TYPE_CHECKING:
     from nas.data import Dataset, Split
@@ -64,9 +64,17 @@ class Evaluator:
 
     def correct_by(self, network: Network) -> NDArray[np.bool_]:
         """Which of the images (n,) a plain network classifies rightly."""
+        right: NDArray[np.bool_] = self.answers(network) == self._loaded[1]
+        return right
+
+    def percent_right(self, answers: NDArray[np.int64]) -> float:
+        return float(100 * (answers == self._loaded[1]).mean())
+
+    def answers(self, network: Network) -> NDArray[np.int64]:
+        """The class (n,) that a plain network gives each of the images."""
         resolution = network.architecture.resolution
         device = next(network.parameters()).device
-        images, labels = self._loaded
+        images, _ = self._loaded
 
         @torch.inference_mode()
         def predict(chunk: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ class Evaluator:
                     predicted = list(pool.map(predict, torch.split(images, _BATCH)))
             finally:
                 torch.set_num_threads(before)
-        return torch.cat(predicted).numpy() == labels  # type: ignore[no-any-return]
+        return torch.cat(predicted).numpy()
 
     def top1_percent(self, architecture: Architecture) -> float:
         return float(100 * self.correct(architecture).mean())
@@ -98,13 +106,14 @@ def recalibrate(network: Network, images: Tensor) -> None:
     """
     norms: list[Any] = [m for m in network.modules() if hasattr(m, "running_var")]
     device = next(network.parameters()).device
+    exact = at_precision(network.architecture, "fp32")  # int8 has the norms folded in
     network.eval()
     for norm in norms:
         norm.train()
     for i, chunk in enumerate(torch.split(images, 64)):
         for norm in norms:
             norm.momentum = 1 / (i + 1)
-        network(resize(chunk.to(device), network.architecture.resolution))
+        network(resize(chunk.to(device), network.architecture.resolution), exact)
     network.eval()
     for norm in norms:
         norm.momentum = 0.1

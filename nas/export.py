@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nas.calibration import at_precision
 from nas.elastic import Network
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
 from nas.records import atomic_path, write_text
+from nas.space import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
 _STEPS = 0.5  # the same for int8, as a share of what int8 itself changes: see `_tolerance`

@@ -69,6 +69,8 @@ class Part(NamedTuple):
 # of it (given theirs and our shape).
 Origin = tuple[str, "Callable[[Tensor, tuple[int, ...]], Tensor] | None"]
 
+LARGEST_PX = 4096  # tables of windows grow with the square of it
+
 BITS = {"fp32": 32, "int8": 8}  # a block's precision, as its layers call it
 
 
@@ -144,6 +146,8 @@ class SearchSpace:
     def at(self, resolution: int) -> SearchSpace:
         """This space at one resolution in pixels, whether or not it has that choice."""
         step = self.parts.multiple
+        if resolution > LARGEST_PX:
+            raise UsageError(f"{resolution} px is more than is meant", f"use {LARGEST_PX} or less")
         if resolution < 1 or resolution % step:
             near = max(step, round(resolution / step) * step)
             raise UsageError(

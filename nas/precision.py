@@ -42,6 +42,10 @@ class Quantizer(nn.Module):
     def deploy(self) -> None:
         self.fixed = True
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.packed = None  # of the weights before
+        super()._load_from_state_dict(*arguments)
+
     def scale_zero(self) -> tuple[float, int]:
         """Input unit and zero point, so that 0.0 is exact (equation 1)."""
         return scale_zero(*self.clip.tolist())
@@ -77,7 +81,10 @@ class Packed(NamedTuple):
     def of(cls, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Packed:
         scale, zero = quantizer.scale_zero()
         flat = weight.detach().float().flatten(1)
-        unit = flat.abs().amax(1).clamp_(min=1e-12) / 127
+        unit = flat.abs().amax(1) / 127
+        if bias is not None:  # a channel of nearly nothing but bias must not overflow int32
+            unit = torch.maximum(unit, bias.detach().abs() / (2.0**30 * scale))
+        unit.clamp_(min=1e-14)
         q = (flat / unit[:, None]).round_()
         unit = unit * scale
         shift = torch.zeros_like(unit) if bias is None else (bias.detach() / unit).round_()

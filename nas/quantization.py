@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.calibration import METHODS, at_precision, calibrate, sensitivity
+from nas.calibration import METHODS, calibrate, sensitivity
 from nas.checkpoint import load_weights
 from nas.data import Dataset, load_data
 from nas.elastic import Network
@@ -20,7 +20,7 @@ from nas.export import export_network, onnx_installed
 from nas.family import load_space, model_names
 from nas.progress import bar
 from nas.report import Run
-from nas.space import Architecture
+from nas.space import Architecture, at_precision
 from nas.stopwatch import measure_fresh
 from nas.supernet import load_supernet, supernet_folder
 
@@ -41,7 +41,7 @@ def subject(
         run = Run.load(path)
         return run.winner(), load_data(run.result["data"])
     images = load_data(data)
-    if what in model_names():
+    if what.partition("@")[0].removesuffix("+int8") in model_names():
         if not weights:
             raise UsageError(
                 f"{what} needs weights to be quantized",
@@ -51,7 +51,9 @@ def subject(
         network = Network.empty(named, named.largest, len(images.classes))
         load_weights(network, weights, new_head=False)
         return network, images
-    the_space = load_space(space)
+    if weights:
+        raise UsageError("--weights are for a named model", "drop them, or name a model")
+    the_space = load_space(space).with_int8()
     text = what if what.lstrip().startswith("{") else _read(path) if what else ""
     architecture = the_space.parse(text) if text else the_space.largest
     folder = Path(supernet) if supernet else supernet_folder(space, images)
@@ -64,7 +66,7 @@ def _read(path: Path) -> str:
         raise UnknownNameError(
             "model, run or architecture", str(path), model_names(), "or give a path that exists"
         )
-    return path.read_text()
+    return path.read_text(errors="replace")
 
 
 def quantize(
@@ -92,14 +94,14 @@ def quantize(
     ranges = resize(data.tensor(pixels), wide.resolution)
     methods = {}
     with bar("quantize", len(METHODS) + 1, "networks") as advance:
-        before = evaluator.correct_by(_plain(network, wide).deploy())
+        before = evaluator.answers(_plain(network, wide).deploy())
         advance(1, "float32")
         for method in METHODS:
             quantized = _plain(network, narrow)
             layers = calibrate(quantized, ranges, method=method)
-            after = evaluator.correct_by(deepcopy(quantized).deploy())
+            after = evaluator.answers(deepcopy(quantized).deploy())
             methods[method] = {
-                "top1_percent": round(float(100 * after.mean()), 3),
+                "top1_percent": round(evaluator.percent_right(after), 3),
                 "changed_percent": round(float(100 * (after != before).mean()), 3),
             }
             advance(1, method)
@@ -111,7 +113,7 @@ def quantize(
         "architecture": asdict(narrow),
         "search_images": evaluator.images,
         "calibration_images": len(ranges),
-        "fp32": {"top1_percent": round(float(100 * before.mean()), 3)},
+        "fp32": {"top1_percent": round(evaluator.percent_right(before), 3)},
         "methods": methods,
         "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
         "measured_ms": {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
@@ -226,3 +226,12 @@ class Architecture:
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
         return sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def at_precision(architecture: Architecture, precision: str) -> Architecture:
+    """The architecture with one precision in every block."""
+
+    def stage(s: Stage) -> Stage:
+        return replace(s, blocks=tuple(replace(b, precision=precision) for b in s.blocks))
+
+    return replace(architecture, stages=tuple(map(stage, architecture.stages)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -155,11 +154,11 @@ class MobileNetV3:
 
     @property
     def multiple(self) -> int:
-        return 2 * prod(kind.stride for kind in self.kinds)
+        return 1
 
     def stem(self, resolution: int, width: int) -> Part:
         layer = Layer.of("stem", Stem, (3, resolution, resolution), width=self.first)
-        return Part((layer,), State(resolution // 2, self.first, width, 0))
+        return Part((layer,), State(-(-resolution // 2), self.first, width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
         return Part((), state._replace(width=width, sparsity=0))
@@ -198,7 +197,7 @@ class MobileNetV3:
                 **windows,
             )
         )
-        return Part(tuple(layers), State(size // stride, width, width, block.sparsity))
+        return Part(tuple(layers), State(-(-size // stride), width, width, block.sparsity))
 
     def head(self, state: State, classes: int) -> tuple[Layer, ...]:
         size, width = state.size, state.in_width

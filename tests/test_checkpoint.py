@@ -284,3 +284,14 @@ def test_a_cached_file_needs_no_hub(source, hub, monkeypatch):
     read_checkpoint(TAG)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert read_checkpoint(TAG).keys() == source.keys()
+
+
+def test_a_tensor_without_a_place_is_named(network, source):
+    with pytest.raises(WeightsError, match=r"also holds blocks\.99\.ls1\.gamma"):
+        load_weights(network, {**source, "blocks.99.ls1.gamma": torch.ones(3)})
+
+
+def test_values_that_are_no_numbers_are_refused(network, source):
+    broken = {**source, "cls_token": torch.full_like(source["cls_token"], float("nan"))}
+    with pytest.raises(WeightsError, match="cls_token"):
+        load_weights(network, broken)

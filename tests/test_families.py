@@ -10,9 +10,10 @@ from conftest import DEBUG_SPACES
 
 from nas.calibration import calibrate
 from nas.elastic import Network, count_macs, count_params
-from nas.errors import EvaluationError
+from nas.errors import EvaluationError, UsageError
 from nas.evaluate import recalibrate
 from nas.family import load_space, space_names
+from nas.space import at_precision
 from nas.trellis import Graph, space_layers
 
 SPACES = list(space_names())
@@ -100,6 +101,44 @@ def test_reordering_by_importance_changes_small_networks_and_not_the_largest(spa
         small_after = supernet(small, dense.smallest)
     torch.testing.assert_close(large_after, large_before, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(small_after, small_before, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_a_subnet_do_not_depend_on_its_precision(space, supernet):
+    narrow = space.restrict("precision", "int8").smallest
+    plain = {p: supernet.inherit(at_precision(narrow, p)) for p in ("fp32", "int8")}
+    for network in plain.values():
+        recalibrate(network, images_for(space.largest, 8))
+    exact = dict(plain["fp32"].named_buffers())
+    for name, buffer in plain["int8"].named_buffers():
+        torch.testing.assert_close(buffer, exact[name], rtol=0, atol=0)
+
+
+def test_maps_of_any_size_fit_their_layers(space, supernet):
+    """Odd maps too, pruned: what the parts say of a size is what the layers make of it."""
+    sparse = space.restrict("sparsity", 50).restrict("precision", "fp32")
+    for resolution in range(13, 50, 3):
+        if resolution % space.parts.multiple == 0:
+            architecture = sparse.at(resolution).largest
+            with torch.no_grad():
+                logits = supernet(images_for(architecture), architecture)
+            assert logits.isfinite().all()
+
+
+def test_images_of_another_size_are_refused(space, supernet):
+    wrong = torch.randn(1, 3, space.largest.resolution + 8, space.largest.resolution + 8)
+    with pytest.raises(UsageError, match="images of the shape"):
+        supernet(wrong)
+    with pytest.raises(UsageError, match="images of the shape"):
+        calibrate(supernet, wrong)
+
+
+def test_the_callers_images_stay_as_they_are(space, supernet):
+    images = images_for(space.largest)
+    before = images.clone()
+    with torch.inference_mode():
+        first = supernet(images)
+        assert torch.equal(supernet(images), first)
+    assert torch.equal(images, before)
 
 
 def test_the_plain_model_holds_no_more_than_its_layers(space, supernet):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.calibration import CLIPS, METHODS, at_precision, calibrate, quantizers, sensitivity
+from nas.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
 from nas.cli import main
 from nas.data import load_data
 from nas.elastic import ElasticLinear, Network
@@ -21,6 +21,7 @@ from nas.export import _quiet, export_network
 from nas.family import load_space
 from nas.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
 from nas.quantization import quantize, subject
+from nas.space import at_precision
 
 
 def quantizer(low: float, high: float) -> Quantizer:
@@ -95,6 +96,24 @@ def test_int8_convolution_is_integer_arithmetic(inputs, kernel, stride):
     expected = torch.from_numpy(total * (unit * scale)[:, None, None]).float()
     y = conv2d(x, weight, bias, quantizer(-3.0, 2.0), 8, stride, pad)
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-7, 1e-5])
+def test_a_channel_of_nearly_nothing_but_bias_keeps_its_bias(size):
+    """As folding a norm of scale 0 makes them; the bias must not overflow the accumulator."""
+    weight, bias = size * torch.ones(2, 8), torch.tensor([0.5, -3.0])
+    y = linear(torch.ones(1, 8), weight, bias, quantizer(-3.0, 2.0), bits=8)
+    torch.testing.assert_close(y, bias[None] + weight.sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_loading_weights_forgets_those_that_were_packed():
+    layer = ElasticLinear(8, 4).eval()
+    layer.input.clip.copy_(torch.tensor([-3.0, 3.0]))
+    layer.input.deploy()
+    x, other = torch.randn(2, 8), torch.randn(4, 8)
+    layer(x, 4, 8)
+    layer.load_state_dict({**layer.state_dict(), "weight": other})
+    torch.testing.assert_close(layer(x, 4, 8), linear(x, other, layer.bias, layer.input, 8))
 
 
 def test_weights_are_packed_once_only_when_they_are_fixed():
