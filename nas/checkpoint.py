@@ -180,7 +180,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way that a parser can
         raise WeightsError(
-            f"cannot read {path} ({type(error).__name__}), or it holds more than tensors",
+            f"cannot read {path}: damaged, or more than tensors ({type(error).__name__})",
             "give safetensors, or a PyTorch file that holds nothing but tensors",
         ) from None
     if not isinstance(loaded, dict):
