@@ -102,5 +102,8 @@ def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int])
     for shift in shifts:
         tokens = window_tokens(size, window, shift, x_BSSC.device)
         scores = torch.linalg.vector_norm(activity[:, tokens], dim=-1)
-        orders.append(scores.argsort(dim=1, descending=True, stable=True))  # ties: the first
+        # Of equal windows the first, everywhere: ONNX's TopK does so by itself, and its exporter
+        # knows no stable sort.
+        settings = {} if torch.onnx.is_in_onnx_export() else {"stable": True}
+        orders.append(scores.argsort(dim=1, descending=True, **settings))
     return orders
