@@ -78,6 +78,7 @@ class Evaluator:
 
         @torch.inference_mode()
         def predict(chunk: Tensor) -> Tensor:
+            torch.set_flush_denormal(True)  # for each thread; masked attention makes such numbers
             chunk = resize(chunk.to(device), resolution)
             return network(chunk).argmax(1).cpu()  # type: ignore[no-any-return]
 

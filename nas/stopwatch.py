@@ -56,9 +56,12 @@ def quiet_process() -> None:
 
     By default glibc gives large blocks back to the system after each use; faulting them in again
     made networks up to 10 % slower and tripled the spread (840 page faults per inference, 0.5
-    after). Deploy with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
+    after). Denormal numbers, which masked attention makes, are flushed to zero: up to 2.9x in
+    shifted windows. Deploy with `torch.set_flush_denormal(True)` and
+    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
     """
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     keep_heap()
 
 

@@ -149,3 +149,19 @@ def test_resize_is_pillows_antialiased_resize():
     expected = np.asarray(Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR))
     ours = resize(torch.from_numpy(pixels)[None, None].float(), 24)[0, 0]
     assert float((ours - torch.from_numpy(expected.copy())).abs().max()) < 1.0
+
+
+def test_the_shipped_supernet_still_has_the_scores_that_ship_with_it():
+    """Weights, data and layers are what they were when its architectures were scored."""
+    data = load_data("scenes")
+    folder = supernet_folder("swin:micro", data)
+    network, _ = load_supernet(folder, "swin:micro", data)
+    wanted = network.space.restrict("sparsity", 80).largest
+    (shipped,) = {
+        r["top1_percent"]
+        for r in Journal(folder / "scores.jsonl").read()
+        if r["architecture"] == wanted.to_json()
+    }
+    evaluator = Evaluator(network, data, data.search, 400)
+    # Rounding on another CPU moves an image or two.
+    assert evaluator.top1_percent(wanted) == pytest.approx(shipped, abs=0.76)
