@@ -84,7 +84,7 @@ def test_a_wrong_architecture_names_the_field(text, message):
 
 def test_falling_sparsity_is_not_an_architecture():
     space = load_space("vit:debug")
-    block = dict(heads=1, mlp_ratio=1)
+    block = dict(heads=1, mlp_ratio=1, precision="fp32")
     blocks = [{**block, "sparsity": 50}, {**block, "sparsity": 0}]
     text = json.dumps({"resolution": 16, "stages": [{"width": 8, "blocks": blocks}]})
     with pytest.raises(UsageError, match="not allowed after"):
