@@ -29,7 +29,7 @@ from nas.stopwatch import build, image_for, quiet_process, time_layers
 
 OUT = Path(__file__).parent / "results"
 SPARSITIES, CLASSES = (0, 20, 40, 60, 80), 10
-COLORS = ("#2563a8", "#d9a441", "#5b8c5a", "#b04a5a", "#7a5ba8", "#444444")
+COLORS = ("#2563a8", "#d9a441", "#5b8c5a", "#b04a5a", "#7a5ba8", "#444444", "#3aa6a6")
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def main() -> None:
 
 def draw(rows) -> None:
     figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    for name, color in zip(dict.fromkeys(row[0] for row in rows), COLORS * 2):
+    for name, color in zip(dict.fromkeys(row[0] for row in rows), COLORS):
         own = np.array([row[1:] for row in rows if row[0] == name], dtype=float)
         axes.plot(own[:, 0], own[:, 2], "o-", color=color, label=name, markersize=4)
     axes.plot(own[:, 0], own[:, 3], "--", color="#9aa5b1", label="share of kept windows")
-    axes.set(xlabel="sparsity [%]", ylabel="latency relative to dense", ylim=(0, 1.05))
+    axes.set(xlabel="sparsity [%]", ylabel="latency relative to dense", ylim=(0, 1.3))
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(OUT / "pruned_stage.png", dpi=160)
