@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +78,6 @@ class Evaluator:
 
         @torch.inference_mode()
         def predict(chunk: Tensor) -> Tensor:
-            torch.set_flush_denormal(True)  # for each thread; masked attention makes such numbers
             chunk = resize(chunk.to(device), resolution)
             return network(chunk).argmax(1).cpu()  # type: ignore[no-any-return]
 
@@ -88,7 +87,9 @@ class Evaluator:
             before = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
-                with ThreadPoolExecutor(cores()) as pool:
+                # Masked attention makes denormal numbers, which are slow: a flag of each thread.
+                flush = partial(torch.set_flush_denormal, True)
+                with ThreadPoolExecutor(cores(), initializer=flush) as pool:
                     predicted = list(pool.map(predict, torch.split(images, _BATCH)))
             finally:
                 torch.set_num_threads(before)

@@ -381,6 +381,7 @@ class _Campaign:
             self._rounds(minutes, stopwatch)
         finally:
             torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
 
     def _rounds(self, minutes: float, stopwatch: Any) -> None:
         end = time.monotonic() + 60 * minutes

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from nas.data import Dataset, load_data
 from nas.elastic import Network
 from nas.family import load_space, space_names
 from nas.supernet import save_supernet
+
+# A first example may build what the others share, and the machine may be busy.
+settings.register_profile("vitnas", deadline=None)
+settings.load_profile("vitnas")
 
 DEBUG_SPACES = [name for name in space_names() if name.endswith(":debug")]
 
