@@ -8,6 +8,8 @@ VitnasError
 ├── TableError              a latency table that is missing, incomplete or of another machine
 ├── WeightsError            supernet weights that are missing or do not fit the space
 ├── RunError                a run directory that cannot be used or resumed
+├── MissingPackageError     an optional package that is not installed
+├── PreparationError        layers that a runtime cannot run
 └── EvaluationError         a subnet whose score or latency could not be obtained
 """
 
@@ -68,6 +70,14 @@ class WeightsError(VitnasError):
 
 
 class RunError(VitnasError):
+    pass
+
+
+class MissingPackageError(VitnasError):
+    pass
+
+
+class PreparationError(VitnasError):
     pass
 
 

@@ -1,0 +1,176 @@
+"""Runtimes: ways to run layers and networks on a device, each one file behind one interface.
+
+A device is written `NAME[,option=value...]`, e.g. `torch-cpu`, `onnxruntime-cpu,threads=2` or
+`ssh://pi@raspberry,runtime=onnxruntime`. A file of this folder gives `RUNTIMES`: what it makes
+available, by name (by its scheme, for names with an address). Nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pkgutil import iter_modules
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self
+
+from nas.errors import MissingPackageError, UnknownNameError, UsageError
+from nas.family import Layer
+
+# Where the numbers of a table come from. Only the first are times of the device itself.
+SOURCES = ("measured", "vendor-model", "emulated-count", "emulated-time")
+CONTEXTS = ("network", "isolated", "stacked")
+
+
+class Sample(NamedTuple):
+    """One call: what it took, and the processor time that it used (0: not known).
+
+    In milliseconds, or in millions of instructions for a runtime that counts them.
+    """
+
+    wall: float
+    cpu: float
+
+
+# Runs what was prepared once and says how long it took: one sample for each of its layers, or a
+# single one where it was prepared as one piece.
+Program = Callable[[], list[Sample]]
+
+
+class Runtime(ABC):
+    """A way to run networks on one device; used as a context manager while it measures.
+
+    Inputs are random and weights constant: no runtime's time depends on them.
+    """
+
+    kind: ClassVar[str] = "cpu"  # cpu, gpu, arm, npu: what `vitnas list devices` shows
+    unit: ClassVar[str] = "ms"  # or Minstructions
+    lowering: ClassVar[str] = ""  # version of what turns layers into the runtime's own form
+    exact: ClassVar[bool] = False  # every call gives the same numbers: one round is enough
+    # How rows are timed best, found by the error on whole networks (experiments/table_error):
+    # `network`: layer by layer inside whole networks, in their order; `isolated`: each alone;
+    # `stacked`: two in a row less one, where a layer can follow itself.
+    context: ClassVar[str] = "network"
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions it needs
+    extra: ClassVar[str] = ""  # of vitnas, which installs them
+
+    source: str = "measured"
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What identifies the device and how it is run: tables of another one are refused.
+
+        At least `name` (the device as it was asked for), `processor`, `machine`, `runtime`,
+        `runtime_version`, `threads`, `dtype`, `batch`. Raises a `VitnasError` with the fix where it
+        cannot be used: a missing package, no such processor, nobody at the address.
+        """
+
+    def conditions(self) -> dict[str, Any]:
+        """What was readable of the moment (clocks, governor, load): recorded, never compared."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Make consecutive layers ready to run: as one piece if `fused`, else timed one by one.
+
+        Inputs are those of the first layer at its `input_shape`. Raises `PreparationError` for
+        layers that this runtime cannot run; its message becomes the note of the failed row.
+        """
+
+    def note(self, layer: Layer) -> str:
+        """What there is to say of a layer's row, e.g. operators that run elsewhere; else ""."""
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def require(self) -> None:
+        """Raise `MissingPackageError` if a package is missing."""
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                fix = (
+                    f"pip install 'vitnas[{self.extra}]'"
+                    if self.extra
+                    else f"pip install {package}"
+                )
+                raise MissingPackageError(
+                    f"{self.device} needs the package {package}", fix
+                ) from None
+
+
+Factory = Callable[..., Runtime]  # called with the device as written, and its options by keyword
+
+
+def runtimes() -> dict[str, Factory]:
+    """Every runtime by name; the files import what is heavy when they are used."""
+    found: dict[str, Factory] = {}
+    for module in iter_modules(__path__):
+        names: Mapping[str, Factory] = getattr(
+            import_module(f"{__name__}.{module.name}"), "RUNTIMES", {}
+        )
+        found |= names
+    return dict(sorted(found.items()))
+
+
+ALIASES = {"cpu": "torch-cpu", "cuda": "torch-cuda"}
+
+
+def load_runtime(device: str) -> Runtime:
+    """The runtime that `NAME[,option=value...]` names; `UnknownNameError` with those there are."""
+    name, *words = device.split(",")
+    scheme, separator, address = name.partition("://")
+    known = runtimes()
+    factory = known.get(ALIASES.get(name, scheme + separator))
+    if factory is None:
+        raise UnknownNameError(
+            "device", name, [*known], "(vitnas list devices; a new one is a file in nas/runtimes)"
+        )
+    options = _options(device, factory, words)
+    if separator:
+        options["address"] = address
+    return factory(",".join([ALIASES.get(name, name), *words]), **options)
+
+
+def _options(device: str, factory: Factory, words: Sequence[str]) -> dict[str, Any]:
+    parameters = dict(inspect.signature(factory, eval_str=True).parameters)
+    known = {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k != "address"}
+    shown = ", ".join(f"{k}={p.default}" for k, p in known.items()) or "none"
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            raise UsageError(f"{device!r} has no option {key!r}", f"its options: {shown}")
+        if known[key].annotation is int:
+            if not value.isdecimal() or int(value) < 1:
+                raise UsageError(f"{key} of {device!r} is a number from 1 on, got {value!r}")
+            options[key] = int(value)
+        else:
+            options[key] = value
+    return options
+
+
+def check_option(name: str, value: str, known: Sequence[str]) -> str:
+    """`value` if it is one of those known."""
+    if value not in known:
+        raise UnknownNameError(name, value, known)
+    return value
+
+
+def installed(package: str) -> str:
+    """The version of a distribution, without its local part."""
+    return version(package).partition("+")[0]
