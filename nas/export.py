@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from nas.elastic import Network
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
+from nas.lowering import quiet
 from nas.records import atomic_path, write_text
 from nas.space import at_precision
 
@@ -75,21 +73,21 @@ def _read_safetensors(network: Network, images: Tensor, path: Path) -> Tensor:
 
 
 def _write_pt2(network: Network, images: Tensor, path: Path) -> None:
-    with _quiet():
+    with quiet():
         buffer = io.BytesIO()
         torch.export.save(torch.export.export(network, (images,)), buffer)
     path.write_bytes(buffer.getvalue())
 
 
 def _read_pt2(network: Network, images: Tensor, path: Path) -> Tensor:
-    with _quiet():
+    with quiet():
         program = torch.export.load(io.BytesIO(path.read_bytes()))
         return program.module()(images)  # type: ignore[no-any-return]
 
 
 def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
     _onnxruntime()
-    with _quiet():
+    with quiet():
         program: Any = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
         path.write_bytes(program.model_proto.SerializeToString())
 
@@ -115,19 +113,6 @@ def onnx_installed() -> bool:
     except VitnasError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporters log and warn about their own internals."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 WRITERS: dict[str, tuple[str, Callable[..., None], Callable[..., Tensor]]] = {

@@ -55,3 +55,10 @@ def run(steps: Steps, state: tuple[Any, ...]) -> tuple[Any, ...]:
     for module, sizes in steps:
         state = module(*state, **sizes)
     return state
+
+
+def slots(state: Any) -> list[Tensor | None]:
+    """The tensors of a state, flat; None where there is none."""
+    if isinstance(state, tuple):
+        return [tensor for item in state for tensor in slots(item)]
+    return [state]

@@ -138,14 +138,15 @@ class Enter(MapModule):
 
     def forward(
         self, x_BSSC: Tensor, order: None, *, width: int, inner: int, bits: int
-    ) -> tuple[Tensor, None, tuple[()], Tensor]:
+    ) -> tuple[Tensor, None, Tensor, None]:
         size = x_BSSC.shape[1]
         y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
         y = resized(y, size + 1) if size % PATCH else y
-        return unfold(y), None, (), x_BSSC
+        return unfold(y), None, x_BSSC, None
 
 
-Tokens = tuple[Tensor, Tensor | None, tuple[Tensor, ...], Tensor]
+# The tokens, the patch each came from (once sorted), the map that entered, the tokens left behind.
+Tokens = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 class TokenModule(ElasticModule):
@@ -154,7 +155,7 @@ class TokenModule(ElasticModule):
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
         x = torch.randn(batch, *input_shape)
-        return x, None, (), x.new_empty(0)
+        return x, None, x.new_empty(0), None
 
 
 class PatchSort(TokenModule):
@@ -164,14 +165,14 @@ class PatchSort(TokenModule):
         super().__init__()
 
     def forward(
-        self, x_BPNC: Tensor, source: None, left: tuple[()], entered: Tensor, *, window: int
+        self, x_BPNC: Tensor, source: None, entered: Tensor, left: None, *, window: int
     ) -> Tokens:
         b, _, n, _ = x_BPNC.shape
         grid = isqrt(n)
         activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
         (order,) = window_orders(activity.view(b, grid, grid, 1), grid, window, (0,))
         patches = window_tokens(grid, window, 0, x_BPNC.device)[order].flatten(1)
-        return taken(x_BPNC, patches), patches, left, entered
+        return taken(x_BPNC, patches), patches, entered, left
 
 
 def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
@@ -201,8 +202,8 @@ class TransformerLayer(TokenModule):
         self,
         x_BPNC: Tensor,
         source: Tensor | None,
-        left: tuple[Tensor, ...],
         entered: Tensor,
+        left: Tensor | None,
         *,
         width: int,
         heads: int,
@@ -212,12 +213,13 @@ class TransformerLayer(TokenModule):
         bits: int,
     ) -> Tokens:
         if patches < x_BPNC.shape[2]:
-            left = (x_BPNC[:, :, patches:], *left)
+            dropped = x_BPNC[:, :, patches:]
+            left = dropped if left is None else torch.cat([dropped, left], 2)
             x_BPNC = x_BPNC[:, :, :patches]
         x = x_BPNC.flatten(0, 1)
         x = self.attention(self.norm1(x), heads, bits=bits, residual=x)
         x = self.mlp(self.norm2(x), hidden, bits, residual=x)
-        return x.view(x_BPNC.shape), source, left, entered
+        return x.view(x_BPNC.shape), source, entered, left
 
     def kept(self, *state: Any, **sizes: int) -> Tensor:
         x, source, *_ = state
@@ -254,15 +256,15 @@ class Exit(TokenModule):
         self,
         x_BPNC: Tensor,
         source: Tensor | None,
-        left: tuple[Tensor, ...],
         entered_BSSC: Tensor,
+        left: Tensor | None,
         *,
         width: int,
         inner: int,
         size: int,
         bits: int,
     ) -> tuple[Tensor, None]:
-        x = torch.cat([x_BPNC, *left], 2) if left else x_BPNC
+        x = x_BPNC if left is None else torch.cat([x_BPNC, left], 2)
         x = self.norm(x)
         x = x if source is None else taken(x, source.argsort(1))
         if size % PATCH:
@@ -275,10 +277,10 @@ class Exit(TokenModule):
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
         p, kept, c = input_shape
         total = patch_grid(sizes["size"]) ** 2
-        left = (torch.randn(batch, p, total - kept, c),) if kept < total else ()
-        source = torch.rand(batch, total).argsort(1) if left else None
+        left = torch.randn(batch, p, total - kept, c) if kept < total else None
+        source = None if left is None else torch.rand(batch, total).argsort(1)
         entered = torch.randn(batch, sizes["size"], sizes["size"], sizes["width"])
-        return torch.randn(batch, *input_shape), source, left, entered
+        return torch.randn(batch, *input_shape), source, entered, left
 
 
 class Head(MapModule):

@@ -17,8 +17,9 @@ from nas.cli import main
 from nas.data import load_data
 from nas.elastic import ElasticLinear, Network
 from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
-from nas.export import _quiet, export_network
+from nas.export import export_network
 from nas.family import load_space
+from nas.lowering import quiet
 from nas.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
 from nas.quantization import quantize, subject
 from nas.space import at_precision
@@ -157,7 +158,7 @@ def test_onnx_runtime_runs_the_same_integers():
     model, x = Both().eval(), torch.randn(1, 6, 6, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(x)
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     data = program.model_proto.SerializeToString()
     kinds = [node.op_type for node in onnx.load(io.BytesIO(data)).graph.node]

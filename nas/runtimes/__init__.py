@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
@@ -81,6 +81,13 @@ class Runtime(ABC):
         Inputs are those of the first layer at its `input_shape`. Raises `PreparationError` for
         layers that this runtime cannot run; its message becomes the note of the failed row.
         """
+
+    def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Do in parallel what `prepare` would do for each of these layers and keep on disk.
+
+        Yields each layer that is done.
+        """
+        yield from layers
 
     def note(self, layer: Layer) -> str:
         """What there is to say of a layer's row, e.g. operators that run elsewhere; else ""."""
@@ -169,8 +176,3 @@ def check_option(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise UnknownNameError(name, value, known)
     return value
-
-
-def installed(package: str) -> str:
-    """The version of a distribution, without its local part."""
-    return version(package).partition("+")[0]

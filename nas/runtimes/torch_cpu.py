@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nas.family import Layer
-from nas.runtimes import Program, Runtime, Sample, check_option, installed
+from nas.runtimes import Program, Runtime, Sample, check_option
+from nas.versions import installed
 
 
 class TorchCpu(Runtime):

@@ -1,0 +1,26 @@
+"""What a measurement depends on besides the device: versions of packages and layers."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from nas.records import fingerprint
+
+
+def installed(package: str) -> str:
+    """The version of a distribution, without its local part."""
+    return version(package).partition("+")[0]
+
+
+@cache
+def layer_code(family: str) -> str:
+    """A fingerprint of the code that the layers of a family run."""
+    import nas
+    import search_spaces
+
+    folder = Path(nas.__file__).parent
+    files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
+    own = Path(next(iter(search_spaces.__path__))) / f"{family}.py"
+    return fingerprint(*(file.read_bytes() for file in [*files, own] if file.exists()))
