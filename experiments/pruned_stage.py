@@ -21,11 +21,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
-from nas.elastic import Network
 from nas.family import load_space
-from nas.stopwatch import build, image_for, quiet_process, time_layers
+from nas.runtimes import Program, Runtime, load_runtime
 
 OUT = Path(__file__).parent / "results"
 SPARSITIES, CLASSES = (0, 20, 40, 60, 80), 10
@@ -50,7 +48,9 @@ SUBJECTS = (
 )
 
 
-def variants(subject: Subject) -> tuple[list[Network], list[list[bool]], list[float]]:
+def variants(
+    subject: Subject, runtime: Runtime
+) -> tuple[list[Program], list[list[bool]], list[float]]:
     """For each sparsity the network, which of its layers belong to the stage, and what it keeps."""
     space = load_space(subject.space).at(subject.resolution)
     networks, masks, kept = [], [], []
@@ -63,7 +63,7 @@ def variants(subject: Subject) -> tuple[list[Network], list[list[bool]], list[fl
             inside += [own] * len(part.layers)
             state = part.state
         inside += [False] * len(space.finish(state, CLASSES))
-        networks.append(build(space, architecture, CLASSES))
+        networks.append(runtime.prepare(space.layers(architecture, CLASSES), fused=False))
         masks.append(inside)
         kept.append(1 - sparsity / 100)
     return networks, masks, kept
@@ -73,16 +73,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
-    quiet_process()
-    torch.manual_seed(0)
+    with load_runtime("torch-cpu") as runtime:
+        rows = _measured(runtime, rounds)
+    OUT.mkdir(exist_ok=True)
+    with (OUT / "pruned_stage.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("stage", "sparsity_percent", "median_ms", "relative_to_dense", "kept"))
+        writer.writerows(rows)
+    draw(rows)
+
+
+def _measured(runtime: Runtime, rounds: int) -> list[tuple]:
     rows = []
     for subject in SUBJECTS:
-        networks, masks, kept = variants(subject)
-        image = image_for(networks[0].architecture)
+        networks, masks, kept = variants(subject, runtime)
         samples = np.array(
             [
                 [
-                    sum(s.wall_ms for (_, s), own in zip(time_layers(network, image), mask) if own)
+                    sum(s.wall for s, own in zip(network(), mask) if own)
                     for network, mask in zip(networks, masks)
                 ]
                 for _ in range(rounds + 3)
@@ -93,12 +101,7 @@ def main() -> None:
         for sparsity, ms, ratio, ideal in zip(SPARSITIES, np.median(samples, 0), ratios, kept):
             rows.append((name, sparsity, round(ms, 3), round(ratio, 4), round(ideal, 4)))
             print(f"{name:28} {sparsity:2d} %  {ms:8.2f} ms  {ratio:.3f} of dense", flush=True)
-    OUT.mkdir(exist_ok=True)
-    with (OUT / "pruned_stage.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("stage", "sparsity_percent", "median_ms", "relative_to_dense", "kept"))
-        writer.writerows(rows)
-    draw(rows)
+    return rows
 
 
 def draw(rows) -> None:

@@ -30,8 +30,8 @@ from nas.evaluate import Evaluator, recalibrate, resize
 from nas.export import _quiet
 from nas.family import load_space
 from nas.progress import bar
+from nas.runtimes.torch_cpu import quiet_process
 from nas.space import at_precision
-from nas.stopwatch import quiet_process
 from nas.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"

@@ -28,8 +28,8 @@ from nas.evaluate import Evaluator, cores
 from nas.family import load_space
 from nas.latency import kendall_tau
 from nas.progress import bar
+from nas.runtimes.torch_cpu import keep_heap
 from nas.searcher import spearman
-from nas.stopwatch import keep_heap
 from nas.supernet import Recipe, Trainer, faster_in_bf16
 from nas.trellis import Graph, Trellis, decode
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from nas.data import load_data
 from nas.evaluate import Evaluator
-from nas.stopwatch import keep_heap
+from nas.runtimes.torch_cpu import keep_heap
 from nas.supernet import load_supernet, supernet_folder
 
 

@@ -33,7 +33,7 @@ import timm_models  # noqa: E402 (how timm is imported beside a CPU build of tor
 from nas.checkpoint import load_weights  # noqa: E402
 from nas.elastic import Network  # noqa: E402
 from nas.family import load_space  # noqa: E402
-from nas.stopwatch import quiet_process  # noqa: E402
+from nas.runtimes.torch_cpu import quiet_process  # noqa: E402
 
 MODELS = (
     "vit_tiny_patch16_224",

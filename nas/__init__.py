@@ -39,7 +39,7 @@ _HOMES = {
     "load_weights": "nas.checkpoint",
     "macs_by_resolution": "nas.scaling",
     "measure_fresh": "nas.stopwatch",
-    "profile": "nas.latency",
+    "profile": "nas.campaign",
     "quantize": "nas.quantization",
     "search": "nas.run",
     "train": "nas.supernet",

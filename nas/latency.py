@@ -8,53 +8,51 @@ from __future__ import annotations
 
 import csv
 import math
-import platform
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import platformdirs
 import tomli_w
 from numpy.typing import ArrayLike
 
-from nas.errors import InfeasibleError, TableError, UnknownNameError
+from nas.errors import TableError
 from nas.family import Layer, SearchSpace
-from nas.progress import bar
-from nas.records import Journal, fingerprint, write_csv, write_text
+from nas.records import fingerprint, write_csv, write_text
+from nas.runtimes import SOURCES, Runtime
 from nas.space import Architecture
-from nas.trellis import Graph, Trellis, decode
+from nas.trellis import Graph, Trellis
+from nas.versions import layer_code
 
-if TYPE_CHECKING:
-    import torch
-
-    from nas.elastic import Network
-
-ROUNDS = 8
-_HELD_WEIGHTS = 500_000_000  # parameters of networks that stay built between rounds: 2 GB
-FIT, HELD_OUT = 12, 24  # networks for the calibration, and for its error
-PROTOCOL = 3  # raised when the way of measuring changes
+SCHEMA = 2
+PROTOCOL = 4  # raised when the way of measuring changes
+UNUSABLE = ("failed", "fallback")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured layer, in milliseconds of one inference."""
+    """One layer's share of an inference, in the table's unit (milliseconds, nearly always).
+
+    A row that could not be had has no numbers and a note that says why: `failed: ...`, or
+    `fallback: OPERATOR, ...` where a part of it does not run on the device.
+    """
 
     key: str
-    median_ms: float
-    p20_ms: float
-    iqr_ms: float
-    cpu_median_ms: float
+    median: float
+    p20: float
+    iqr: float
+    cpu_median: float
     samples: int
+    note: str = ""
 
     @classmethod
-    def of(cls, key: str, samples: Iterable[Sequence[float]]) -> Row:
+    def of(cls, key: str, samples: Iterable[Sequence[float]], note: str = "") -> Self:
         wall, cpu = np.array(list(samples)).T
         p20, q1, median, q3 = np.percentile(wall, (20, 25, 50, 75)).round(5)
         return cls(
@@ -64,15 +62,45 @@ class Row:
             round(float(q3 - q1), 5),
             round(float(np.median(cpu)), 5),
             len(wall),
+            note,
         )
+
+    @classmethod
+    def without_numbers(cls, key: str, note: str) -> Self:
+        return cls(key, math.nan, math.nan, math.nan, math.nan, 0, note)
+
+    @property
+    def usable(self) -> bool:
+        return not self.note.startswith(UNUSABLE)
+
+    @property
+    def kind(self) -> str:
+        """The module of the layer."""
+        return self.key.partition("(")[0]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One network run end to end, beside the sum of its rows."""
+
+    architecture: str  # JSON
+    use: str  # fit: the calibration was fitted on it; held-out: it was judged on it
+    sum: float
+    median: float
+    p20: float
+    iqr: float
+    samples: int
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`measured = overhead_ms + scale * sum(rows)`, and the error of that on other networks."""
+    """`measured = overhead + scale * sum(rows)`, and the error of that on other networks.
+
+    Where it earns it, the rows of a kind of layer have a `factor` of their own besides.
+    """
 
     scale: float
-    overhead_ms: float
+    overhead: float
     fitted_on: int
     held_out: int
     mape_percent: float
@@ -80,33 +108,88 @@ class Calibration:
     bias_percent: float
     kendall_tau: float
     raw_mape_percent: float  # of the plain sum, before calibration
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def fit(
-        cls, sums_ms: Sequence[float], measured_ms: Sequence[float], fitted_on: int
-    ) -> Calibration:
+    def fit(cls, sums: Sequence[float], measured: Sequence[float], fitted_on: int) -> Self:
         """Fit on the first `fitted_on` networks (least relative squares), judge on the others."""
-        x, y = np.array(sums_ms), np.array(measured_ms)
-        a = np.stack([x, np.ones_like(x)], 1)[:fitted_on] / y[:fitted_on, None]
-        scale, overhead = np.linalg.lstsq(a, np.ones(fitted_on), rcond=None)[0]
+        return cls.fit_kinds([{"": x} for x in sums], measured, fitted_on)
+
+    @classmethod
+    def fit_kinds(
+        cls, sums: Sequence[Mapping[str, float]], measured: Sequence[float], fitted_on: int
+    ) -> Self:
+        """The same of sums by kind of layer; kinds get factors where that predicts better.
+
+        Judged by leaving out one after the other of the networks that are fitted.
+        """
+        kinds = sorted({kind for own in sums for kind in own})
+        parts = np.array([[own.get(kind, 0.0) for kind in kinds] for own in sums])
+        y = np.array(measured)
+        x = parts.sum(1)
+        near, target = parts[:fitted_on], y[:fitted_on]
+        best = min(_STIFFNESS, key=lambda stiff: _left_out(near, target, stiff))
+        if _left_out(near, target, best) > _EARNED * _left_out(near, target, math.inf):
+            best = math.inf
+        scale, overhead, factors = _solve(near, target, best)
         if scale <= 0:
             raise TableError(
                 "whole networks did not take longer where their layers do: the machine is too busy",
                 "measure again when it is quiet: vitnas profile --again",
             )
+        predicted = (overhead + scale * parts @ factors)[fitted_on:]
         x, y = x[fitted_on:], y[fitted_on:]
-        error = (overhead + scale * x - y) / y * 100
+        error = (predicted - y) / y * 100
+        own = {} if best == math.inf else dict(zip(kinds, factors.round(4).tolist()))
         return cls(
             scale=round(float(scale), 6),
-            overhead_ms=round(float(overhead), 6),
+            overhead=round(float(overhead), 6),
             fitted_on=fitted_on,
             held_out=len(y),
             mape_percent=round(float(np.abs(error).mean()), 3),
             p95_percent=round(float(np.percentile(np.abs(error), 95)), 3),
             bias_percent=round(float(error.mean()), 3),
-            kendall_tau=round(kendall_tau(overhead + scale * x, y), 4),
+            kendall_tau=round(kendall_tau(predicted, y), 4),
             raw_mape_percent=round(float(np.abs((x - y) / y * 100).mean()), 3),
+            factors=own,
         )
+
+
+# How strongly the factors of kinds are held at 1: each deviation costs as an error of so many
+# percent would, times this. Infinite: one scale for all.
+_STIFFNESS = (0.03, 0.1, 0.3, 1.0, math.inf)
+_EARNED = 0.9  # factors must lower the left-out error to this share
+
+
+def _solve(parts: Any, measured: Any, stiffness: float) -> tuple[float, float, Any]:
+    """Scale, overhead and factors of kinds by least relative squares."""
+    n, kinds = parts.shape
+    ones = np.ones(n)
+    a = np.stack([parts.sum(1), ones], 1) / measured[:, None]
+    scale, overhead = np.linalg.lstsq(a, ones, rcond=None)[0]
+    if stiffness == math.inf or kinds == 1:
+        return float(scale), float(overhead), np.ones(kinds)
+    # Unknown: overhead, and scale * (factor - 1) of each kind, held near 0 and scaled by its share.
+    share = (parts / measured[:, None]).mean(0)
+    a = np.concatenate([parts / measured[:, None], 1 / measured[:, None]], 1)
+    rest = ones - scale * parts.sum(1) / measured - overhead / measured
+    hold = np.diag([*(stiffness * np.maximum(share, 1e-6) ** 0.5), 0.0])
+    change = np.linalg.lstsq(
+        np.concatenate([a, hold]), np.concatenate([rest, np.zeros(kinds + 1)]), rcond=None
+    )[0]
+    return float(scale), float(overhead + change[-1]), 1 + change[:-1] / scale
+
+
+def _left_out(parts: Any, measured: Any, stiffness: float) -> float:
+    """Mean relative error on each network when fitted on the others."""
+    errors = []
+    for i in range(len(measured)):
+        others = np.arange(len(measured)) != i
+        scale, overhead, factors = _solve(parts[others], measured[others], stiffness)
+        if (factors <= 0).any():
+            return math.inf
+        errors.append(abs(overhead + scale * parts[i] @ factors - measured[i]) / measured[i])
+    return float(np.mean(errors))
 
 
 def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
@@ -122,342 +205,240 @@ class LatencyTable:
 
     rows: dict[str, Row]
     manifest: dict[str, Any]
+    references: tuple[Reference, ...] = ()
 
     @cached_property
     def calibration(self) -> Calibration:
         return Calibration(**self.manifest["calibration"])
 
-    def row_ms(self, layer: Layer) -> float:
-        """The measured milliseconds of a layer; `TableError` if it was not measured."""
+    @property
+    def unit(self) -> str:
+        return str(self.manifest["unit"])
+
+    def row(self, layer: Layer) -> Row:
+        """The row of a layer; `TableError` if there is none."""
         row = self.rows.get(layer.key)
         if row is None:
+            space, device = self.manifest["space"], self.manifest["device"]["name"]
             raise TableError(
-                f"the table of {self.manifest['device']['name']} has no row {layer.key}",
-                f"measure it: vitnas profile --space {self.manifest['space']} --classes N",
+                f"the table of {device} has no row {layer.key}",
+                f"measure it: vitnas profile --device {device} --space {space} --classes N",
             )
-        return row.median_ms
+        return row
 
-    def cost_ms(self, layer: Layer) -> float:
-        """What a layer adds to a prediction: its row, calibrated."""
-        return self.calibration.scale * self.row_ms(layer)
+    def cost(self, layer: Layer) -> float:
+        """What a layer adds to a prediction: its row, calibrated; infinite if it cannot run."""
+        row, c = self.row(layer), self.calibration
+        return c.scale * c.factors.get(row.kind, 1.0) * row.median if row.usable else math.inf
 
-    def predict_ms(self, space: SearchSpace, architecture: Architecture, classes: int) -> float:
+    def predict(self, space: SearchSpace, architecture: Architecture, classes: int) -> float:
+        """What a network takes, in the table's unit; infinite where a layer of it cannot run."""
         layers = space.layers(architecture, classes)
-        return self.calibration.overhead_ms + sum(map(self.cost_ms, layers))
+        return self.calibration.overhead + sum(map(self.cost, layers))
 
     @property
     def _sigma(self) -> float:
         """The relative spread of predictions: p95 of |error| taken as 1.96 standard deviations."""
         return max(self.calibration.p95_percent, 0.1) / 196
 
-    def chance_within(self, predicted_ms: float, budget_ms: float) -> float:
-        """The chance that a network of this prediction measures within the budget."""
-        center = predicted_ms / (1 + self.calibration.bias_percent / 100)
-        return NormalDist(center, self._sigma * center).cdf(budget_ms)
+    def interval(self, predicted: float, confidence: float) -> tuple[float, float]:
+        """Between what a network of this prediction measures, with this confidence."""
+        center = predicted / (1 + self.calibration.bias_percent / 100)
+        reach = NormalDist().inv_cdf((1 + confidence) / 2) * self._sigma
+        return center * (1 - reach), center * (1 + reach)
 
-    def limit_ms(self, budget_ms: float, confidence: float) -> float:
+    def chance_within(self, predicted: float, budget: float) -> float:
+        """The chance that a network of this prediction measures within the budget."""
+        center = predicted / (1 + self.calibration.bias_percent / 100)
+        return NormalDist(center, self._sigma * center).cdf(budget)
+
+    def limit(self, budget: float, confidence: float) -> float:
         """The largest prediction that measures within the budget with this confidence."""
-        center = budget_ms / (1 + NormalDist().inv_cdf(confidence) * self._sigma)
+        center = budget / (1 + NormalDist().inv_cdf(confidence) * self._sigma)
         return center * (1 + self.calibration.bias_percent / 100)
 
     def trellis(self, space: SearchSpace, classes: int) -> Trellis:
-        """The trellis of a space in calibrated milliseconds."""
+        """The trellis of what runs on the device, in calibrated milliseconds."""
         graph = Graph.of(space, classes)
-        return Trellis(graph, self.cost_ms, fixed=self.calibration.overhead_ms)
+        unusable = {key for key, row in self.rows.items() if not row.usable}
+        return Trellis(graph.without(unusable), self.cost, fixed=self.calibration.overhead)
+
+    def sums(self, layers: Iterable[Layer]) -> dict[str, float]:
+        """The plain sum of rows by kind of layer."""
+        total: dict[str, float] = defaultdict(float)
+        for layer in layers:
+            row = self.row(layer)
+            total[row.kind] += row.median
+        return dict(total)
 
     def save(self, folder: Path) -> None:
-        write_csv(folder / "rows.csv", [asdict(self.rows[key]) for key in sorted(self.rows)])
+        names = {name: f"{name}_{self.unit}" for name in ("median", "p20", "iqr", "cpu_median")}
+        rows = [asdict(self.rows[key]) for key in sorted(self.rows)]
+        write_csv(folder / "rows.csv", [_renamed(row, names) for row in rows])
+        if self.references:
+            runs = [_renamed(asdict(run), names | {"sum": f"sum_{self.unit}"}) for run in
+                    self.references]  # fmt: skip
+            write_csv(folder / "networks.csv", runs)
         write_text(folder / "manifest.toml", tomli_w.dumps(self.manifest))
 
     @classmethod
-    def load(cls, folder: Path) -> LatencyTable:
-        import tomllib
-
+    def load(cls, folder: Path) -> Self:
+        """Read a table; `TableError` names the line of a file that is no table."""
         try:
-            manifest = tomllib.loads((folder / "manifest.toml").read_text())
-            with (folder / "rows.csv").open(newline="") as file:
-                kinds = (str, float, float, float, float, int)
-                rows = [
-                    Row(*(k(v) for k, v in zip(kinds, r.values()))) for r in csv.DictReader(file)
-                ]
-            Calibration(**manifest["calibration"])
-            return cls({row.key: row for row in rows}, manifest)
+            manifest = _read_manifest(folder / "manifest.toml")
+            unit = manifest["unit"]
+            rows = _read(folder / "rows.csv", unit, _row)
+            networks = folder / "networks.csv"
+            references = _read(networks, unit, _reference) if networks.exists() else []
         except OSError as error:
             raise TableError(
                 f"no latency table in {folder} ({error.strerror})", "measure one: vitnas profile"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise TableError(
-                f"the latency table in {folder} is damaged ({error})",
-                "delete the folder and measure it again: vitnas profile",
-            ) from None
+        found: dict[str, Row] = {}
+        for line, row in enumerate(rows, 2):
+            if row.key in found:
+                raise _damaged(folder / "rows.csv", f"line {line}: {row.key} is there twice")
+            found[row.key] = row
+        return cls(found, manifest, tuple(references))
 
-    def check(self, space: SearchSpace, device: dict[str, Any]) -> None:
-        """Refuse a table of another machine, runtime, layer code or space."""
-        wanted = {**device, "layer_code": layer_code(space)}
+    def check(self, space: SearchSpace, described: dict[str, Any]) -> None:
+        """Refuse a table of another machine, runtime, layer code or space, or with bad rows."""
+        wanted = {**described, "layer_code": layer_code(space.family)}
         found = {**self.manifest["device"], "layer_code": self.manifest["layer_code"]}
+        wanted, found = ({k: v for k, v in d.items() if k != "name"} for d in (wanted, found))
+        measure = f"vitnas profile --device {described['name']} --space {space.name}"
         if differing := [k for k in wanted if found.get(k) != wanted[k]]:
             shown = ", ".join(f"{k} {found.get(k)!r} is not {wanted[k]!r}" for k in differing[:2])
             raise TableError(
-                f"this table is of another machine or version: {shown}",
-                f"measure this one: vitnas profile --space {space.name}",
+                f"this table is of another machine or version: {shown}", f"measure one: {measure}"
             )
         if self.manifest["space"] != space.name:
             raise TableError(
                 f"this table is for the space {self.manifest['space']}, not {space.name}",
-                f"measure one: vitnas profile --space {space.name}",
+                f"measure one: {measure}",
+            )
+        if bad := [row for row in self.rows.values() if row.usable and not row.median > 0]:
+            raise TableError(
+                f"the row {bad[0].key} has a median of {bad[0].median:g}",
+                "see what else is wrong with the table: vitnas audit FOLDER",
             )
 
 
-def describe_device(name: str) -> dict[str, Any]:
-    """What identifies a device and how it is run; `UnknownNameError` for one we cannot run on."""
-    if name != "cpu":
-        raise UnknownNameError("device", name, ["cpu"])
-    return {
-        "name": "cpu",
-        "processor": _processor(),
-        "machine": platform.machine(),
-        "runtime": "torch-eager",
-        "runtime_version": version("torch").partition("+")[0],
-        "threads": 1,
-        "dtype": "float32",
-        "batch": 1,
-    }
+def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    cells = {names.get(k, k): v for k, v in record.items()}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in cells.items()}
 
 
-def _processor() -> str:
+def _damaged(path: Path, why: str) -> TableError:
+    return TableError(
+        f"the latency table {path} is damaged ({why})",
+        "restore it, or delete its folder and measure it again: vitnas profile",
+    )
+
+
+_KEYS = {
+    "space": str, "classes": int, "source": str, "unit": str, "date": str, "layer_code": str,
+    "device": dict, "calibration": dict,
+}  # fmt: skip
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    text = path.read_text(errors="replace")
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        fields = {k.strip(): v.strip() for k, v in fields.items()}
-        parts = [f"{k} {fields[k]}" for k in ("cpu family", "model") if k in fields]
-        return " ".join([fields.get("model name", platform.processor()), *parts])
-    except OSError:
-        return platform.processor() or platform.machine()
+        manifest: dict[str, Any] = tomllib.loads(text)
+        schema = manifest.get("schema", 1)
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            raise TableError(
+                f"the latency table {path} has the schema {schema}, this version reads {SCHEMA}",
+                "upgrade vitnas" if newer else "measure it again: vitnas profile",
+            )
+        for key, kind in _KEYS.items():
+            if not isinstance(manifest.get(key), kind):
+                raise ValueError(f"{key} is missing or not a {kind.__name__}")
+        if manifest["source"] not in SOURCES:
+            raise ValueError(f"unknown source {manifest['source']!r}")
+        numbers = Calibration(**manifest["calibration"])
+        if not math.isfinite(numbers.scale * numbers.overhead) or numbers.scale <= 0:
+            raise ValueError("the calibration is not a positive scale and an overhead")
+        return manifest
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, str(error)) from None
 
 
-def layer_code(space: SearchSpace) -> str:
-    """A fingerprint of the code that the layers of a space run."""
-    import nas
-    import search_spaces
+def _read(path: Path, unit: str, parse: Any) -> list[Any]:
+    found = []
+    with path.open(newline="", errors="replace") as file:
+        for line, cells in enumerate(csv.DictReader(file), 2):
+            try:
+                cells = {str(k).removesuffix(f"_{unit}"): v for k, v in cells.items()}
+                found.append(parse(cells))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                why = f"no column {error}" if isinstance(error, KeyError) else error
+                raise _damaged(path, f"line {line}: {why}") from None
+    return found
 
-    folder = Path(nas.__file__).parent
-    files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
-    files.append(Path(next(iter(search_spaces.__path__))) / f"{space.family}.py")
-    return fingerprint(*(file.read_bytes() for file in files))
+
+def _row(cells: dict[str, str]) -> Row:
+    note = cells["note"]
+    if not Row("", 0, 0, 0, 0, 0, note).usable:
+        return Row.without_numbers(cells["key"], note)
+    median, p20, iqr, cpu = (_number(cells[k]) for k in ("median", "p20", "iqr", "cpu_median"))
+    return Row(cells["key"], median, p20, iqr, cpu, int(cells["samples"]), note)
+
+
+def _reference(cells: dict[str, str]) -> Reference:
+    total, median, p20, iqr = (_number(cells[name]) for name in ("sum", "median", "p20", "iqr"))
+    samples = int(cells["samples"])
+    return Reference(cells["architecture"], cells["use"], total, median, p20, iqr, samples)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of milliseconds")
+    return value
 
 
 def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("vitnas")) / "tables"
 
 
-def table_folder(space: SearchSpace, classes: int, device: str) -> Path:
-    """Where the table of this machine for a space is kept: below the user's cache directory."""
-    identity = fingerprint(describe_device(device), layer_code(space), PROTOCOL)
+def shipped_folder() -> Path:
+    import latency_tables
+
+    return Path(next(iter(latency_tables.__path__)))
+
+
+def table_folder(space: SearchSpace, classes: int, runtime: Runtime) -> Path:
+    """Where the table of a device for a space is kept: below the user's cache directory."""
+    code = layer_code(space.family)
+    identity = fingerprint(runtime.describe(), code, runtime.lowering, PROTOCOL)
+    device = "".join(c if c.isalnum() or c in "-." else "_" for c in runtime.device)
     return cache_folder() / device / f"{space.name.replace(':', '-')}-{classes}-{identity}"
 
 
-def known_table(space: SearchSpace, classes: int, device: str) -> LatencyTable | None:
-    """The table of this machine if it has been measured."""
-    folder = table_folder(space, classes, device)
-    return LatencyTable.load(folder) if (folder / "manifest.toml").exists() else None
+def known_table(space: SearchSpace, classes: int, runtime: Runtime) -> LatencyTable | None:
+    """The table of this device if it has been measured here, or ships."""
+    folder = table_folder(space, classes, runtime)
+    if (folder / "manifest.toml").exists():
+        return LatencyTable.load(folder)
+    described = runtime.describe()
+    for manifest in sorted(
+        shipped_folder().glob(f"*/{space.name.replace(':', '-')}/manifest.toml")
+    ):
+        table = LatencyTable.load(manifest.parent)
+        try:
+            table.check(space, described)
+        except TableError:
+            continue
+        if table.manifest["classes"] == classes:
+            return table
+    return None
 
 
 def saved_tables() -> Iterator[tuple[Path, LatencyTable]]:
-    """Every finished table in the cache."""
-    for manifest in sorted(cache_folder().glob("*/*/manifest.toml")):
-        yield manifest.parent, LatencyTable.load(manifest.parent)
-
-
-def profile(
-    space: SearchSpace,
-    classes: int,
-    device: str = "cpu",
-    folder: Path | None = None,
-    rounds: int = ROUNDS,
-    minutes: float = math.inf,
-) -> LatencyTable:
-    """The table of this machine: read if it is complete, else measured (about half a minute).
-
-    Measuring takes rounds over all rows and reference networks in turn, so that a slow moment of
-    the machine hits all alike. Every round is kept in `samples.jsonl`: a killed profile goes on
-    with the next round. Stops with a `TableError` after `minutes`, keeping what it has.
-    """
-    described = describe_device(device)
-    folder = folder or table_folder(space, classes, device)
-    graph = Graph.of(space, classes)
-    if graph.count < FIT + HELD_OUT:
-        raise TableError(
-            f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
-            f"measure it end to end: vitnas measure {space.name}",
-        )
-    if (folder / "manifest.toml").exists():
-        table = LatencyTable.load(folder)
-        table.check(space, described)
-        if graph.items().keys() <= table.rows.keys():
-            return table
-    journal = Journal(folder / "samples.jsonl")
-    _claim(journal, fingerprint(described, layer_code(space), space.name, classes, PROTOCOL))
-    campaign = _Campaign(space, classes, graph, journal, rounds)
-    campaign.run(minutes)
-    table = LatencyTable(
-        rows=campaign.rows(),
-        manifest={
-            "space": space.name,
-            "classes": classes,
-            "source": "measured",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "vitnas_version": version("vitnas"),
-            "layer_code": layer_code(space),
-            "rounds": rounds,
-            "protocol": "layers timed in network order, one warm-up inference each, heap kept",
-            "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
-            "device": described,
-            "calibration": asdict(campaign.calibration()),
-        },
-    )
-    table.save(folder)
-    return table
-
-
-def _claim(journal: Journal, identity: str) -> None:
-    """Start a journal of samples with who measures what; refuse to go on with another's."""
-    records = journal.read()
-    if not records:
-        journal.append({"identity": identity})
-    elif records[0].get("identity") != identity:
-        raise TableError(
-            f"the samples in {journal.path} are of another machine, version or space",
-            "choose another folder, or measure anew: vitnas profile --again",
-        )
-
-
-def forget(folder: Path) -> None:
-    """Delete a table and its samples, and nothing else that may lie in the folder."""
-    for name in ("samples.jsonl", "manifest.toml", "rows.csv"):
-        (folder / name).unlink(missing_ok=True)
-
-
-class _Campaign:
-    """The samples of one profile.
-
-    Rows are timed in context, layer by layer inside whole networks ("tours") that together contain
-    every row: isolated layers find their weights in the cache, and were 10-30 % off in both
-    directions. Reference networks are timed end to end, for the calibration and its error.
-    """
-
-    def __init__(
-        self, space: SearchSpace, classes: int, graph: Graph, journal: Journal, rounds: int
-    ) -> None:
-        self.space, self.classes, self.graph, self.rounds = space, classes, graph, rounds
-        self.journal = journal
-        self.layers: dict[str, list[Sequence[float]]] = {}
-        self.references: dict[str, list[Sequence[float]]] = {}
-        self.visits: dict[str, int] = {}
-        self.tours = [decode(space, path).to_json() for path in graph.tours()]
-        for record in journal.read()[1:]:
-            self._add(record)
-
-    def _add(self, record: dict[str, Any]) -> None:
-        self.references |= {text: [] for text in record.get("chosen", [])}
-        for text, samples in record.get("tours", {}).items():
-            self.visits[text] = self.visits.get(text, 0) + 1
-            layers = self.space.layers(self.space.parse(text), self.classes)
-            for layer, sample in zip(layers, samples):
-                self.layers.setdefault(layer.key, []).append(sample)
-        for text, sample in record.get("references", {}).items():
-            self.references[text].append(sample)
-
-    def run(self, minutes: float) -> None:
-        """Rounds over all tours and references in turn, until each had its share of them."""
-        import torch
-
-        from nas import stopwatch
-
-        threads = torch.get_num_threads()
-        stopwatch.quiet_process()
-        torch.manual_seed(0)
-        try:
-            self._rounds(minutes, stopwatch)
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_flush_denormal(False)
-
-    def _rounds(self, minutes: float, stopwatch: Any) -> None:
-        end = time.monotonic() + 60 * minutes
-        rng = np.random.default_rng(0)
-        built: dict[str, tuple[Network, torch.Tensor]] = {}
-        held = 0
-        with bar(
-            "profile", (len(self.tours) + FIT + HELD_OUT) * self.rounds, "networks"
-        ) as advance:
-            advance(sum(self.visits.values()) + sum(map(len, self.references.values())))
-            while True:
-                due = [t for t in self.tours if self.visits.get(t, 0) < self.rounds]
-                if all(t in self.visits for t in self.tours):
-                    if not self.references:
-                        chosen = {"chosen": self._references()}
-                        self.journal.append(chosen)
-                        self._add(chosen)
-                    due += [t for t, done in self.references.items() if len(done) < self.rounds]
-                if not due:
-                    return
-                record: dict[str, Any] = {"tours": {}, "references": {}}
-                for i in rng.permutation(len(due)):
-                    text = due[i]
-                    ready = built.get(text)
-                    if ready is None:
-                        architecture = self.space.parse(text)
-                        network = stopwatch.build(self.space, architecture, self.classes)
-                        ready = network, stopwatch.image_for(architecture)
-                        stopwatch.time_network(*ready)  # dropped: the first call is slower
-                        weights = sum(p.numel() for p in network.parameters())
-                        if (held := held + weights) < _HELD_WEIGHTS:
-                            built[text] = ready
-                    if text in self.references:
-                        record["references"][text] = stopwatch.time_network(*ready).rounded
-                    else:
-                        samples = stopwatch.time_layers(*ready)
-                        record["tours"][text] = [sample.rounded for _, sample in samples]
-                    advance(1)
-                    if time.monotonic() > end:
-                        break
-                self.journal.append(record)
-                self._add(record)
-                if time.monotonic() > end:
-                    raise TableError(
-                        f"the time was up after {sum(self.visits.values())} of "
-                        f"{len(self.tours) * self.rounds} networks",
-                        f"go on with what there is: vitnas profile --space {self.space.name}",
-                    )
-
-    def _references(self) -> list[str]:
-        """One random network from each of equal bands of the latency range, in random order."""
-        rows = self.rows()
-        trellis = Trellis(self.graph, lambda layer: rows[layer.key].median_ms)
-        edges = np.linspace(trellis.fastest, trellis.slowest, FIT + HELD_OUT + 1)
-        rng = np.random.default_rng(0)
-        chosen: dict[str, None] = {}
-        for i in rng.permutation(FIT + HELD_OUT):
-            try:
-                within = trellis.within(edges[i + 1], edges[i], ticks=1024)
-            except InfeasibleError:
-                continue  # a band may hold no architecture
-            chosen[decode(self.space, within.sample(1, rng)[0]).to_json()] = None
-        return [text for text in chosen if text not in self.tours]
-
-    def rows(self) -> dict[str, Row]:
-        return {key: Row.of(key, samples) for key, samples in self.layers.items()}
-
-    def calibration(self) -> Calibration:
-        rows = self.rows()
-        sums, measured = [], []
-        for text, samples in self.references.items():
-            layers = self.space.layers(self.space.parse(text), self.classes)
-            sums.append(sum(rows[layer.key].median_ms for layer in layers))
-            measured.append(Row.of(text, samples).median_ms)
-        return Calibration.fit(sums, measured, min(FIT, len(sums) // 2))
-
-    def wall_over_cpu(self) -> float:
-        samples = np.array([s for rows in self.layers.values() for s in rows])
-        return float(np.median(samples[:, 0] / np.maximum(samples[:, 1], 1e-3)))
+    """Every finished table: those that ship, then those in the cache."""
+    for root in (shipped_folder(), cache_folder()):
+        for manifest in sorted(root.glob("*/*/manifest.toml")):
+            yield manifest.parent, LatencyTable.load(manifest.parent)

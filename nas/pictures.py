@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,43 @@ def layers(winner: Sequence[tuple[str, float]], dense: Sequence[tuple[str, float
         axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
         axes.invert_yaxis()
         axes.set(xlabel="milliseconds (measured rows, calibrated)")
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def measured_layers(result: Mapping[str, Any], verb: str) -> Figure:
+    """One network by layer, predicted and measured, and the stack of predictions beside the total.
+
+    `result` is what `vitnas measure --json` prints.
+    """
+    rows, unit = result["layers"], result["unit"]
+    y = np.arange(len(rows))
+    figure = _figure(7.4, max(2.6, 0.9 + 0.2 * len(rows)))
+    with mpl.rc_context(_STYLE):
+        axes, stack = figure.subplots(1, 2, width_ratios=(4, 1))
+        mine = [row["measured_ms"] for row in rows]
+        if result["predicted_ms"] is None:
+            axes.barh(y, mine, 0.6, color=BLUE, label=f"{verb}, in network order")
+        else:
+            theirs = [row["predicted_ms"] for row in rows]
+            axes.barh(y - 0.2, theirs, 0.38, color=GREY, label="predicted (calibrated row)")
+            axes.barh(y + 0.2, mine, 0.38, color=BLUE, label=f"{verb}, in network order")
+            low = result["overhead_ms"]
+            stack.bar(0, low, 0.7, color=GREY)
+            for row in theirs:
+                stack.bar(0, row, 0.7, bottom=low, color=GREY, edgecolor="white", linewidth=0.4)
+                low += row
+        stack.bar(1, result["measured_ms"], 0.7, color=BLUE)
+        spread = ([result["measured_ms"] - result["measured_p20_ms"]],
+                  [result["measured_p95_ms"] - result["measured_ms"]])  # fmt: skip
+        stack.errorbar([1], [result["measured_ms"]], yerr=spread, color="black", capsize=3)
+        stack.set_xticks((0, 1), ("predicted", verb), fontsize=7.5, rotation=30)
+        stack.set(title=f"whole, {unit}")
+        axes.set_yticks(y, [row["layer"].replace("_", " ") for row in rows], fontsize=7.5)
+        axes.invert_yaxis()
+        axes.set(xlabel=unit, title=f"{result['id']} on {result['device']['name']}")
         axes.grid(True, axis="x")
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", fontsize=8)

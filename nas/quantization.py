@@ -108,7 +108,9 @@ def quantize(
     with bar("sensitivity", len(layers), "layers") as advance:
         alone = sensitivity(quantized, ranges[:_SENSITIVITY_IMAGES], advance)
     with bar("measure", _ROUNDS, "rounds") as advance:
-        samples = measure_fresh(space, [wide, narrow], network.classes, _ROUNDS, advance)
+        both = measure_fresh(
+            "torch-cpu", space, [wide, narrow], network.classes, _ROUNDS, advance=advance
+        )
     result = {
         "architecture": asdict(narrow),
         "search_images": evaluator.images,
@@ -117,7 +119,8 @@ def quantize(
         "methods": methods,
         "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
         "measured_ms": {
-            name: round(float(np.median(own)), 4) for name, own in zip(("fp32", "int8"), samples)
+            name: round(float(np.median(own.samples)), 4)
+            for name, own in zip(("fp32", "int8"), both)
         },
     }
     if out is not None:

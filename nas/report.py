@@ -83,7 +83,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         table = LatencyTable.load(run.folder / "table")
         rows = [
             [
-                (layer.path, table.cost_ms(layer))
+                (layer.path, table.cost(layer))
                 for layer in run.space.layers(run.architecture(entry), run.classes)
             ]
             for entry in (run.result["winner"], dense)

@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 
 from nas.budget import Budget
+from nas.campaign import profile
 from nas.candidates import SURROGATE_FROM, Candidate, Scores, rounded
 from nas.data import Dataset, load_data
-from nas.errors import InfeasibleError, RunError, UnknownNameError
+from nas.errors import InfeasibleError, RunError, TableError, UnknownNameError, UsageError
 from nas.evaluate import Evaluator, resize
 from nas.family import SearchSpace, load_space
-from nas.latency import LatencyTable, describe_device, profile
+from nas.latency import LatencyTable
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_csv, write_json
+from nas.runtimes import VERBS, load_runtime
 from nas.searcher import Evolution, EvolutionSearcher, Surrogate, pareto
 from nas.space import Architecture
 from nas.supernet import load_supernet, supernet_folder
@@ -47,7 +49,8 @@ class Settings:
     budget_ms: float
     space: str = "swin:micro"
     data: str = "scenes"
-    device: str = "cpu"
+    device: str = "torch-cpu"
+    confidence: float = 0.95  # that a prediction within the limit measures within the budget
     supernet: str = ""  # folder; empty for the shipped one
     evaluations: int = 8
     search_images: int = 400
@@ -84,7 +87,8 @@ def search(
     *,
     space: str = "swin:micro",
     data: str = "scenes",
-    device: str = "cpu",
+    device: str = "torch-cpu",
+    confidence: float = 0.95,
     supernet: str | Path = "",
     out: str | Path | None = None,
     resume: bool = False,
@@ -109,11 +113,16 @@ def search(
         budget = Budget(float(budget))
     if sampler not in SAMPLERS:
         raise UnknownNameError("sampler", sampler, SAMPLERS)
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"a confidence is at least 0.5 and below 1, got {confidence}")
+    runtime = load_runtime(device)
+    described = runtime.describe()  # an unusable device must not cost the loading of a supernet
     settings = Settings(
         budget_ms=budget.latency_ms,
         space=space,
         data=data,
-        device=device,
+        device=runtime.device,
+        confidence=confidence,
         supernet=str(supernet),
         evaluations=evaluations,
         search_images=search_images,
@@ -122,10 +131,11 @@ def search(
         fresh=fresh,
         seed=seed,
     )
-    describe_device(device)  # an unknown device must not cost the loading of a supernet
     the_space = load_space(space)
     folder = _run_folder(settings, out, resume)
-    return _Job(settings, the_space, folder, resume, Path(table) if table else None).run()
+    return _Job(
+        settings, the_space, described, folder, resume, Path(table) if table else None
+    ).run()
 
 
 def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:
@@ -153,7 +163,13 @@ class _Job:
     """One run, part by part."""
 
     def __init__(
-        self, settings: Settings, space: SearchSpace, folder: Path, resume: bool, table: Path | None
+        self,
+        settings: Settings,
+        space: SearchSpace,
+        described: dict[str, Any],
+        folder: Path,
+        resume: bool,
+        table: Path | None,
     ) -> None:
         self.settings, self.space, self.folder = settings, space, folder
         self.clock = Clock()
@@ -162,13 +178,13 @@ class _Job:
         source = (
             Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
         )
-        self.table = self._open_table(table, resume)
+        self.table = self._open_table(table, resume, described)
         self.trellis: Trellis = self.table.trellis(space, self.classes)
         self.feasible = self._feasible()
         self.network, self.card = load_supernet(source, space.name, self.data)
         self._check_settings(resume)
         shipped = [] if settings.fresh else self._shipped_scores(source)
-        from nas.stopwatch import keep_heap
+        from nas.runtimes.torch_cpu import keep_heap
 
         keep_heap()
         evaluator = Evaluator(self.network, self.data, self.data.search, settings.search_images)
@@ -178,16 +194,25 @@ class _Job:
 
     # --- what it stands on ---
 
-    def _open_table(self, given: Path | None, resume: bool) -> LatencyTable:
+    def _open_table(
+        self, given: Path | None, resume: bool, described: dict[str, Any]
+    ) -> LatencyTable:
         own = self.folder / "table"
         with self.clock.part("table"):
             if resume and (own / "manifest.toml").exists():
                 given = own
             if given is None:
-                return profile(self.space, self.classes, self.settings.device)
-            table = LatencyTable.load(given)
-            table.check(self.space, describe_device(self.settings.device))
-            return table
+                table = profile(self.space, self.classes, self.settings.device)
+            else:
+                table = LatencyTable.load(given)
+                table.check(self.space, described)
+        if table.unit != "ms" or table.manifest["source"] == "emulated-time":
+            raise TableError(
+                f"a table of {table.manifest['source']} ({table.unit}) says nothing about a budget "
+                "in time",
+                "carry it to a device: vitnas profile --device DEVICE --from TABLE --rows 5",
+            )
+        return table
 
     def _feasible(self) -> dict[str, Any]:
         budget = self.settings.budget_ms
@@ -215,7 +240,7 @@ class _Job:
             "data_fingerprint": self.data.fingerprint,
             "weights_fingerprint": self.card["fingerprint"],
             "table_fingerprint": fingerprint(
-                {key: row.median_ms for key, row in self.table.rows.items()}
+                {key: row.median for key, row in self.table.rows.items() if row.usable}
             ),
         }
         file = self.folder / "settings.json"
@@ -250,12 +275,12 @@ class _Job:
     # --- the search ---
 
     def predict_ms(self, architecture: Architecture) -> float:
-        return self.table.predict_ms(self.space, architecture, self.classes)
+        return self.table.predict(self.space, architecture, self.classes)
 
     @property
     def limit_ms(self) -> float:
-        """What a prediction may be, so that four of five measure within the budget."""
-        limit = self.table.limit_ms(self.settings.budget_ms, confidence=0.8)
+        """What a prediction may be, to measure within the budget with the confidence asked for."""
+        limit = self.table.limit(self.settings.budget_ms, self.settings.confidence)
         return limit if self.trellis.fastest <= limit else self.settings.budget_ms
 
     def evolve(
@@ -403,9 +428,14 @@ class _Job:
             else None,
             "feasible": self.feasible,
             "limit_ms": round(self.limit_ms, 4),
+            "verb": VERBS[self.table.manifest["source"]],
             "winner": {
                 **winner.summary(),
                 "upper_ms": round(winner.upper_ms, 4),
+                "interval_ms": [
+                    round(ms, 4)
+                    for ms in self.table.interval(winner.predicted_ms, settings.confidence)
+                ],
                 "chance_within_budget": round(
                     self.table.chance_within(winner.predicted_ms, settings.budget_ms), 4
                 ),
@@ -452,9 +482,12 @@ class _Job:
         missing = [a for a in missing if a.id not in samples]
         if missing:
             with bar("measure", _ROUNDS, "rounds") as advance:
-                new = measure_fresh(self.space, missing, self.classes, _ROUNDS, advance)
+                new = measure_fresh(
+                    self.settings.device, self.space, missing, self.classes, _ROUNDS,
+                    advance=advance,
+                )  # fmt: skip
             for a, own in zip(missing, new):
-                samples[a.id] = [round(x, 4) for x in own]
+                samples[a.id] = [round(x, 4) for x in own.samples]
                 journal.append(
                     {"id": a.id, "architecture": a.to_json(), "samples_ms": samples[a.id]}
                 )

@@ -1,120 +1,56 @@
-"""Timing of layers and whole networks with torch on the CPU, one thread, batch 1.
+"""Whole networks measured end to end, in a fresh process.
 
-As a program (`python -m nas.stopwatch`) it is the fresh process of a re-measurement: it reads
-`{"space", "classes", "architectures", "rounds"}` as JSON from stdin, writes one line
-`{"done": n}` per round to stdout, and last `{"samples_ms": [[...], ...]}`.
+As a program (`python -m nas.stopwatch`) it is that process: it reads `{"device", "space",
+"classes", "architectures", "rounds"}` as JSON from stdin, writes one line `{"done": n}` per round
+to stdout, and last `{"samples": [[...], ...], "layers": [[[...], ...], ...]}`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import nas
-from nas.elastic import Network
-from nas.errors import EvaluationError
+from nas.errors import EvaluationError, PreparationError, VitnasError
 from nas.family import SearchSpace, load_space
+from nas.runtimes import load_runtime
 from nas.space import Architecture
 
 WARM_UP = 3
 
 
-class Sample(NamedTuple):
-    """One call: elapsed time and the processor time that it used."""
+class Measurement(NamedTuple):
+    """Samples of one network, in the unit of its runtime."""
 
-    wall_ms: float
-    cpu_ms: float
-
-    @property
-    def rounded(self) -> tuple[float, float]:
-        return round(self.wall_ms, 4), round(self.cpu_ms, 4)
-
-
-def keep_heap() -> None:
-    """Let the C library keep freed memory instead of returning it to the system (glibc only)."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
-
-
-def quiet_process() -> None:
-    """One thread, and a heap that is kept: how everything here is measured.
-
-    By default glibc gives large blocks back to the system after each use; faulting them in again
-    made networks up to 10 % slower and tripled the spread (840 page faults per inference, 0.5
-    after). Denormal numbers, which masked attention makes, are flushed to zero: up to 2.9x in
-    shifted windows. Deploy with `torch.set_flush_denormal(True)` and
-    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
-    """
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    keep_heap()
-
-
-def build(space: SearchSpace, architecture: Architecture, classes: int) -> Network:
-    """A plain network with weights that need no drawing; the time does not depend on them."""
-    network = Network.empty(space, architecture, classes)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.fill_(0.01)  # not zero, and far from denormal numbers
-        for buffer in network.buffers():
-            buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
-    return network.deploy()
-
-
-def image_for(architecture: Architecture) -> torch.Tensor:
-    return torch.randn(1, 3, architecture.resolution, architecture.resolution)
-
-
-@torch.inference_mode()
-def time_layers(network: Network, image: torch.Tensor) -> list[tuple[str, Sample]]:
-    """One inference with the clock read between layers: the key and the time of each."""
-    state: tuple[Any, ...] = (image,)
-    samples = []
-    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-    for layer in network.space.layers(network.architecture, network.classes):
-        state = network.layers[layer.path](*state, **layer.sizes)
-        after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
-        samples.append((layer.key, Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6)))
-        wall, cpu = after, cpu_after
-    return samples
-
-
-@torch.inference_mode()
-def time_network(network: Network, image: torch.Tensor) -> Sample:
-    """One whole inference."""
-    wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-    network(image)
-    return Sample((time.perf_counter_ns() - wall) / 1e6, (time.process_time_ns() - cpu) / 1e6)
+    samples: list[float]  # of whole inferences
+    layers: list[list[float]]  # of each layer, in network order; nothing if not asked for
 
 
 def measure_fresh(
+    device: str,
     space: SearchSpace,
     architectures: Sequence[Architecture],
     classes: int,
     rounds: int = 30,
+    layers: bool = False,
     advance: Callable[[int], None] = lambda _: None,
-) -> list[list[float]]:
-    """Milliseconds of whole networks, `rounds` per network, taken in turns in a fresh process."""
+) -> list[Measurement]:
+    """Whole networks on a device, `rounds` per network, taken in turns in a fresh process.
+
+    With `layers` every round also times each network layer by layer.
+    """
     request = {
+        "device": device,
         "space": space.name,
         "classes": classes,
         "architectures": [a.to_json() for a in architectures],
         "rounds": rounds,
+        "layers": layers,
     }
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "nas.stopwatch"],  # -P: never a `nas` of the working folder
@@ -132,9 +68,10 @@ def measure_fresh(
         process.stdin.close()
         for line in process.stdout:
             answer = json.loads(line)
-            if "samples_ms" in answer:
-                samples: list[list[float]] = answer["samples_ms"]
-                return samples
+            if "error" in answer:
+                raise EvaluationError(*answer["error"])
+            if "samples" in answer:
+                return [Measurement(*own) for own in zip(answer["samples"], answer["layers"])]
             advance(1)
         raise EvaluationError(
             f"the measuring process failed: {process.stderr.read().strip().splitlines()[-1:]}",
@@ -148,19 +85,37 @@ def measure_fresh(
 
 
 def _main() -> None:
-    request = json.loads(sys.stdin.read())
-    quiet_process()
+    try:
+        _measure(json.loads(sys.stdin.read()))
+    except VitnasError as error:
+        print(json.dumps({"error": [error.message, error.fix]}), flush=True)
+
+
+def _measure(request: dict[str, Any]) -> None:
     space = load_space(request["space"])
     architectures = [space.parse(text) for text in request["architectures"]]
-    networks = [build(space, a, request["classes"]) for a in architectures]
-    images = [image_for(a) for a in architectures]
-    samples: list[list[float]] = [[] for _ in networks]
-    for turn in range(WARM_UP + request["rounds"]):
-        for network, image, own in zip(networks, images, samples):
-            own.append(time_network(network, image).wall_ms)
-        if turn >= WARM_UP:
-            print(json.dumps({"done": turn - WARM_UP + 1}), flush=True)
-    print(json.dumps({"samples_ms": [own[WARM_UP:] for own in samples]}), flush=True)
+    networks = [space.layers(a, request["classes"]) for a in architectures]
+    with load_runtime(request["device"]) as runtime:
+        try:
+            whole = [runtime.prepare(layers, fused=True) for layers in networks]
+            timed = networks if request["layers"] else []
+            parts = [runtime.prepare(layers, fused=False) for layers in timed]
+        except PreparationError as error:
+            raise EvaluationError(error.message, error.fix) from None
+        samples: list[list[float]] = [[] for _ in networks]
+        layers: list[list[list[float]]] = [[[] for _ in own] for own in networks]
+        warm_up = 0 if runtime.exact else WARM_UP
+        for turn in range(warm_up + (1 if runtime.exact else request["rounds"])):
+            for i in range(len(networks)):
+                (sample,) = whole[i]()
+                pieces = parts[i]() if parts else []
+                if turn >= warm_up:
+                    samples[i].append(round(sample.wall, 5))
+                    for own, piece in zip(layers[i], pieces):
+                        own.append(round(piece.wall, 5))
+            if turn >= warm_up:
+                print(json.dumps({"done": turn - warm_up + 1}), flush=True)
+    print(json.dumps({"samples": samples, "layers": layers}), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ and of T ticks and P positions a path may be left out only in the last P / T of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,12 @@ class Level:
     value: Ints
     target: Ints
     items: tuple[tuple[Any, ...], ...]
+
+    def only(self, edges: Ints) -> Level:
+        """Some of its edges, between the same states."""
+        items = tuple(self.items[e] for e in edges.tolist())
+        columns = (self.source[edges], self.value[edges], self.target[edges])
+        return Level(self.sources, self.values, *columns, items)
 
     @cached_property
     def edge(self) -> Ints:
@@ -88,6 +94,25 @@ class Graph:
             space.advance,
             lambda state: space.finish(state, classes),
         )
+
+    def without(self, items: Collection[Hashable]) -> Graph:
+        """This graph without the edges that contain one of these items (their `key`s).
+
+        Nor those that only they lead to.
+        """
+        if not items:
+            return self
+        levels = []
+        reached = np.ones(1, bool)
+        for level, after in zip(self.levels, [*self.levels[1:], None]):
+            allowed = [
+                all(getattr(item, "key", item) not in items for item in own) for own in level.items
+            ]
+            kept = np.flatnonzero(reached[level.source] & np.array(allowed, bool))
+            reached = np.zeros(after.sources if after else 1, bool)
+            reached[level.target[kept]] = True
+            levels.append(level.only(kept))
+        return Graph(tuple(levels))
 
     @cached_property
     def alive(self) -> list[NDArray[np.bool_]]:

@@ -14,10 +14,10 @@ import torch
 
 import nas
 from nas.budget import Budget
+from nas.campaign import profile
 from nas.candidates import Candidate
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.family import load_space
-from nas.latency import profile
 from nas.records import Journal, read_json
 from nas.report import Run, write_report
 from nas.space import Architecture

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 import nas
 from nas.elastic import Network, count_macs
 from nas.family import load_space
-from nas.latency import Calibration, LatencyTable, Row, describe_device, layer_code
+from nas.latency import Calibration, LatencyTable, Row
+from nas.runtimes import load_runtime
 from nas.supernet import Recipe, load_supernet, train
 from nas.trellis import space_layers
+from nas.versions import layer_code
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
 
@@ -32,11 +34,14 @@ def test_from_images_to_a_measured_winner(name, photo_data, tmp_path, monkeypatc
         for key, layer in space_layers(space, 2).items()
     }
     manifest = {
+        "schema": 2,
         "space": name,
+        "classes": 2,
+        "unit": "ms",
         "source": "measured",
         "date": "2000-01-01",
-        "device": describe_device("cpu"),
-        "layer_code": layer_code(space),
+        "device": load_runtime("cpu").describe(),
+        "layer_code": layer_code(space.family),
         "calibration": asdict(Calibration(1.0, 0.0, 2, 2, 1.0, 2.0, 0.0, 1.0, 1.0)),
     }
     LatencyTable(rows, manifest).save(tmp_path / "table")

@@ -20,7 +20,13 @@ from nas.errors import MissingPackageError, UnknownNameError, UsageError
 from nas.family import Layer
 
 # Where the numbers of a table come from. Only the first are times of the device itself.
-SOURCES = ("measured", "vendor-model", "emulated-count", "emulated-time")
+SOURCES = ("measured", "vendor-model", "emulated-count", "emulated-time", "ported", "external")
+# What may be said of them.
+VERBS = {source: source for source in SOURCES} | {
+    "vendor-model": "modelled",
+    "emulated-count": "counted",
+    "emulated-time": "emulated",
+}
 CONTEXTS = ("network", "isolated", "stacked")
 
 
@@ -55,6 +61,8 @@ class Runtime(ABC):
     context: ClassVar[str] = "network"
     packages: ClassVar[tuple[str, ...]] = ()  # distributions it needs
     extra: ClassVar[str] = ""  # of vitnas, which installs them
+
+    example: ClassVar[str] = ""  # of an address, for those that have one
 
     source: str = "measured"
 
@@ -120,7 +128,7 @@ class Runtime(ABC):
                 ) from None
 
 
-Factory = Callable[..., Runtime]  # called with the device as written, and its options by keyword
+Factory = type[Runtime]  # called with the device as written, and its options by keyword
 
 
 def runtimes() -> dict[str, Factory]:

@@ -16,15 +16,7 @@ from nas.versions import installed
 
 
 class TorchCpu(Runtime):
-    """torch eager on the CPU.
-
-    While it measures the process has `threads` threads, keeps its heap and flushes denormal
-    numbers to zero. By default glibc gives large blocks back to the system after each use; faulting
-    them in again made networks up to 10 % slower and tripled the spread (840 page faults per
-    inference, 0.5 after). Denormal numbers, which masked attention makes, cost up to 2.9x in
-    shifted windows. Deploy with `torch.set_flush_denormal(True)` and
-    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
-    """
+    """torch eager on the CPU, in a `quiet_process`."""
 
     def __init__(
         self, device: str, *, threads: int = 1, dtype: str = "float32", batch: int = 1
@@ -51,10 +43,8 @@ class TorchCpu(Runtime):
         import torch
 
         self._threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        torch.set_flush_denormal(True)
+        quiet_process(self.threads)
         torch.manual_seed(0)
-        keep_heap()
         return self
 
     def __exit__(
@@ -91,6 +81,22 @@ class TorchCpu(Runtime):
             return samples
 
         return program
+
+
+def quiet_process(threads: int = 1) -> None:
+    """So many threads, a heap that is kept, no denormal numbers: how everything here is measured.
+
+    By default glibc gives large blocks back to the system after each use; faulting them in again
+    made networks up to 10 % slower and tripled the spread (840 page faults per inference, 0.5
+    after). Denormal numbers, which masked attention makes, are flushed to zero: up to 2.9x in
+    shifted windows. Deploy with `torch.set_flush_denormal(True)` and
+    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    keep_heap()
 
 
 def keep_heap() -> None:

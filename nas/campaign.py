@@ -1,0 +1,409 @@
+"""Measuring campaigns: every row of a space on a device, and networks to calibrate and judge it.
+
+Rows and reference networks are visited in rounds, all in turn, so that a slow moment of the machine
+hits all alike. Every round is appended to `samples.jsonl`: a killed profile goes on with the next.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.elastic import count_params
+from nas.errors import InfeasibleError, PreparationError, TableError
+from nas.family import Layer, SearchSpace
+from nas.latency import (
+    PROTOCOL,
+    SCHEMA,
+    UNUSABLE,
+    Calibration,
+    LatencyTable,
+    Reference,
+    Row,
+    table_folder,
+)
+from nas.progress import Advance, bar
+from nas.records import Journal, fingerprint
+from nas.runtimes import CONTEXTS, Program, Runtime, check_option, load_runtime
+from nas.trellis import Graph, Trellis, decode
+from nas.versions import layer_code
+
+ROUNDS = 8
+_ENOUGH = 3  # rounds that make a table when the time is up
+FIT, HELD_OUT = 12, 30  # networks for the calibration, and for its error
+_HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
+_KEPT_CALLS = 3  # of a layer on its own, after one that is dropped
+
+PROTOCOLS = {
+    "network": "layers timed in network order inside whole networks",
+    "isolated": "each layer on its own, one call dropped, three kept",
+    "stacked": "a layer twice in a row less once, one call dropped, three kept",
+}
+
+
+def profile(
+    space: SearchSpace,
+    classes: int,
+    device: str = "torch-cpu",
+    folder: Path | None = None,
+    rounds: int = ROUNDS,
+    minutes: float = math.inf,
+    context: str = "",
+) -> LatencyTable:
+    """The table of a device: read if it is complete, else measured.
+
+    `context` says how rows are timed; by default as it predicts whole networks best on this
+    runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
+    else with a `TableError`, and the same call goes on.
+    """
+    with load_runtime(device) as runtime:
+        described = runtime.describe()
+        folder = folder or table_folder(space, classes, runtime)
+        context = check_option("context", context or runtime.context, CONTEXTS)
+        graph = Graph.of(space, classes)
+        if graph.count < FIT + HELD_OUT:
+            raise TableError(
+                f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
+                f"measure it end to end: vitnas measure {space.name}",
+            )
+        if (folder / "manifest.toml").exists():
+            table = LatencyTable.load(folder)
+            table.check(space, described)
+            if table.manifest["context"] == context and graph.items().keys() <= table.rows.keys():
+                return table
+        journal = Journal(folder / "samples.jsonl")
+        code = layer_code(space.family)
+        identity = fingerprint(
+            described, code, space.name, classes, PROTOCOL, context, runtime.lowering
+        )
+        campaign_id = _claim(journal, identity)
+        rounds = 1 if runtime.exact else rounds
+        campaign = Campaign(space, classes, graph, runtime, context, journal, rounds)
+        seconds = campaign.run(minutes)
+        references = campaign.references()
+        table = LatencyTable(
+            rows=campaign.rows(),
+            manifest={
+                "schema": SCHEMA,
+                "space": space.name,
+                "classes": classes,
+                "source": runtime.source,
+                "unit": runtime.unit,
+                "campaign": campaign_id,
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(seconds, 1),
+                "vitnas_version": version("vitnas"),
+                "layer_code": code,
+                "lowering": runtime.lowering,
+                "resolutions": list(space.positions[0].values),
+                "context": context,
+                "protocol": PROTOCOLS[context],
+                "rounds": rounds,
+                "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
+                "device": described,
+                "conditions": runtime.conditions(),
+                "calibration": asdict(campaign.calibration(references)),
+            },
+            references=tuple(references),
+        )
+        table.save(folder)
+        return table
+
+
+def _claim(journal: Journal, identity: str) -> str:
+    """Start a journal with who measures what, or refuse another's; the campaign's number."""
+    records = journal.read()
+    if not records:
+        journal.append({"identity": identity, "campaign": secrets.token_hex(6)})
+        records = journal.read()
+    if records[0].get("identity") != identity:
+        raise TableError(
+            f"the samples in {journal.path} are of another machine, version or space",
+            "choose another folder, or measure anew: vitnas profile --again",
+        )
+    return str(records[0]["campaign"])
+
+
+def forget(folder: Path) -> None:
+    """Delete a table and its samples, and nothing else that may lie in the folder."""
+    for name in ("samples.jsonl", "manifest.toml", "rows.csv", "networks.csv"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive layers that are visited together, and what they are for.
+
+    A `tour` is a network timed layer by layer; `row` a layer and `pair` the same twice in a row; a
+    `network` is a reference, timed as a whole.
+    """
+
+    what: str
+    about: str  # the architecture as JSON, or the key of the layer
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} {self.about}"
+
+    @property
+    def fused(self) -> bool:
+        return self.what != "tour"
+
+
+class Campaign:
+    """The samples of one profile, and what follows from them."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        classes: int,
+        graph: Graph,
+        runtime: Runtime,
+        context: str,
+        journal: Journal,
+        rounds: int,
+    ) -> None:
+        self.space, self.classes, self.runtime = space, classes, runtime
+        self.context, self.rounds, self.journal = context, rounds, journal
+        self._all = graph
+        self.samples: dict[str, list[list[Sequence[float]]]] = {}  # by piece, of each visit
+        self.failed: dict[str, str] = {}  # rows that cannot be had, and why
+        self.notes: dict[str, str] = {}
+        self.networks: list[Piece] = []
+        self._held: dict[str, Program] = {}
+        self._held_weights = 0
+        for record in journal.read()[1:]:
+            self._add(record)
+        self._plan()
+
+    def _add(self, record: dict[str, Any]) -> None:
+        for name, visit in record.get("samples", {}).items():
+            self.samples.setdefault(name, []).append(visit)
+        self.failed |= record.get("failed", {})
+        self.networks += [self._piece("network", text) for text in record.get("chosen", [])]
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.journal.append(record)
+        self._add(record)
+
+    def _plan(self) -> None:
+        """What is left of the space without failed rows, and the pieces that cover its rows."""
+        self.graph = self._all.without(self.failed)
+        if not self.graph.alive[0].all():
+            raise TableError(
+                f"no architecture of {self.space.name} runs on {self.runtime.device}: "
+                f"{min(self.failed.values())[:200]}",
+                "choose another space or device",
+            )
+        self.rows_needed = self.graph.items()
+        if self.context == "network":
+            tours = (decode(self.space, path) for path in self.graph.tours())
+            self.pieces = [self._piece("tour", a.to_json()) for a in tours]
+        else:
+            rows = list(self.rows_needed.values())
+            self.pieces = [Piece("row", x.key, (x,)) for x in rows]
+            if self.context == "stacked":
+                self.pieces += [Piece("pair", x.key, (x, x)) for x in rows if stackable(x)]
+
+    def _piece(self, what: str, architecture: str) -> Piece:
+        layers = self.space.layers(self.space.parse(architecture), self.classes)
+        return Piece(what, architecture, layers)
+
+    def _visits(self, piece: Piece) -> int:
+        return len(self.samples.get(piece.name, ()))
+
+    # --- measuring ---
+
+    def run(self, minutes: float) -> float:
+        """Rounds until every piece had its share of them; the seconds that it took."""
+        start = time.monotonic()
+        self._prepare()
+        rng = np.random.default_rng(0)
+        total = (len(self.pieces) + FIT + HELD_OUT) * self.rounds
+        with bar("profile", total, "runs") as advance:
+            advance(sum(map(len, self.samples.values())), f"{len(self.rows_needed)} rows")
+            while due := self._due():
+                end = start + 60 * minutes
+                self._round([due[i] for i in rng.permutation(len(due))], end, advance)
+                if time.monotonic() <= end:
+                    continue
+                if self._enough():
+                    break
+                done = sum(self._visits(piece) > 0 for piece in self.pieces)
+                raise TableError(
+                    f"the time was up after {done} of {len(self.pieces)} pieces of "
+                    f"{self.space.name}",
+                    "go on with what there is by the same command",
+                )
+        return time.monotonic() - start
+
+    def _prepare(self) -> None:
+        """What the runtime can do ahead, and rows that are known not to run on the device."""
+        rows = list(self.rows_needed.values())
+        with bar("prepare", len(rows), "layers") as advance:
+            for _ in self.runtime.ahead(rows):
+                advance(1)
+        self.notes = {layer.key: self.runtime.note(layer) for layer in rows}
+        unusable = {
+            key: note for key, note in self.notes.items() if note.startswith(UNUSABLE)
+        }  # fmt: skip
+        if unusable:
+            self._record({"failed": unusable})
+            self._plan()
+
+    def _due(self) -> list[Piece]:
+        """What still needs visits; the networks are chosen once every row has one."""
+        due = [p for p in self.pieces if self._visits(p) < self.rounds]
+        if all(self._visits(p) for p in self.pieces):
+            if not self.networks:
+                self._record({"chosen": self._choose()})
+            due += [p for p in self.networks if self._visits(p) < self.rounds]
+        return due
+
+    def _enough(self) -> bool:
+        """Whether what there is makes a table."""
+        wanted = min(_ENOUGH, self.rounds)
+        pieces = [*self.pieces, *self.networks]
+        return bool(self.networks) and all(self._visits(p) >= wanted for p in pieces)
+
+    def _round(self, due: Sequence[Piece], end: float, advance: Advance) -> None:
+        """Visit each piece once, until `end`; what was had is recorded, however it ends."""
+        record: dict[str, Any] = {"samples": {}}
+        try:
+            for piece in due:
+                try:
+                    record["samples"][piece.name] = self._visit(piece)
+                except PreparationError as error:
+                    record["failed"] = self._blame(piece, error)
+                    break  # the plan changes
+                advance(1)
+                if time.monotonic() > end:
+                    break
+        finally:
+            self._record(record)
+        if "failed" in record:
+            self._plan()
+
+    def _visit(self, piece: Piece) -> list[Sequence[float]]:
+        program = self._held.get(piece.name)
+        if program is None:
+            program = self.runtime.prepare(piece.layers, piece.fused)
+            if not self.runtime.exact:
+                program()  # dropped: the first call is slower
+            self._held_weights += sum(map(count_params, piece.layers))
+            if self._held_weights < _HELD_WEIGHTS:
+                self._held[piece.name] = program
+        if self.runtime.exact or piece.what in ("tour", "network"):
+            samples = program()
+        else:
+            program()
+            samples = [sample for _ in range(_KEPT_CALLS) for sample in program()]
+        return [(round(s.wall, 5), round(s.cpu, 5)) for s in samples]
+
+    def _blame(self, piece: Piece, error: PreparationError) -> dict[str, str]:
+        """The layers because of which a piece cannot be prepared, and why."""
+        failed = {}
+        for layer in {layer.key: layer for layer in piece.layers}.values():
+            try:
+                self.runtime.prepare((layer,), fused=True)
+            except PreparationError as own:
+                failed[layer.key] = f"failed: {own.message}"
+        if not failed:  # each layer runs alone
+            raise TableError(f"{piece.name} cannot be prepared: {error.message}", "report this")
+        return failed
+
+    def _choose(self) -> list[str]:
+        """One random network from each of equal bands of the latency range, in random order."""
+        rows = self.rows()
+        trellis = Trellis(self.graph, lambda layer: rows[layer.key].median)
+        edges = np.linspace(trellis.fastest, trellis.slowest, FIT + HELD_OUT + 1)
+        rng = np.random.default_rng(0)
+        chosen: dict[str, None] = {}
+        for i in rng.permutation(FIT + HELD_OUT):
+            try:
+                within = trellis.within(edges[i + 1], edges[i], ticks=1024)
+            except InfeasibleError:
+                continue  # a band may hold no architecture
+            chosen[decode(self.space, within.sample(1, rng)[0]).to_json()] = None
+        tours = {piece.about for piece in self.pieces}
+        return [text for text in chosen if text not in tours]
+
+    # --- what follows ---
+
+    def rows(self) -> dict[str, Row]:
+        """Every row there are samples of, and those that failed."""
+        rows = {
+            key: Row.of(key, own, self.notes.get(key, "")) for key, own in self._by_key().items()
+        }
+        return rows | {key: Row.without_numbers(key, why) for key, why in self.failed.items()}
+
+    def _by_key(self) -> dict[str, list[Sequence[float]]]:
+        """The samples of each row."""
+        found: dict[str, list[Sequence[float]]] = {}
+        for name, visits in self.samples.items():
+            what, _, about = name.partition(" ")
+            if what == "tour":
+                layers = self._piece(what, about).layers
+                for visit in visits:
+                    for layer, sample in zip(layers, visit):
+                        found.setdefault(layer.key, []).append(sample)
+            elif what == "row" and f"pair {about}" not in self.samples:
+                found[about] = [sample for visit in visits for sample in visit]
+            elif what == "pair":
+                once = self.samples[f"row {about}"]
+                both = zip((np.median(v, 0) for v in visits), (np.median(v, 0) for v in once))
+                found[about] = [np.maximum(two - one, 1e-5).tolist() for two, one in both]
+        return found
+
+    def references(self) -> list[Reference]:
+        """The reference networks: the first for the fit, the others held out."""
+        rows, fitted = self.rows(), min(FIT, len(self.networks) // 2)
+        found = []
+        for i, piece in enumerate(self.networks):
+            total = sum(rows[layer.key].median for layer in piece.layers)
+            own = Row.of("", [visit[0] for visit in self.samples[piece.name]])
+            use = "fit" if i < fitted else "held-out"
+            numbers = (round(total, 5), own.median, own.p20, own.iqr, own.samples)
+            found.append(Reference(piece.about, use, *numbers))
+        return found
+
+    def calibration(self, references: Sequence[Reference]) -> Calibration:
+        rows = self.rows()
+        sums = []
+        for piece in self.networks:
+            own: dict[str, float] = defaultdict(float)
+            for layer in piece.layers:
+                own[rows[layer.key].kind] += rows[layer.key].median
+            sums.append(own)
+        fitted = sum(reference.use == "fit" for reference in references)
+        return Calibration.fit_kinds(sums, [r.median for r in references], fitted)
+
+    def wall_over_cpu(self) -> float:
+        """The median over all rows; 0 where the runtime knows no processor time."""
+        samples = np.array([s for own in self._by_key().values() for s in own])
+        known = samples[samples[:, 1] > 1e-3]
+        return float(np.median(known[:, 0] / known[:, 1])) if len(known) else 0.0
+
+
+def stackable(layer: Layer) -> bool:
+    """Whether a layer can follow itself: what it leaves has the shapes of what it takes."""
+    import torch
+
+    from nas.pieces import build, inputs, run, slots
+
+    with torch.no_grad():
+        before = inputs(layer, 1)
+        after = run(build([layer]), before)
+    shapes = [None if t is None else t.shape for t in slots(before)]
+    return shapes == [None if t is None else t.shape for t in slots(after)]

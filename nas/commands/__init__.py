@@ -1,0 +1,93 @@
+"""The commands of the command line, a file for each thing they are about.
+
+Everything heavy is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nas.errors import UsageError
+
+app = typer.Typer(
+    name="vitnas",
+    help="The most accurate vision transformer within a latency budget, measured on your device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 an error with its fix, 2 wrong usage, 3 nothing fits the budget. "
+    "Add --debug to any command to see where an error came from.",
+)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+
+Space = Annotated[str, typer.Option(help="Search space, FAMILY:PRESET; see `vitnas list spaces`.")]
+Device = Annotated[str, typer.Option(help="Device to run on; see `vitnas list devices`.")]
+Data = Annotated[str, typer.Option(help="`scenes` (shipped) or `imagefolder:PATH`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+Supernet = Annotated[
+    str, typer.Option(help="Folder of a trained supernet; default: the shipped one.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(min=2, help="Classes of the classifier; default: 10, for named models 1000."),
+]
+
+
+def find_architecture(
+    what: str, space_name: str, classes: int | None, resolution: int | None = None
+) -> tuple[Any, Any, int]:
+    """The space, architecture and classes that ARCH (JSON or its file), RUN or MODEL stands for."""
+    from dataclasses import replace
+
+    from nas.family import load_space
+
+    is_json = what.lstrip().startswith("{")
+    path = Path("" if is_json else what)
+    if is_json or path.is_file():
+        space = load_space(space_name)
+        architecture = space.parse(what if is_json else path.read_text(errors="replace"))
+    elif what and path.is_dir():
+        from nas.report import Run
+
+        run = Run.load(path)
+        space, classes = run.space, run.classes
+        architecture = run.architecture(run.result["winner"])
+    elif "/" in what or what.endswith(".json"):
+        raise UsageError(
+            f"there is no {what}", "give a run directory, or architecture JSON or its file"
+        )
+    else:
+        space = load_space(what or space_name)
+        architecture = space.largest
+    if resolution:
+        space = space.at(resolution)
+        architecture = replace(architecture, resolution=resolution)
+    return space, architecture, classes or (10 if ":" in space.name else 1000)
+
+
+def figure_path(figure: str) -> Path | None:
+    """Where `--out` wants a picture; `UsageError` for a format that cannot be drawn."""
+    if figure and not figure.lower().endswith((".png", ".svg", ".pdf")):
+        raise UsageError(f"--out is a .png, .svg or .pdf file, got {figure!r}", "e.g. figure.png")
+    return Path(figure) if figure else None
+
+
+def grid_of(*columns: str) -> Table:
+    grid = Table(box=None, header_style="dim", pad_edge=False)
+    for i, column in enumerate(columns):
+        last = i == len(columns) - 1  # where it is narrow, only the last column folds
+        grid.add_column(column, justify="right" if i else "left", no_wrap=not last, overflow="fold")
+    return grid
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data))

@@ -1,0 +1,161 @@
+"""What there is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.commands import Json, app, grid_of, out, print_json
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    spaces = "spaces"
+    supernets = "supernets"
+    devices = "devices"
+    tables = "tables"
+    runs = "runs"
+
+
+@app.command(name="list", epilog="Example: vitnas list models")
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    as_json: Json = False,
+) -> None:
+    """List models of the papers, spaces, shipped supernets, devices, measured tables, or runs."""
+    rows = _LISTINGS[what]()
+    if as_json:
+        return print_json({what.value: rows})
+    if not rows:
+        return out.print(f"no {what.value} yet")
+    grid = grid_of(*rows[0])
+    for row in rows:
+        cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        grid.add_row(*cells)
+    out.print(grid)
+
+
+def _models() -> list[dict[str, Any]]:
+    from nas.elastic import count_params, sum_macs
+    from nas.family import load_space, model_names
+    from nas.progress import track
+
+    rows = []
+    names = list(model_names())
+    for name in track(names, "count", len(names), "models"):
+        space = load_space(name)
+        layers = space.layers(space.largest, 1000)
+        rows.append(
+            {
+                "model": name,
+                "family": space.family,
+                "resolution": space.largest.resolution,
+                "params M": round(sum(map(count_params, layers)) / 1e6, 3),
+                "MACs G": round(sum_macs(layers).total / 1e9, 3),
+            }
+        )
+    return rows
+
+
+def _spaces() -> list[dict[str, Any]]:
+    from nas.family import load_space, space_names
+    from nas.trellis import Graph
+
+    rows = []
+    for name in space_names():
+        space = load_space(name)
+        graph = Graph.of(space, 10)
+        resolutions = space.positions[0].values
+        rows.append(
+            {
+                "space": name,
+                "resolution": f"{min(resolutions)}-{max(resolutions)}",
+                "architectures": f"{graph.count:.2e}",
+                "rows": len(graph.items()),
+            }
+        )
+    return rows
+
+
+def _devices() -> list[dict[str, Any]]:
+    """What can be measured here, or why not."""
+    from nas.errors import VitnasError
+    from nas.runtimes import runtimes
+
+    rows = []
+    for name, factory in runtimes().items():
+        if name.endswith("://"):
+            ready = f"an address: {name}{factory.example}"
+        else:
+            try:
+                described = factory(name).describe()
+                ready = f"{described['runtime']} {described['runtime_version']}"
+            except VitnasError as error:
+                ready = f"no: {error}"
+        rows.append({"device": name, "kind": factory.kind, "ready": ready})
+    return rows
+
+
+def _tables() -> list[dict[str, Any]]:
+    from nas.latency import saved_tables
+
+    rows = []
+    for folder, table in saved_tables():
+        m, c = table.manifest, table.calibration
+        rows.append(
+            {
+                "device": m["device"]["name"],
+                "space": m["space"],
+                "source": m["source"],
+                "date": m["date"][:10],
+                "rows": len(table.rows),
+                "MAPE %": c.mape_percent,
+                "p95 %": c.p95_percent,
+                "tau": c.kendall_tau,
+                "folder": folder.name,
+            }
+        )
+    return rows
+
+
+def _supernets() -> list[dict[str, Any]]:
+    from nas.records import read_json
+    from nas.supernet import ASSETS
+
+    cards = [read_json(path) for path in sorted(ASSETS.glob("*/supernet.json"))]
+    keys = ("space", "data", "largest_search_top1_percent", "smallest_search_top1_percent")
+    return [{key.removesuffix("_top1_percent"): card[key] for key in keys} for card in cards]
+
+
+def _runs() -> list[dict[str, Any]]:
+    from nas.records import read_json
+
+    rows = []
+    for path in sorted(Path("runs").glob("*/settings.json")):
+        s, done = read_json(path), path.parent / "run.json"
+        w = read_json(done)["winner"] if done.exists() else None
+        rows.append(
+            {
+                "run": str(path.parent),
+                "space": s["space"],
+                "budget": f"{s['budget_ms']:g} ms",
+                "measured": f"{w['measured_ms']:.2f} ms" if w else "unfinished",
+                "test": f"{w['test_top1_percent']:.1f} %" if w else "",
+            }
+        )
+    return rows
+
+
+_LISTINGS = {
+    Listing.models: _models,
+    Listing.spaces: _spaces,
+    Listing.supernets: _supernets,
+    Listing.devices: _devices,
+    Listing.tables: _tables,
+    Listing.runs: _runs,
+}

@@ -1,0 +1,207 @@
+"""What an architecture is and costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.commands import (
+    Classes,
+    Data,
+    Device,
+    Json,
+    Space,
+    Supernet,
+    app,
+    figure_path,
+    find_architecture,
+    grid_of,
+    out,
+    print_json,
+)
+from nas.errors import UsageError
+from nas.family import LARGEST_PX
+
+
+@app.command(epilog="Example: vitnas inspect vit_base_patch16_224 --resolution 384")
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="[ARCH|RUN|MODEL]", help="Default: the largest of the space.")
+    ] = "",
+    space: Space = "swin:micro",
+    resolution: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_PX, help="Pixels; default: its own.")
+    ] = None,
+    device: Device = "torch-cpu",
+    classes: Classes = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters, MACs and predicted latency of an architecture, layer by layer."""
+    from nas.elastic import count_macs, count_params
+    from nas.latency import known_table
+    from nas.runtimes import load_runtime
+
+    runtime = load_runtime(device)
+    the_space, architecture, classes = find_architecture(what, space, classes, resolution)
+    table = known_table(the_space, classes, runtime)
+    rows = [
+        {
+            "layer": layer.path,
+            "key": layer.key,
+            "params": count_params(layer),
+            "macs": count_macs(layer).total,
+            "predicted_ms": round(table.cost(layer), 4) if table else None,
+        }
+        for layer in the_space.layers(architecture, classes)
+    ]
+    plain = the_space.name.partition("@")[0]
+    result = {
+        "name": f"{plain} {architecture.id}" if ":" in plain else plain,
+        "resolution": architecture.resolution,
+        "params": sum(row["params"] for row in rows),
+        "macs": sum(row["macs"] for row in rows),
+        "predicted_ms": round(table.predict(the_space, architecture, classes), 4)
+        if table
+        else None,
+        "layers": rows,
+    }
+    if as_json:
+        return print_json(result)
+    out.print(f"{result['name']} at {result['resolution']} px, {classes} classes")
+    grid = grid_of("layer", "params", "MACs", "predicted")
+    for row in [*rows, {"layer": "sum", **result}]:
+        ms = row["predicted_ms"]
+        grid.add_row(
+            row["layer"],
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:,.2f} M",
+            "not measured" if ms is None else f"{ms:.3f} ms",
+        )
+    out.print(grid)
+
+
+@app.command(epilog="Example: vitnas macs --models vit_tiny_patch16_224,swin:tiny --out macs.png")
+def macs(
+    models: Annotated[
+        str, typer.Option(help="Named models (or spaces: their largest), separated by commas.")
+    ] = "vit_base_patch16_224,swin_base_patch4_window7_224,mobilevit_s,efficientvit_b3",
+    resolutions: Annotated[
+        str, typer.Option(help="Sides of the image in pixels, separated by commas.")
+    ] = "224,448,512,896,1024,2048",
+    figure: Annotated[
+        str, typer.Option("--out", help="Draw the curves: a .png, .svg or .pdf file.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """How the MACs of attention, and of whole models, grow with the resolution."""
+    names = _items(models, "--models", "names", "vit_base_patch16_224")
+    sides = [_pixels(item) for item in _items(resolutions, "--resolutions", "pixels", "224,448")]
+    path = figure_path(figure)
+    from nas.scaling import macs_by_resolution
+
+    result = macs_by_resolution(names, sides)
+    if path:
+        from nas import pictures
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(pictures.macs(result), path)
+    if as_json:
+        return print_json(result)
+    grid = grid_of("MACs of one image", "products", "attention", "whole model", "share")
+    kinds = ("attention_matmul_macs", "attention_macs", "macs")
+    for slope in result["slopes"]:
+        grid.add_row(slope["model"], style="bold")
+        for row in (row for row in result["rows"] if row["model"] == slope["model"]):
+            counts = [row[kind] for kind in kinds]
+            share = f"{100 * counts[0] / counts[2]:.1f} %"
+            grid.add_row(
+                f"{row['resolution']:>6} px", *(f"{n / 1e9:,.2f} G" for n in counts), share
+            )
+        powers = [slope[kind] for kind in kinds]
+        if powers[-1] is not None:
+            cells = ("" if power is None else f"R^{power:.2f}" for power in powers)
+            grid.add_row("  grows as", *cells, style="cyan")
+    out.print(grid)
+    out.print(
+        "products: the two of attention; attention: with its projections; "
+        "share: products of the whole",
+        style="dim",
+    )
+    out.print(result["reading"])
+    if path:
+        out.print(f"figure: {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: vitnas quantize runs/swin-micro-20ms")
+def quantize(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="[RUN|ARCH|MODEL]", help="Default: the largest of the space."),
+    ] = "",
+    space: Space = "swin:micro",
+    data: Data = "scenes",
+    supernet: Supernet = "",
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint of a named model: a file, or a name on timm's hub.")
+    ] = "",
+    images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images for the ranges.")] = 64,
+    folder: Annotated[str, typer.Option("--out", help="Write the int8 network here.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a network in int8 by clipping method, and what each layer costs."""
+    import torch
+
+    from nas.quantization import quantize as run_quantize
+    from nas.quantization import subject
+
+    network, images_of = subject(what, space, data, supernet, weights)
+    torch.set_num_threads(1)
+    result = run_quantize(
+        network,
+        images_of,
+        images=images,
+        calibration=calibration,
+        out=Path(folder) if folder else None,
+    )
+    if as_json:
+        return print_json(result)
+    grid = grid_of("ranges", "search top-1", "answers changed")
+    grid.add_row("float32", f"{result['fp32']['top1_percent']:.1f} %", "")
+    for method, row in result["methods"].items():
+        grid.add_row(
+            f"int8 {method}", f"{row['top1_percent']:.1f} %", f"{row['changed_percent']:.1f} %"
+        )
+    out.print(grid)
+    ms = result["measured_ms"]
+    out.print(
+        f"measured, torch eager, one thread: float32 {ms['fp32']:.2f} ms, int8 {ms['int8']:.2f} ms"
+    )
+    out.print("relative error of a layer's output by method, and of the logits if it alone is int8")
+    methods = list(result["layers"][0]["error"])
+    grid = grid_of("layer", *methods, "chosen", "logits")
+    for row in result["layers"]:
+        errors = (f"{row['error'][method]:.1e}" for method in methods)
+        grid.add_row(row["layer"], *errors, row["method"], f"{row['logit_error']:.1e}")
+    out.print(grid)
+    for name, difference in result.get("exported", {}).items():
+        out.print(f"{Path(folder) / name} (largest difference of a logit {difference:.1g})")
+
+
+def _items(text: str, option: str, what: str, example: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(
+            f"{option} takes {what} separated by commas, got {text!r}", f"e.g. {example}"
+        )
+    return items
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PX:
+        raise UsageError(
+            f"--resolutions takes pixels from 1 to {LARGEST_PX}, got {text!r}", "e.g. 224,448"
+        )
+    return int(text)

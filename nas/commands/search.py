@@ -1,0 +1,168 @@
+"""Train, search, report, export."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.commands import Data, Device, Json, Seed, Space, Supernet, app, grid_of, out, print_json
+
+
+class Sampler(StrEnum):
+    """Where proposals come from."""
+
+    trellis = "trellis"
+    rejection = "rejection"
+
+
+class Format(StrEnum):
+    """File formats of an exported network."""
+
+    safetensors = "safetensors"
+    pt2 = "pt2"
+    onnx = "onnx"
+
+
+@app.command(epilog="Example: vitnas search --budget 20ms")
+def search(
+    budget: Annotated[str, typer.Option(help="Latency budget with its unit, e.g. 20ms.")],
+    space: Space = "swin:micro",
+    data: Data = "scenes",
+    device: Device = "torch-cpu",
+    confidence: Annotated[
+        float, typer.Option(help="That what is predicted within the budget measures within it.")
+    ] = 0.95,
+    supernet: Supernet = "",
+    run: Annotated[
+        str, typer.Option("--out", help="Run directory; default: a new one in runs/.")
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 8,
+    search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
+    test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 500,
+    sampler: Annotated[Sampler, typer.Option(help="Where proposals come from.")] = Sampler.trellis,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
+    table: Annotated[str, typer.Option(help="Folder of a latency table to use.")] = "",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Search the most accurate architecture within a latency budget."""
+    from nas.budget import Budget
+
+    parsed = Budget.parse(budget)
+    from nas.run import search as run_search
+
+    result = run_search(
+        parsed,
+        space=space,
+        data=data,
+        device=device,
+        confidence=confidence,
+        supernet=supernet,
+        out=run or None,
+        resume=resume,
+        evaluations=evaluations,
+        search_images=search_images,
+        test_images=test_images,
+        sampler=sampler.value,
+        fresh=fresh,
+        seed=seed,
+        table=table or None,
+    )
+    if as_json:
+        return print_json(result)
+    grid = grid_of("network", "predicted", result["verb"], "p95", "search top-1", "test top-1")
+    for i, c in enumerate([result["winner"], *result["baselines"]]):
+        cells = [f"{c[k]:.2f} ms" for k in ("predicted_ms", "measured_ms", "measured_p95_ms")]
+        cells += [f"{c[k]:.1f} %" for k in ("search_top1_percent", "test_top1_percent")]
+        grid.add_row(c["name"], *cells, style="bold" if i == 0 else "")
+    out.print(grid)
+    seconds = result["seconds"]
+    parts = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
+    out.print(f"{seconds['total']:.0f} s in all: {parts}")
+    out.print(f"report: {result['run_dir']}/report.html", soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet"
+)
+def train(
+    space: Space = "swin:micro",
+    data: Data = "scenes",
+    folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
+    images: Annotated[int, typer.Option(min=200, help="Training images in all.")] = 271_200,
+    init: Annotated[
+        str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped training.")
+    ] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
+    from nas.data import load_data
+    from nas.supernet import Recipe, check_device
+    from nas.supernet import train as run_train
+
+    check_device(device)
+    recipe = Recipe(seed=seed).scaled(images)
+    where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init)
+    card = json.loads((where / "supernet.json").read_text())
+    if as_json:
+        return print_json(card)
+    out.print(
+        f"{where}: largest {card['largest_search_top1_percent']:.1f} %, smallest "
+        f"{card['smallest_search_top1_percent']:.1f} % on {card['search_images']} search images"
+    )
+
+
+@app.command(epilog="Example: vitnas report runs/swin-micro-20ms runs/swin-micro-12ms")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    page: Annotated[str, typer.Option("--out", help="Page for several runs.")] = "comparison.html",
+    as_json: Json = False,
+) -> None:
+    """Write the report of one run again, or one page with several side by side."""
+    from nas.report import write_report
+
+    path = write_report(runs, None if len(runs) == 1 else Path(page))
+    if as_json:
+        return print_json({"report": str(path)})
+    out.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command(epilog="Example: vitnas export runs/swin-micro-20ms --format onnx")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    formats: Annotated[list[Format], typer.Option("--format", help="May be given several times.")],
+    folder: Annotated[str, typer.Option("--out", help="Folder; default: RUN/winner.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write the winner of a run as a file, reloaded and compared with the run's weights."""
+    import torch
+
+    from nas.export import export_network
+    from nas.report import Run
+
+    network = Run.load(run).winner()
+    architecture = network.architecture
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, architecture.resolution, architecture.resolution)
+    with torch.no_grad():
+        expected = network(images)
+    where = Path(folder) if folder else run / "winner"
+    differences = export_network(network, images, expected, where, [f.value for f in formats])
+    if as_json:
+        return print_json({"folder": str(where), "largest_difference": differences})
+    for name, difference in differences.items():
+        out.print(
+            f"{where / name} (largest difference of a logit {difference:.1g})", soft_wrap=True
+        )

@@ -1,0 +1,176 @@
+"""Latency tables, and networks measured beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nas.commands import (
+    Classes,
+    Device,
+    Json,
+    Space,
+    app,
+    figure_path,
+    find_architecture,
+    grid_of,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from nas.latency import LatencyTable
+
+
+@app.command(epilog="Example: vitnas profile --device onnxruntime-cpu --space swin:micro")
+def profile(
+    space: Space = "swin:micro",
+    device: Device = "torch-cpu",
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
+    folder: Annotated[str, typer.Option("--out", help="Folder; default: the user's cache.")] = "",
+    minutes: Annotated[float, typer.Option(help="Stop after this long, keep what there is.")] = 1e6,
+    context: Annotated[
+        str, typer.Option(help="How rows are timed: network, isolated or stacked.")
+    ] = "",
+    again: Annotated[bool, typer.Option("--again", help="Measure anew even if complete.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the latency table of a device for a space; goes on where it was stopped."""
+    from dataclasses import asdict
+
+    from nas.campaign import forget
+    from nas.campaign import profile as run_profile
+    from nas.family import load_space
+    from nas.latency import table_folder
+    from nas.runtimes import load_runtime
+
+    the_space = load_space(space)
+    where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
+    if again:
+        forget(where)
+    table = run_profile(the_space, classes, device, where, minutes=minutes, context=context)
+    if as_json:
+        return print_json(
+            {
+                "folder": str(where),
+                "rows": len(table.rows),
+                "manifest": table.manifest,
+                "calibration": asdict(table.calibration),
+            }
+        )
+    _show(table)
+    out.print(f"table: {where}", soft_wrap=True)
+
+
+def _show(table: LatencyTable) -> None:
+    m, c = table.manifest, table.calibration
+    unusable = [row for row in table.rows.values() if not row.usable]
+    out.print(
+        f"{len(table.rows)} rows of {m['space']} on {m['device']['processor']}, "
+        f"{m['device']['runtime']} {m['device']['runtime_version']} ({m['source']}, rows timed "
+        f"{m['context']}, {m['seconds']:.0f} s)"
+    )
+    out.print(
+        f"on {c.held_out} other networks: mean error {c.mape_percent:.2f} % "
+        f"({c.raw_mape_percent:.2f} % before calibration), p95 {c.p95_percent:.2f} %, "
+        f"bias {c.bias_percent:+.2f} %, Kendall tau {c.kendall_tau:.3f}"
+    )
+    if unusable:
+        out.print(f"{len(unusable)} layers do not run on it, e.g. {unusable[0].key}:")
+        out.print(f"  {unusable[0].note}")
+
+
+@app.command(epilog="Example: vitnas measure runs/swin-micro-20ms")
+def measure(
+    what: Annotated[
+        str, typer.Argument(metavar="ARCH|RUN|MODEL", help="Architecture JSON, run or model.")
+    ],
+    space: Space = "swin:micro",
+    device: Device = "torch-cpu",
+    classes: Classes = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Samples to take.")] = 50,
+    figure: Annotated[
+        str, typer.Option("--out", help="Draw it by layer: a .png, .svg or .pdf file.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Measure an architecture end to end in a fresh process, beside its prediction by layer."""
+    import numpy as np
+
+    from nas.latency import known_table
+    from nas.progress import bar
+    from nas.runtimes import VERBS, load_runtime
+    from nas.stopwatch import measure_fresh
+
+    path = figure_path(figure)
+    runtime = load_runtime(device)
+    described = runtime.describe()
+    the_space, architecture, classes = find_architecture(what, space, classes)
+    table = known_table(the_space, classes, runtime)
+    with bar("measure", rounds, "rounds") as advance:
+        (measured,) = measure_fresh(
+            device, the_space, [architecture], classes, rounds, layers=True, advance=advance
+        )
+    samples, verb = measured.samples, VERBS[runtime.source]
+    result: dict[str, Any] = {
+        "space": the_space.name,
+        "id": architecture.id,
+        "device": described,
+        "source": runtime.source,
+        "unit": runtime.unit,
+        "samples": len(samples),
+        "measured_ms": round(float(np.median(samples)), 4),
+        "measured_p20_ms": round(float(np.percentile(samples, 20)), 4),
+        "measured_p95_ms": round(float(np.percentile(samples, 95)), 4),
+        "measured_min_ms": round(min(samples), 4),
+        "measured_iqr_ms": round(float(np.subtract(*np.percentile(samples, (75, 25)))), 4),
+        "predicted_ms": None,
+        "layers": [
+            {
+                "layer": layer.path,
+                "key": layer.key,
+                "predicted_ms": round(table.cost(layer), 4) if table else None,
+                "measured_ms": round(float(np.median(own)), 4),
+            }
+            for layer, own in zip(the_space.layers(architecture, classes), measured.layers)
+        ],
+    }
+    if table:
+        predicted = table.predict(the_space, architecture, classes)
+        result["predicted_ms"] = round(predicted, 4)
+        result["overhead_ms"] = table.calibration.overhead
+        result["interval_ms"] = [round(ms, 4) for ms in table.interval(predicted, 0.95)]
+    if path:
+        from nas import pictures
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(pictures.measured_layers(result, verb), path)
+    if as_json:
+        return print_json(result)
+    unit, total = runtime.unit, result["measured_ms"]
+    out.print(
+        f"{architecture.id} on {device}: {total:.2f} {unit} {verb} (median of {len(samples)}; p20 "
+        f"{result['measured_p20_ms']:.2f}, p95 {result['measured_p95_ms']:.2f}, min "
+        f"{result['measured_min_ms']:.2f})"
+    )
+    if table:
+        low, high = result["interval_ms"]
+        out.print(
+            f"{predicted:.2f} {unit} predicted ({100 * (predicted / total - 1):+.1f} %); "
+            f"with 95 % confidence between {low:.2f} and {high:.2f}"
+        )
+    grid = grid_of("layer", "predicted", f"{verb} in order", "share")
+    for row in result["layers"]:
+        ms = row["predicted_ms"]
+        cells = ("" if ms is None else f"{ms:.3f} {unit}", f"{row['measured_ms']:.3f} {unit}")
+        grid.add_row(row["layer"], *cells, f"{100 * row['measured_ms'] / total:4.1f} %")
+    out.print(grid)
+    if not table:
+        why = f"there is no table yet (vitnas profile --device {device} --space {the_space.name})"
+        if ":" not in the_space.name:
+            why = "tables are fitted to spaces, and this is a single model"
+        out.print(f"no prediction: {why}")
+    if path:
+        out.print(f"figure: {path}", soft_wrap=True)
