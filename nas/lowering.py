@@ -23,7 +23,6 @@ import platformdirs
 
 from nas.errors import PreparationError
 from nas.family import Layer
-from nas.pieces import build, inputs, run, slots
 from nas.records import fingerprint, write_bytes
 from nas.versions import installed, layer_code
 
@@ -114,6 +113,8 @@ def _stored(layer: Layer, batch: int) -> OnnxPiece:
 
 def _export(layer: Layer, batch: int) -> OnnxPiece:
     import torch
+
+    from nas.pieces import build, inputs, run, slots
 
     steps = build([layer])
     state = inputs(layer, batch)

@@ -11,6 +11,7 @@ import typer
 
 from nas import cli
 from nas.budget import Budget
+from nas.commands import listings
 from nas.errors import UsageError
 from nas.family import load_space, model_names
 from nas.trellis import space_layers
@@ -18,12 +19,13 @@ from nas.trellis import space_layers
 OPTIONS = {
     "search": {"--budget", "--space", "--data", "--device", "--supernet", "--out", "--resume",
                "--evaluations", "--search-images", "--test-images", "--sampler", "--fresh",
-               "--table", "--seed", "--json"},
-    "profile": {"--space", "--device", "--classes", "--out", "--minutes", "--again", "--json"},
+               "--table", "--confidence", "--seed", "--json"},
+    "profile": {"--space", "--device", "--classes", "--out", "--minutes", "--context", "--again",
+                "--json"},
     "train": {"--space", "--data", "--out", "--images", "--init", "--device", "--resume", "--seed",
               "--json"},
     "report": {"--out", "--json"},
-    "measure": {"--space", "--device", "--classes", "--rounds", "--json"},
+    "measure": {"--space", "--device", "--classes", "--rounds", "--out", "--json"},
     "export": {"--format", "--out", "--json"},
     "quantize": {"--space", "--data", "--supernet", "--weights", "--images", "--calibration", "--out",
                  "--json"},
@@ -134,7 +136,7 @@ def test_an_unexpected_error_is_one_line_and_debug_shows_it(capsys, monkeypatch)
     def broken():
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setitem(cli._LISTINGS, cli.Listing.devices, broken)
+    monkeypatch.setitem(listings._LISTINGS, listings.Listing.devices, broken)
     code, _, err = call(capsys, "list", "devices")
     assert code == 1
     assert err.count("\n") == 1
@@ -147,14 +149,14 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._LISTINGS, cli.Listing.devices, interrupted)
+    monkeypatch.setitem(listings._LISTINGS, listings.Listing.devices, interrupted)
     code, _, err = call(capsys, "list", "devices")
     assert code == 130
     assert "--resume" in err
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("what", [w.value for w in cli.Listing])
+@pytest.mark.parametrize("what", [w.value for w in listings.Listing])
 def test_listings_as_json(what, capsys):
     code, out, _ = call(capsys, "list", what, "--json")
     assert code == 0
