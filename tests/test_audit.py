@@ -13,8 +13,9 @@ from nas.audit import as_json, audit, shortened
 from nas.audit.copies import copied
 from nas.audit.outliers import kinds, layer_kind
 from nas.family import load_space
-from nas.latency import Calibration, LatencyTable, Reference, Row, layer_code
+from nas.latency import Calibration, LatencyTable, Reference, Row
 from nas.trellis import Graph, decode, space_layers
+from nas.versions import layer_code
 
 SPACE = load_space("swin:micro")
 LAYERS = space_layers(SPACE, 10)
@@ -57,7 +58,7 @@ def sound(seed: int = 0, speed: float = 1.0, noise: float = 0.04) -> LatencyTabl
         median, p20, iqr, _ = measured(0.2 + sum(costs[x.key] for x in layers), rng, noise / 4)
         total = sum(rows[x.key].median for x in layers)
         use = "fit" if i < 12 else "held-out"
-        references.append(Reference(text, round(total, 5), median, p20, iqr, ROUNDS, use))
+        references.append(Reference(text, use, round(total, 5), median, p20, iqr, ROUNDS))
     sums, medians = [r.sum for r in references], [r.median for r in references]
     manifest = {
         "schema": 2,
@@ -66,20 +67,20 @@ def sound(seed: int = 0, speed: float = 1.0, noise: float = 0.04) -> LatencyTabl
         "source": "measured",
         "unit": "ms",
         "date": f"2026-01-{seed % 28 + 1:02}",
-        "layer_code": layer_code(SPACE),
+        "layer_code": layer_code(SPACE.family),
         "rounds": ROUNDS,
         "wall_over_cpu": 1.01,
         "campaign": f"campaign{seed}",
         "device": {"name": "torch-cpu", "machine": "x86_64", "threads": 1},
         "calibration": asdict(Calibration.fit(sums, medians, 12)),
     }
-    return LatencyTable(rows, manifest, references)
+    return LatencyTable(rows, manifest, tuple(references))
 
 
 def changed(table: LatencyTable, rows=(), references=None, **manifest) -> LatencyTable:
     found = table.rows | {row.key: row for row in rows}
     networks = table.references if references is None else references
-    return LatencyTable(found, table.manifest | manifest, networks)
+    return LatencyTable(found, table.manifest | manifest, tuple(networks))
 
 
 def rules(findings) -> set[str]:
@@ -245,16 +246,13 @@ def test_a_row_filled_in_from_another_row_is_found():
 
 def test_missing_rows_are_found_but_only_those_of_its_resolutions():
     rows = {k: r for k, r in TABLE.rows.items() if k != KEYS[4]}
-    table = LatencyTable(rows, TABLE.manifest, [])
+    table = LatencyTable(rows, TABLE.manifest)
     assert rows_of(audit(table, space=SPACE), "missing") == {KEYS[4]}
     one = space_layers(SPACE.restrict("resolution", 112), 10)
-    table = LatencyTable({k: TABLE.rows[k] for k in one}, TABLE.manifest, [])
+    table = LatencyTable({k: TABLE.rows[k] for k in one}, TABLE.manifest)
     assert len(rows_of(audit(table, space=SPACE), "missing")) == len(LAYERS) - len(one)
     small = changed(table, resolutions=[112])
-    assert (
-        rows_of(audit(LatencyTable(table.rows, small.manifest, []), space=SPACE), "missing")
-        == set()
-    )
+    assert rows_of(audit(LatencyTable(table.rows, small.manifest), space=SPACE), "missing") == set()
 
 
 def test_layers_of_other_code_are_found():
@@ -331,7 +329,7 @@ def test_eight_thousand_rows_take_less_than_a_second():
     rows = {}
     for i, key in enumerate(keys):
         rows[key] = Row(key, *measured(0.1 + 0.01 * (i % 997), rng, 0.02), ROUNDS)
-    table = LatencyTable(rows, {"source": "measured", "unit": "ms"}, [])
+    table = LatencyTable(rows, {"source": "measured", "unit": "ms"})
     assert len(rows) == 8000
     start = time.process_time()
     audit(table, table)

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from nas.audit.copies import copied, repeated
 from nas.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
-from nas.latency import Calibration, LatencyTable, layer_code
+from nas.errors import TableError
+from nas.family import Layer, SearchSpace
+from nas.latency import Calibration, LatencyTable, Reference
+from nas.versions import layer_code
 
 EMULATORS = ("qemu", "emul", "gem5", "simul", "vela", "ethos")
 _OWN = ("measured", "vendor-model", "emulated-count", "emulated-time")
@@ -28,7 +31,7 @@ def coverage(s: Subject) -> Found:
     space = s.space
     if resolutions := s.manifest.get("resolutions"):
         space = space.restrict("resolution", *resolutions)
-    found = layer_code(s.space)
+    found = layer_code(s.space.family)
     if (stored := s.manifest.get("layer_code")) not in (None, found):
         message = f"the layers were of other code ({stored}) than now ({found})"
         yield Finding("stale", ERROR, "", message, f"measure it again: {s.again}")
@@ -120,19 +123,40 @@ def calibration(s: Subject) -> Found:
         message = f"predictions are {stored.mape_percent:.1f} % off on other networks"
         better = f"measure on a quiet machine, with more rounds: {s.again}"
         yield Finding("calibration", WARNING, "", message, better)
-    references = s.table.references
-    fitted = [r for r in references if r.use == "fit"]
-    held = [r for r in references if r.use != "fit"]
-    if len(fitted) < 2 or not held:
-        return
-    both = fitted + held
-    again = Calibration.fit([r.sum for r in both], [r.median for r in both], len(fitted))
-    for name, value in asdict(again).items():
+    again = _refit(s, stored)
+    for name, value in again.items():
         said = getattr(stored, name)
         if abs(value - said) > 0.02 + 0.02 * abs(said):
             message = f"calibration: {name} is {said} in the manifest, {value} by networks.csv"
             yield Finding("calibration", ERROR, "", message, fix)
     yield from _sums(s)
+
+
+def _refit(s: Subject, stored: Calibration) -> dict[str, float]:
+    """What the calibration is by the table's own networks, as far as that can be known."""
+    fitted = [r for r in s.table.references if r.use == "fit"]
+    held = [r for r in s.table.references if r.use != "fit"]
+    if len(fitted) < 2 or not held:
+        return {}
+    runs = fitted + held
+    medians = [run.median for run in runs]
+    try:
+        if stored.factors and s.space is not None:
+            sums = [s.table.sums(_layers(s.space, s, run)) for run in runs]
+            again = Calibration.fit_kinds(sums, medians, len(fitted))
+        else:
+            again = Calibration.fit([run.sum for run in runs], medians, len(fitted))
+    except TableError:
+        return {"scale": 0.0}  # networks do not take longer where their layers do
+    found = asdict(again)
+    if stored.factors and s.space is None:
+        return {name: found[name] for name in ("fitted_on", "held_out", "raw_mape_percent")}
+    factors = found.pop("factors")
+    return found if factors.keys() == stored.factors.keys() else {"scale": 0.0}
+
+
+def _layers(space: SearchSpace, s: Subject, run: Reference) -> tuple[Layer, ...]:
+    return space.layers(space.parse(run.architecture), s.manifest["classes"])
 
 
 def _sums(s: Subject) -> Found:
@@ -141,9 +165,7 @@ def _sums(s: Subject) -> Found:
         return
     fix = f"restore the three files of one campaign, or: {s.again}"
     for reference in s.table.references:
-        architecture = s.space.parse(reference.architecture)
-        layers = s.space.layers(architecture, s.manifest["classes"])
-        rows = [s.table.rows.get(layer.key) for layer in layers]
+        rows = [s.table.rows.get(layer.key) for layer in _layers(s.space, s, reference)]
         total = sum(row.median if row else math.nan for row in rows)
         if abs(total - reference.sum) > 0.01 * reference.sum:
             message = f"rows of a reference network add up to {total:.5g}, not {reference.sum:.5g}"
@@ -185,7 +207,7 @@ def _edited(s: Subject, other: LatencyTable) -> Found:
         theirs = other.rows.get(key)
         if theirs is not None and theirs.median != row.median and row.usable and theirs.usable:
             message = (
-                f"{row.median:g} {s.unit} here, {theirs.median:g} in the other, of one campaign"
+                f"{row.median:g} {s.unit}, but {theirs.median:g} in the other of this campaign"
             )
             fix = f"one of the two was edited; take the other, or: {s.again}"
             yield Finding("edited", ERROR, key, message, fix)
