@@ -154,9 +154,7 @@ def _carried(old: Row, measured: Row | None, fits: Mapping[str, Fit]) -> Row:
     if measured is not None:
         return measured
     if not _known(old):
-        return Row.without_numbers(
-            old.key, f"failed: no time on the device ported from: {old.note}"
-        )
+        return Row.without_numbers(old.key, f"failed: had no time to port: {old.note}")
     fit = fits.get(kind_of(old.key))
     if fit is None:
         return Row.without_numbers(old.key, "failed: no row of this kind ran, none was ported")

@@ -26,7 +26,7 @@ def coverage(s: Subject) -> Found:
     """Rows of the space that the table lacks; layers whose code has changed."""
     if s.space is None:
         return
-    from nas.trellis import space_layers
+    from nas.trellis import Graph
 
     space = s.space
     if resolutions := s.manifest.get("resolutions"):
@@ -34,10 +34,12 @@ def coverage(s: Subject) -> Found:
     found = layer_code(s.space.family)
     if (stored := s.manifest.get("layer_code")) not in (None, found):
         message = f"the layers were of other code ({stored}) than now ({found})"
-        yield Finding("stale", ERROR, "", message, f"measure it again: {s.again}")
-    for key in space_layers(space, s.manifest["classes"]):
+        yield Finding("stale", ERROR, "", message, s.mend)
+    # What is left of the space without rows that cannot be had: others may be of use only there.
+    unusable = {key for key, row in s.table.rows.items() if not row.usable}
+    for key in Graph.of(space, s.manifest["classes"]).without(unusable).items():
         if key not in s.table.rows:
-            fix = f"measure it: {s.again.removesuffix(' --again')}"
+            fix = f"measure it: {s.once_more}"
             yield Finding("missing", ERROR, key, f"{space.name} needs it, the table lacks it", fix)
 
 
@@ -54,10 +56,14 @@ def campaigns(s: Subject) -> Found:
     short = (samples < rounds) & (samples > 0)
     if not short.any() or s.manifest.get("source") in EXACT:
         return
+    if short.mean() > 0.5:
+        message = f"most rows have fewer samples than its {rounds} rounds: it was ended early"
+        yield Finding("campaigns", WARNING, "", message, f"let it end: {s.once_more}")
+        return
     level = _level(s, short)
     for i in np.flatnonzero(short):
         message = f"{samples[i]} samples in a table of {rounds} rounds{level}"
-        yield Finding("campaigns", WARNING, s.rows[i].key, message, f"measure it again: {s.again}")
+        yield Finding("campaigns", WARNING, s.rows[i].key, message, s.mend)
 
 
 def _level(s: Subject, part: NDArray[np.bool_]) -> str:

@@ -33,18 +33,18 @@ def numbers(s: Subject) -> Found:
         if row.note.startswith("fallback:"):
             if math.isfinite(row.median):
                 message = f"runs in part on another processor, yet costs {row.median} {s.unit}"
-                yield Finding("fallback", ERROR, row.key, message, f"measure it again: {s.again}")
+                yield Finding("fallback", ERROR, row.key, message, s.mend)
         elif row.note.startswith("failed"):
-            yield Finding("failed", WARNING, row.key, row.note, f"measure it again: {s.again}")
+            yield Finding("failed", WARNING, row.key, row.note, s.mend)
         elif not math.isfinite(row.median):
             message = f"costs {row.median}, and no note says why"
-            yield Finding("number", ERROR, row.key, message, f"measure it again: {s.again}")
+            yield Finding("number", ERROR, row.key, message, s.mend)
         elif row.median <= 0:
             message = f"costs {row.median} {s.unit}: no layer is free"
-            yield Finding("number", ERROR, row.key, message, f"measure it again: {s.again}")
+            yield Finding("number", ERROR, row.key, message, s.mend)
         elif row.p20 > row.median or row.iqr < 0 or row.cpu_median < 0:
             message = f"percentiles cannot be: {row.p20} (20th), {row.median} (median), {row.iqr}"
-            yield Finding("number", ERROR, row.key, message, f"measure it again: {s.again}")
+            yield Finding("number", ERROR, row.key, message, s.mend)
 
 
 def noise(s: Subject) -> Found:
@@ -96,7 +96,7 @@ def _off(s: Subject, row: Row, residual: float) -> Finding:
     if SLIP[0] < abs(residual) < SLIP[1]:
         fix = f"a slip of units (about 1000)? measure it again: {s.again}"
         return Finding("unit", ERROR, row.key, message, fix)
-    return Finding("outlier", WARNING, row.key, message, f"measure it again: {s.again}")
+    return Finding("outlier", WARNING, row.key, message, s.mend)
 
 
 def steps(s: Subject) -> Found:

@@ -67,7 +67,10 @@ class Subject:
         spread = np.fmax(spread, usual) / 1.349
         samples = np.maximum([row.samples for row in self.rows], 1)
         error: Floats = np.maximum(1.2533 * spread / np.sqrt(samples), FLOOR)
-        return error
+        # Rows that were carried over are as good as the port is.
+        ported = [row.note == "ported" for row in self.rows]
+        port = self.manifest.get("port", {}).get("mape_percent", 0.0) / 100
+        return np.where(ported, np.fmax(error, port), error)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -83,12 +86,22 @@ class Subject:
         return str(self.manifest.get("unit", "ms"))
 
     @property
-    def again(self) -> str:
-        """The command that measures this table anew."""
+    def mend(self) -> str:
+        """What is done about a row that is wrong."""
         if self.manifest.get("source") == "external":
             return "ask where the table comes from, or leave the row out"
-        name = self.device.get("name", "NAME")
-        return f"vitnas profile --space {self.manifest.get('space')} --device {name} --again"
+        return f"measure it again: {self.again}"
+
+    @property
+    def again(self) -> str:
+        """The command that measures this table anew."""
+        return f"{self.once_more} --again"
+
+    @property
+    def once_more(self) -> str:
+        """The command that goes on with measuring this table."""
+        name, space = self.device.get("name", "NAME"), self.manifest.get("space", "NAME")
+        return f"vitnas profile --space {space} --device {name}"
 
 
 Found = Iterator[Finding]
