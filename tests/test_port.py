@@ -237,7 +237,7 @@ def test_the_audit_takes_ported_rows_for_no_better_than_the_port():
     from nas.audit import audit
 
     chosen = choose_rows(OLD)
-    truth = sibling(OLD, lambda kind, old: old * (1.5 if kind == "Block" else 1), noise=0.1)
+    truth = sibling(OLD, lambda kind, old: old * (1.5 if kind == "Block" else 1), noise=0.03)
     rows, report = carry(OLD, chosen, seen(truth, chosen))
     said = OLD.manifest | {"campaign": "b2"} | provenance(OLD, "measured", report)
     assert audit(LatencyTable(rows, said), OLD) == []
