@@ -9,7 +9,7 @@ which the fit has not seen.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from nas.records import fingerprint
 
 Floats = NDArray[np.float64]
 
-PER_KIND, CHECKS = 5, 3  # rows of a kind that are fitted, and that are only compared
+PER_KIND = 5  # rows of a kind that are fitted
+CHECKS = 3  # rows that are only compared; of large kinds half the square root of their number
 NOTE = "ported"
 _PULL = 2.0  # a kind's factor is pulled to that of all rows as if so many more rows had it
 _EARNED = 1.1  # the simplest fit wins whose left-out error is within this of the best
@@ -57,7 +58,7 @@ class Report:
 
     fitted_on: int
     held_out: int
-    mape_percent: float
+    mape_percent: float  # each kind weighed by how many of its rows are predicted
     p95_percent: float
     bias_percent: float
     kendall_tau: float
@@ -93,7 +94,7 @@ def choose_rows(table: LatencyTable, per_kind: int = PER_KIND, checks: int = CHE
         logs = np.log([row.median for row in ordered])
         chosen = _nearest(logs, np.linspace(logs[0], logs[-1], n))
         rest = [i for i in range(len(ordered)) if i not in chosen]
-        m = min(checks, len(rest))
+        m = min(max(checks, round(math.sqrt(len(ordered)) / 2)), len(rest))
         steps = [rest[int((i + 0.5) * len(rest) / m)] for i in range(m)]
         fit += [ordered[i].key for i in chosen]
         held += [ordered[i].key for i in steps]
@@ -135,7 +136,8 @@ def carry(
         )
     fits = _fits(pairs, fitted, held)
     rows = {key: _carried(row, measured.get(key), fits) for key, row in table.rows.items()}
-    return rows, _report(pairs, fitted, held, fits)
+    predicted = Counter(kind_of(key) for key, row in rows.items() if row.note == NOTE)
+    return rows, _report(pairs, fitted, held, fits, predicted)
 
 
 def _known(row: Row) -> bool:
@@ -168,7 +170,6 @@ def _fits(
     kinds: dict[str, list[str]] = defaultdict(list)
     for key in fitted:
         kinds[kind_of(key)].append(key)
-    everything = np.array([pairs[key] for key in fitted])
     fits = {}
     for kind, keys in kinds.items():
         own = np.array([pairs[key] for key in keys])
@@ -187,7 +188,6 @@ def _fits(
             round(100 * left_out, 2),
             round(100 * float(error.mean()), 2) if len(checks) else math.nan,
         )
-    assert len(everything) >= 2
     return fits
 
 
@@ -229,12 +229,14 @@ def _solve(form: str, own: Floats, rest: Floats) -> tuple[float, float]:
         # A negative offset would make small rows free, a negative scale large ones.
         if scale > 0 and scale * own[:, 0].min() + offset > 0.2 * own[:, 1].min():
             return float(scale), float(offset)
-    if form == "global" or not len(own):
-        return _scale(np.concatenate([own, rest])), 0.0
+    # A median: kinds differ, and one that is three times off must not decide for all.
+    everything = np.concatenate([own, rest])
+    common = float(np.median(np.log(everything[:, 1] / everything[:, 0])))
+    if form == "global":
+        return math.exp(common), 0.0
     if form == "shrunk":
-        n, common = len(own), _scale(np.concatenate([own, rest]))
-        logs = n * math.log(_scale(own)) + _PULL * math.log(common)
-        return math.exp(logs / (n + _PULL)), 0.0
+        n = len(own)
+        return math.exp((n * math.log(_scale(own)) + _PULL * common) / (n + _PULL)), 0.0
     return _scale(own), 0.0
 
 
@@ -248,18 +250,21 @@ def _report(
     fitted: Sequence[str],
     held: Sequence[str],
     fits: Mapping[str, Fit],
+    rows: Mapping[str, int],
 ) -> Report:
     checked = [key for key in held if kind_of(key) in fits]
     forms = [fits[kind_of(key)] for key in checked]
     predicted = np.array([f.scale * pairs[k][0] + f.offset for f, k in zip(forms, checked)])
     measured = np.array([pairs[key][1] for key in checked])
     error = 100 * (predicted / measured - 1)
+    # So many predicted rows does each check stand for.
+    weights = np.array([max(rows[fit.kind], 1e-3) / fit.held_out for fit in forms])
     return Report(
         fitted_on=len(fitted),
         held_out=len(checked),
-        mape_percent=round(float(np.abs(error).mean()), 3),
+        mape_percent=round(float(np.average(np.abs(error), weights=weights)), 3),
         p95_percent=round(float(np.percentile(np.abs(error), 95)), 3),
-        bias_percent=round(float(error.mean()), 3),
+        bias_percent=round(float(np.average(error, weights=weights)), 3),
         kendall_tau=round(kendall_tau(predicted, measured), 4) if len(checked) > 1 else 1.0,
         kinds=tuple(fits.values()),
     )

@@ -334,6 +334,12 @@ def test_noisy_rows_are_found():
     waited = replace(TABLE.rows[KEYS[1]], cpu_median=TABLE.rows[KEYS[1]].median / 1.2)
     findings = audit(changed(TABLE, [spread, waited]))
     assert rows_of(findings, "noisy") == {KEYS[0], KEYS[1]}
+    busy = [replace(r, cpu_median=r.median / 1.2) for r in TABLE.rows.values()]
+    findings = audit(changed(TABLE, busy, wall_over_cpu=1.2))
+    assert [(f.rule, f.row) for f in findings] == [("noisy", "")]
+    # A processor that waits for an accelerator is not a busy one.
+    gpu = {"name": "torch-cuda", "threads": 1}
+    assert audit(changed(TABLE, busy, wall_over_cpu=1.2, device=gpu)) == []
 
 
 def test_long_lists_are_shortened_for_people():

@@ -16,7 +16,7 @@ from nas.family import Layer, SearchSpace
 from nas.latency import Calibration, LatencyTable, Reference
 from nas.versions import layer_code
 
-EMULATORS = ("qemu", "emul", "gem5", "simul", "vela", "ethos")
+EMULATORS = ("qemu", "emul", "gem5", "simul", "vela")
 _OWN = ("measured", "vendor-model", "emulated-count", "emulated-time")
 KNOWN = (*_OWN, "external", "ported")
 USEFUL = 5.0  # percent of error above which small differences of a search mean nothing

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from nas.audit.outliers import Floats, Kind
-from nas.audit.subject import ERROR, SLIP, SURE, WARNING, Finding, Found, Subject
+from nas.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
 from nas.latency import Row
 
 # Sizes that can only add work as they grow; not the side of a map, which may be padded anyway.
@@ -49,15 +49,25 @@ def numbers(s: Subject) -> Found:
 
 def noise(s: Subject) -> Found:
     """Rows that were disturbed while they were measured."""
+    fix = f"measure it again on a quiet machine: {s.again}"
+    usual = _waiting(s)
+    if usual > WAITING and "cpu" in str(s.device.get("name")):
+        message = f"waited: wall time is {usual:.2f} of processor time in most rows"
+        yield Finding("noisy", WARNING, "", message, fix)
     for row in s.rows:
         if row.iqr > NOISY * row.median:
             message = f"half of its samples spread over {row.iqr / row.median:.0%} of the median"
-        elif row.cpu_median > 0 and row.median > WAITING * row.cpu_median and _threads(s) == 1:
+        elif 0 < usual <= WAITING and row.cpu_median * WAITING < row.median and row.cpu_median > 0:
             message = f"waited: wall time is {row.median / row.cpu_median:.2f} of processor time"
         else:
             continue
-        fix = f"measure it again on a quiet machine: {s.again}"
         yield Finding("noisy", WARNING, row.key, message, fix)
+
+
+def _waiting(s: Subject) -> float:
+    """Wall by processor time of a usual row; 0 where that says nothing."""
+    ratios = [row.median / row.cpu_median for row in s.rows if row.cpu_median > 0]
+    return float(np.median(ratios)) if ratios and _threads(s) == 1 else 0.0
 
 
 def _threads(s: Subject) -> int:
@@ -104,7 +114,8 @@ def steps(s: Subject) -> Found:
     for kind in s.kinds:
         for step in kind.steps():
             pruned, work = bool(step.names & KEPT), bool(step.names & WORK)
-            if not (pruned or work):
+            # An exact cost is no noise: compilers tile some larger layers better.
+            if not (pruned or (work and s.manifest.get("source") not in EXACT)):
                 continue
             less, more = s.costs[step.less], s.costs[step.more]
             error = np.hypot(s.errors[step.less], s.errors[step.more])
