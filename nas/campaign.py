@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from nas import port
 from nas.elastic import count_params
 from nas.errors import InfeasibleError, PreparationError, TableError
 from nas.family import Layer, SearchSpace
@@ -59,12 +60,16 @@ def profile(
     rounds: int = ROUNDS,
     minutes: float = math.inf,
     context: str = "",
+    sibling: LatencyTable | None = None,
+    rows_per_kind: int = port.PER_KIND,
 ) -> LatencyTable:
     """The table of a device: read if it is complete, else measured.
 
     `context` says how rows are timed; by default as it predicts whole networks best on this
     runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
-    else with a `TableError`, and the same call goes on.
+    else with a `TableError`, and the same call goes on. With the table of a `sibling` device only
+    `rows_per_kind` rows of each kind of layer (and a few to check) are measured, the others
+    carried over.
     """
     with load_runtime(device) as runtime:
         described = runtime.describe()
@@ -83,14 +88,26 @@ def profile(
                 return table
         journal = Journal(folder / "samples.jsonl")
         code = layer_code(space.family)
-        identity = fingerprint(
-            described, code, space.name, classes, PROTOCOL, context, runtime.lowering
-        )
-        campaign_id = _claim(journal, identity)
+        identity = [described, code, space.name, classes, PROTOCOL, context, runtime.lowering]
         rounds = 1 if runtime.exact else rounds
-        campaign = Campaign(space, classes, graph, runtime, context, journal, rounds)
+        ported = {}
+        if sibling is None:
+            campaign = Campaign(space, classes, graph, runtime, context, journal, rounds)
+        else:
+            port.check(sibling, described, runtime.unit, code)
+            chosen = port.choose_rows(sibling, rows_per_kind)
+            identity.append(chosen)
+            campaign = Campaign(
+                space, classes, graph, runtime, context, journal, rounds,
+                {*chosen.fit, *chosen.held_out},
+                lambda rows: port.carry(sibling, chosen, rows)[0],
+            )  # fmt: skip
+        campaign_id = _claim(journal, fingerprint(*identity))
         seconds = campaign.run(minutes)
         references = campaign.references()
+        if sibling is not None:
+            _, report = port.carry(sibling, chosen, campaign.measured())
+            ported = port.provenance(sibling, runtime.source, report)
         table = LatencyTable(
             rows=campaign.rows(),
             manifest={
@@ -113,6 +130,7 @@ def profile(
                 "device": described,
                 "conditions": runtime.conditions(),
                 "calibration": asdict(campaign.calibration(references)),
+                **ported,
             },
             references=tuple(references),
         )
@@ -138,6 +156,9 @@ def forget(folder: Path) -> None:
     """Delete a table and its samples, and nothing else that may lie in the folder."""
     for name in ("samples.jsonl", "manifest.toml", "rows.csv", "networks.csv"):
         (folder / name).unlink(missing_ok=True)
+
+
+Rows = dict[str, Row]
 
 
 @dataclass(frozen=True)
@@ -173,9 +194,16 @@ class Campaign:
         context: str,
         journal: Journal,
         rounds: int,
+        wanted: Collection[str] | None = None,
+        complete: Callable[[Rows], Rows] = lambda rows: rows,
     ) -> None:
+        """`wanted` are the keys of the rows to measure, if not all of the space.
+
+        `complete` then makes all of them of those.
+        """
         self.space, self.classes, self.runtime = space, classes, runtime
         self.context, self.rounds, self.journal = context, rounds, journal
+        self.wanted, self.complete = wanted, complete
         self._all = graph
         self.samples: dict[str, list[list[Sequence[float]]]] = {}  # by piece, of each visit
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
@@ -206,9 +234,11 @@ class Campaign:
                 f"{min(self.failed.values())[:200]}",
                 "choose another space or device",
             )
-        self.rows_needed = self.graph.items()
+        every = self.graph.items()
+        wanted = every.keys() if self.wanted is None else every.keys() & self.wanted
+        self.rows_needed = {key: every[key] for key in every if key in wanted}
         if self.context == "network":
-            tours = (decode(self.space, path) for path in self.graph.tours())
+            tours = (decode(self.space, path) for path in self.graph.tours(wanted))
             self.pieces = [self._piece("tour", a.to_json()) for a in tours]
         else:
             rows = list(self.rows_needed.values())
@@ -341,12 +371,16 @@ class Campaign:
 
     # --- what follows ---
 
-    def rows(self) -> dict[str, Row]:
+    def measured(self) -> Rows:
         """Every row there are samples of, and those that failed."""
         rows = {
             key: Row.of(key, own, self.notes.get(key, "")) for key, own in self._by_key().items()
         }
         return rows | {key: Row.without_numbers(key, why) for key, why in self.failed.items()}
+
+    def rows(self) -> Rows:
+        """The rows of the table."""
+        return self.complete(self.measured())
 
     def _by_key(self) -> dict[str, list[Sequence[float]]]:
         """The samples of each row."""

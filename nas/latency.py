@@ -20,9 +20,9 @@ from typing import Any, Self
 import numpy as np
 import platformdirs
 import tomli_w
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from nas.errors import TableError
+from nas.errors import TableError, UnknownNameError
 from nas.family import Layer, SearchSpace
 from nas.records import fingerprint, write_csv, write_text
 from nas.runtimes import SOURCES, Runtime
@@ -53,7 +53,7 @@ class Row:
 
     @classmethod
     def of(cls, key: str, samples: Iterable[Sequence[float]], note: str = "") -> Self:
-        wall, cpu = np.array(list(samples)).T
+        wall, cpu = _undisturbed(np.array(list(samples))).T
         p20, q1, median, q3 = np.percentile(wall, (20, 25, 50, 75)).round(5)
         return cls(
             key,
@@ -77,6 +77,19 @@ class Row:
     def kind(self) -> str:
         """The module of the layer."""
         return self.key.partition("(")[0]
+
+
+def _undisturbed(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The samples (n, wall and processor time) during which the process was not held up.
+
+    All of them if that is too few, or on a device whose processor time says nothing of it.
+    """
+    wall, cpu = samples.T
+    kept = samples[wall <= _HELD_UP * cpu]
+    return kept if len(kept) >= max(3, len(samples) / 4) else samples
+
+
+_HELD_UP = 1.1
 
 
 @dataclass(frozen=True)
@@ -214,6 +227,11 @@ class LatencyTable:
     @property
     def unit(self) -> str:
         return str(self.manifest["unit"])
+
+    @property
+    def measured_source(self) -> str:
+        """Where numbers of its device come from, be the table carried over from another or not."""
+        return str(self.manifest.get("measured_source", self.manifest["source"]))
 
     def row(self, layer: Layer) -> Row:
         """The row of a layer; `TableError` if there is none."""
@@ -435,6 +453,16 @@ def known_table(space: SearchSpace, classes: int, runtime: Runtime) -> LatencyTa
         if table.manifest["classes"] == classes:
             return table
     return None
+
+
+def find_table(name: str) -> LatencyTable:
+    """The table in a folder, or the one that `vitnas list tables` shows as DEVICE/SPACE."""
+    if (Path(name) / "manifest.toml").exists():
+        return LatencyTable.load(Path(name))
+    known = {f"{t.manifest['device']['name']}/{t.manifest['space']}": t for _, t in saved_tables()}
+    if name in known:
+        return known[name]
+    raise UnknownNameError("table", name, known, "(or give its folder)")
 
 
 def saved_tables() -> Iterator[tuple[Path, LatencyTable]]:

@@ -68,17 +68,28 @@ def lower_ahead(layers: Sequence[Layer], batch: int, processes: int) -> Iterator
     yield from (layer for layer in layers if layer not in missing)
     if not missing:
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    workers = min(processes, len(missing))
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         try:
             yield from pool.map(_export_quietly, missing, [batch] * len(missing))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _export_quietly(layer: Layer, batch: int) -> Layer:
+def _prepare_worker() -> None:
+    """One thread; and the exporter's table of operators built once: a third of the time else."""
     import torch
 
     torch.set_num_threads(1)
+    with contextlib.suppress(ImportError, AttributeError):  # not public: as it may be
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        table = ONNXRegistry.from_torchlib()
+        ONNXRegistry.from_torchlib = lambda *_, **__: table  # type: ignore[method-assign]
+
+
+def _export_quietly(layer: Layer, batch: int) -> Layer:
     with contextlib.suppress(PreparationError):  # said again when the layer is prepared
         _stored(layer, batch)
     return layer

@@ -428,7 +428,7 @@ class _Job:
             else None,
             "feasible": self.feasible,
             "limit_ms": round(self.limit_ms, 4),
-            "verb": VERBS[self.table.manifest["source"]],
+            "verb": VERBS[self.table.measured_source],
             "winner": {
                 **winner.summary(),
                 "upper_ms": round(winner.upper_ms, 4),

@@ -134,14 +134,19 @@ class Graph:
             for item in items
         }
 
-    def tours(self, seed: int = 0) -> list[Ints]:
-        """Few paths that together contain every item: greedy, from paths through missing items."""
+    def tours(self, wanted: Collection[Hashable] | None = None, seed: int = 0) -> list[Ints]:
+        """Few paths that together contain every item, or those `wanted` (by their `key`s).
+
+        Greedy, from paths through missing items.
+        """
         rng = np.random.default_rng(seed)
         where: dict[Any, list[tuple[int, int]]] = {}
         for i, (level, alive) in enumerate(zip(self.levels, self.alive[1:])):
             for e, (items, target) in enumerate(zip(level.items, level.target)):
                 for item in items if alive[target] else ():
-                    where.setdefault(getattr(item, "key", item), []).append((i, e))
+                    key = getattr(item, "key", item)
+                    if wanted is None or key in wanted:
+                        where.setdefault(key, []).append((i, e))
         tours: list[Ints] = []
         while where:
             missing = list(where)

@@ -21,7 +21,7 @@ from nas.commands import (
 )
 
 if TYPE_CHECKING:
-    from nas.latency import LatencyTable
+    from nas.latency import LatencyTable as Latencies
 
 
 @app.command(epilog="Example: vitnas profile --device onnxruntime-cpu --space swin:micro")
@@ -34,6 +34,10 @@ def profile(
     context: Annotated[
         str, typer.Option(help="How rows are timed: network, isolated or stacked.")
     ] = "",
+    sibling: Annotated[
+        str, typer.Option("--from", help="Table of a sibling device to carry over.")
+    ] = "",
+    rows: Annotated[int, typer.Option(min=1, help="With --from: rows to measure of a kind.")] = 5,
     again: Annotated[bool, typer.Option("--again", help="Measure anew even if complete.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,14 +47,23 @@ def profile(
     from nas.campaign import forget
     from nas.campaign import profile as run_profile
     from nas.family import load_space
-    from nas.latency import table_folder
+    from nas.latency import LatencyTable, table_folder
     from nas.runtimes import load_runtime
 
     the_space = load_space(space)
     where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
     if again:
         forget(where)
-    table = run_profile(the_space, classes, device, where, minutes=minutes, context=context)
+    table = run_profile(
+        the_space,
+        classes,
+        device,
+        where,
+        minutes=minutes,
+        context=context,
+        sibling=LatencyTable.load(Path(sibling)) if sibling else None,
+        rows_per_kind=rows,
+    )
     if as_json:
         return print_json(
             {
@@ -64,7 +77,7 @@ def profile(
     out.print(f"table: {where}", soft_wrap=True)
 
 
-def _show(table: LatencyTable) -> None:
+def _show(table: Latencies) -> None:
     m, c = table.manifest, table.calibration
     unusable = [row for row in table.rows.values() if not row.usable]
     out.print(
@@ -77,9 +90,75 @@ def _show(table: LatencyTable) -> None:
         f"({c.raw_mape_percent:.2f} % before calibration), p95 {c.p95_percent:.2f} %, "
         f"bias {c.bias_percent:+.2f} %, Kendall tau {c.kendall_tau:.3f}"
     )
+    if p := m.get("port"):
+        out.print(
+            f"ported from {m['ported_from']['name']} by {p['fitted_on']} rows; on {p['held_out']} "
+            f"other rows: mean error {p['mape_percent']:.1f} %, p95 {p['p95_percent']:.1f} %"
+        )
     if unusable:
         out.print(f"{len(unusable)} layers do not run on it, e.g. {unusable[0].key}:")
         out.print(f"  {unusable[0].note}")
+
+
+@app.command(epilog="Example: vitnas audit torch-cpu/swin:micro")
+def audit(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="TABLE", help="Folder, or DEVICE/SPACE of `vitnas list tables`."),
+    ],
+    other: Annotated[
+        str, typer.Argument(metavar="[OTHER]", help="A table that this one must be no copy of.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """What is wrong with a latency table: copies, slips, outliers, gaps, stale code."""
+    from nas.audit import as_json as json_of
+    from nas.audit import audit as run_audit
+    from nas.audit import shortened
+    from nas.family import load_space
+    from nas.latency import find_table
+
+    table = find_table(name)
+    space = None if table.manifest["source"] == "external" else table.manifest["space"]
+    findings = run_audit(
+        table, find_table(other) if other else None, space=load_space(space) if space else None
+    )
+    result = json_of(findings)
+    if as_json:
+        print_json(result)
+    else:
+        for finding in shortened(findings):
+            style = "red" if finding.severity == "error" else "yellow"
+            about = f" {finding.row}" if finding.row else ""
+            out.print(f"[{style}]{finding.severity}[/] {finding.rule}:{about}", soft_wrap=True)
+            out.print(f"  {finding.message}; {finding.fix}", soft_wrap=True, markup=False)
+        out.print(
+            f"{len(table.rows)} rows of {name}: {result['errors']} errors, "
+            f"{result['warnings']} warnings"
+        )
+    if result["errors"]:
+        raise typer.Exit(1)
+
+
+@app.command(name="import", epilog="Example: vitnas import lut.yaml --out tables/pixel1")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, nn-Meter JSON, or YAML.")],
+    folder: Annotated[str, typer.Option("--out", help="Folder of the table.")],
+    form: Annotated[
+        str, typer.Option("--format", help="csv, nn-meter or once-for-all; default: by ending.")
+    ] = "",
+    unit: Annotated[str, typer.Option(help="Unit of the times, where the file has none.")] = "",
+    device: Annotated[str, typer.Option(help="What the device is called.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Bring a table of others into this schema, as an external one: to look at, not to search."""
+    from nas.external import import_table
+
+    table = import_table(file, form, unit, device)
+    table.save(Path(folder))
+    if as_json:
+        return print_json({"folder": folder, "rows": len(table.rows), "manifest": table.manifest})
+    out.print(f"{len(table.rows)} rows of {table.manifest['device']['name']}: {folder}")
 
 
 @app.command(epilog="Example: vitnas measure runs/swin-micro-20ms")
