@@ -43,6 +43,7 @@ ROUNDS = 8
 _ENOUGH = 3  # rounds that make a table when the time is up
 FIT, HELD_OUT = 12, 30  # networks for the calibration, and for its error
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
+_UNREACHED = "failed: no architecture without failed layers has it"
 _KEPT_CALLS = 3  # of a layer on its own, after one that is dropped
 
 PROTOCOLS = {
@@ -376,7 +377,9 @@ class Campaign:
         rows = {
             key: Row.of(key, own, self.notes.get(key, "")) for key, own in self._by_key().items()
         }
-        return rows | {key: Row.without_numbers(key, why) for key, why in self.failed.items()}
+        reached = self.graph.items()
+        lost = {key: _UNREACHED for key in self._all.items() if key not in reached} | self.failed
+        return rows | {key: Row.without_numbers(key, why) for key, why in lost.items()}
 
     def rows(self) -> Rows:
         """The rows of the table."""

@@ -142,7 +142,8 @@ class Calibration:
         x = parts.sum(1)
         near, target = parts[:fitted_on], y[:fitted_on]
         best = min(_STIFFNESS, key=lambda stiff: _left_out(near, target, stiff))
-        if _left_out(near, target, best) > _EARNED * _left_out(near, target, math.inf):
+        plain = _left_out(near, target, math.inf)
+        if _left_out(near, target, best) > min(_EARNED * plain, plain - _WORTH):
             best = math.inf
         scale, overhead, factors = _solve(near, target, best)
         if scale <= 0:
@@ -171,7 +172,7 @@ class Calibration:
 # How strongly the factors of kinds are held at 1: each deviation costs as an error of so many
 # percent would, times this. Infinite: one scale for all.
 _STIFFNESS = (0.03, 0.1, 0.3, 1.0, math.inf)
-_EARNED = 0.9  # factors must lower the left-out error to this share
+_EARNED, _WORTH = 0.9, 0.001  # factors must lower the left-out error to this share, by so much
 
 
 def _solve(parts: Any, measured: Any, stiffness: float) -> tuple[float, float, Any]:

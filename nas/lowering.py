@@ -168,10 +168,9 @@ def _export(layer: Layer, batch: int) -> OnnxPiece:
             )
             model = program.model_proto
     except Exception as error:  # the exporter raises whatever its parts raise
-        line = str(error).strip().splitlines() or [type(error).__name__]
-        raise PreparationError(
-            f"{layer.key} cannot be exported to ONNX: {line[-1][:200]}"
-        ) from None
+        cause = error.__cause__ or error
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise PreparationError(f"{layer.key} has no ONNX form: {line[:200]}") from None
     takes = _drop_unused(model)
     return OnnxPiece(model.SerializeToString(), takes, writes, keeps)
 
