@@ -238,6 +238,27 @@ def test_few_digits_are_no_copy():
     assert copied([coarse[0][k] for k in KEYS], coarse[1]) == []
 
 
+def test_a_coarse_clock_is_no_copy():
+    """A clock of 1.024 us gives two steady devices many equal medians of short layers."""
+    rng = np.random.default_rng(0)
+    keys = [f"Block(width={i})@8x8" for i in range(400)]
+    tables = []
+    for _ in range(2):
+        costs = 0.02 + 0.0002 * np.arange(400) + rng.normal(0, 3e-4, 400)
+        ticks = np.round(costs / 0.001024) * 0.001024
+        tables.append(
+            {k: Row(k, round(m, 5), round(m, 5), 0.00102, m, 24) for k, m in zip(keys, ticks)}
+        )
+    assert sum(tables[0][k].median == tables[1][k].median for k in keys) > 100
+    assert copied(list(tables[0].values()), tables[1]) == []
+
+
+def test_medians_alone_can_be_copied():
+    other = sound(5, speed=1.5)
+    rows = [replace(TABLE.rows[k], median=round(1.03 * other.rows[k].median, 5)) for k in KEYS]
+    assert len(rows_of(audit(changed(TABLE, rows), other), "copied")) > 0.9 * len(KEYS)
+
+
 def test_the_same_campaign_twice_is_no_copy_and_another_device_is():
     assert "copied" not in rules(audit(TABLE, TABLE))
     other = changed(TABLE, device={"name": "onnxruntime-cpu"})

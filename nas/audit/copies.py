@@ -20,7 +20,7 @@ from nas.audit.outliers import Floats
 from nas.latency import Row
 
 LOG10_CHANCE = -6.0  # less likely than this is no coincidence
-_FLOOR = 0.005  # medians of two campaigns on one quiet machine differ by this much and more
+_FLOOR = 0.0005  # no device repeats itself better than this
 _PEAK = 1 / (2 * math.sqrt(math.pi))  # density of the difference of two equal normals at zero
 
 
@@ -43,17 +43,22 @@ def copied(mine: Sequence[Row], theirs: Mapping[str, Row]) -> list[Copy]:
         return []
     a, b = (np.array([(r.median, r.iqr, r.samples) for r in side]).T for side in zip(*pairs))
     grains = _grain(a[0]), _grain(b[0])
-    found: list[Copy] = []
-    for factor, tried in ((1.0, 1), (_usual_factor(a[0], b[0], grains), len(pairs))):
-        equal, chance = _agreement(a, b, factor, grains)
+    usual = _usual_factor(a[0], b[0], grains)
+    # Spreads make a copy of a few rows certain; a copy may also have medians only.
+    for factor, tried, spreads in (
+        (1.0, 1, True),
+        (1.0, 1, False),
+        (usual, len(pairs), True),
+        (usual, len(pairs), False),
+    ):
+        equal, chance = _agreement(a, b, factor, grains, spreads)
         log10 = _log10_tail(int(equal.sum()), float(chance.sum())) + math.log10(tried)
         if log10 > LOG10_CHANCE or equal.sum() < (2 if factor == 1 else 3):
             continue
         telling = np.flatnonzero(equal & (chance < 0.05))
         keys = (pairs[i][0].key for i in telling)
-        found += [Copy(key, factor, int(equal.sum()), len(pairs), log10) for key in keys]
-        break
-    return found
+        return [Copy(key, factor, int(equal.sum()), len(pairs), log10) for key in keys]
+    return []
 
 
 def repeated(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -74,12 +79,17 @@ def repeated(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _grain(values: Floats) -> float:
-    """The last decimal place that values are written with."""
+    """The last decimal place that values are written with, or the clock's step if that is more."""
+    decimal = 1e-9
     for places in range(9):
         scaled = values * 10**places
         if np.allclose(scaled, np.round(scaled), rtol=0, atol=1e-4):
-            return float(10.0**-places)
-    return 1e-9
+            decimal = float(10.0**-places)
+            break
+    distinct = np.unique(values)
+    if 1 < len(distinct) < 0.8 * len(values):  # so many ties are those of a coarse clock
+        return max(decimal, float(np.diff(distinct).min()))
+    return decimal
 
 
 def _chances(median: float, iqr: float, samples: float, grain: float) -> tuple[float, float]:
@@ -91,17 +101,16 @@ def _chances(median: float, iqr: float, samples: float, grain: float) -> tuple[f
 
 
 def _agreement(
-    a: Floats, b: Floats, factor: float, grains: tuple[float, float]
+    a: Floats, b: Floats, factor: float, grains: tuple[float, float], spreads: bool
 ) -> tuple[NDArray[np.bool_], Floats]:
-    """Which rows agree to the last digit, and the chance of each that they do."""
+    """Which rows agree to the last digit (in median, and in spread), and the chance of each."""
     width = grains[0] + factor * grains[1] if factor != 1 else max(grains)
     slack = 0.51 * width if factor != 1 else 0.01 * width
     equal = np.abs(a[0] - factor * b[0]) <= slack
-    known = np.isfinite(a[1]) & np.isfinite(b[1])
+    known = np.isfinite(a[1]) & np.isfinite(b[1]) & spreads
     equal &= ~known | (np.abs(a[1] - factor * b[1]) <= slack)
-    iqrs = np.where(known, a[1], 0.0)
-    both = [_chances(m, i, n, width) for m, i, n in zip(a[0], iqrs, a[2])]
-    return equal, np.array([x * y for x, y in both])
+    both = [_chances(m, i, n, width) for m, i, n in zip(*a)]
+    return equal, np.array([x * (y if k else 1.0) for (x, y), k in zip(both, known)])
 
 
 def _usual_factor(a: Floats, b: Floats, grains: tuple[float, float]) -> float:

@@ -194,17 +194,24 @@ def copies(s: Subject) -> Found:
         return  # equal counts of equal code are the same count, not a copy
     found = copied(s.rows, s.other.rows)
     name = theirs.get("device", {}).get("name", "another device")
+    # On one device steady enough to repeat itself, equal numbers need not be copied.
+    severity = WARNING if _same_device(mine, theirs) else ERROR
     for copy in found:
         how = "those" if copy.factor == 1 else f"exactly {copy.factor:.6g} times those"
         share = f"like {copy.rows} rows of {copy.common}: by chance 1e{copy.log10_chance:.0f}"
         message = f"its numbers are {how} of the table of {name}, {share}"
-        yield Finding("copied", ERROR, copy.key, message, fix)
+        yield Finding("copied", severity, copy.key, message, fix)
     pairs = [(r.median, s.other.rows[r.key].median) for r in s.rows if r.key in s.other.rows]
     ratios = [a / b for a, b in pairs if b > 0 and math.isfinite(b)]
     same_unit = mine.get("unit") == theirs.get("unit")
     if ratios and not found and same_unit and SLIP[0] < abs(math.log(np.median(ratios))) < SLIP[1]:
         message = f"rows are {np.median(ratios):.4g} times those of the other table"
         yield Finding("unit", WARNING, "", message, "check that both are in the unit they name")
+
+
+def _same_device(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    a, b = ({k: v for k, v in m.get("device", {}).items() if k != "name"} for m in (mine, theirs))
+    return a == b and "processor" in a
 
 
 def _edited(s: Subject, other: LatencyTable) -> Found:
