@@ -62,13 +62,21 @@ class Report:
     p95_percent: float
     bias_percent: float
     kendall_tau: float
+    left_out_percent: float  # the mean error of fitted rows when fitted without them, weighed alike
     kinds: tuple[Fit, ...]
 
     def to_toml(self) -> dict[str, Any]:
-        data = {**asdict(self), "kinds": {fit.kind: asdict(fit) for fit in self.kinds}}
-        for fit in data["kinds"].values():
-            del fit["kind"]
-        return data
+        """Without what is not known."""
+        kinds = {fit.kind: _known_of(asdict(fit)) for fit in self.kinds}
+        return _known_of(asdict(self)) | {"kinds": kinds}
+
+
+def _known_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: v
+        for k, v in record.items()
+        if k != "kind" and not (isinstance(v, float) and not math.isfinite(v))
+    }
 
 
 def kind_of(key: str) -> str:
@@ -160,7 +168,7 @@ def _carried(old: Row, measured: Row | None, fits: Mapping[str, Fit]) -> Row:
     fit = fits.get(kind_of(old.key))
     if fit is None:
         return Row.without_numbers(old.key, "failed: no row of this kind ran, none was ported")
-    predicted = round(fit.scale * old.median + fit.offset, 5)
+    predicted = round(float(_line(fit.scale, fit.offset, np.array(old.median))), 5)
     return Row(old.key, predicted, predicted, 0.0, 0.0, 0, NOTE)
 
 
@@ -177,7 +185,7 @@ def _fits(
         form, left_out = _choose(own, rest)
         scale, offset = _solve(form, own, rest)
         checks = np.array([pairs[key] for key in held if kind_of(key) == kind]).reshape(-1, 2)
-        error = np.abs((scale * checks[:, 0] + offset) / checks[:, 1] - 1)
+        error = np.abs(_line(scale, offset, checks[:, 0]) / checks[:, 1] - 1)
         fits[kind] = Fit(
             kind,
             form,
@@ -217,7 +225,7 @@ def _left_out(form: str, own: Floats, rest: Floats) -> float:
         if not len(others) and (form != "global" or not len(rest)):
             return math.inf
         scale, offset = _solve(form, others, rest)
-        errors.append(abs((scale * own[i, 0] + offset) / own[i, 1] - 1))
+        errors.append(abs(_line(scale, offset, own[i, 0]) / own[i, 1] - 1))
     return float(np.mean(errors))
 
 
@@ -240,6 +248,11 @@ def _solve(form: str, own: Floats, rest: Floats) -> tuple[float, float]:
     return _scale(own), 0.0
 
 
+def _line(scale: float, offset: float, old: Any) -> Any:
+    """New costs of old ones; where an offset would eat a small row, a fifth of it stays."""
+    return np.maximum(scale * old + offset, 0.2 * scale * old)
+
+
 def _scale(pairs: Floats) -> float:
     ratio = pairs[:, 0] / pairs[:, 1]
     return float(ratio.sum() / (ratio**2).sum())
@@ -254,7 +267,9 @@ def _report(
 ) -> Report:
     checked = [key for key in held if kind_of(key) in fits]
     forms = [fits[kind_of(key)] for key in checked]
-    predicted = np.array([f.scale * pairs[k][0] + f.offset for f, k in zip(forms, checked)])
+    predicted = np.array(
+        [_line(f.scale, f.offset, pairs[k][0]) for f, k in zip(forms, checked)]
+    )  # fmt: skip
     measured = np.array([pairs[key][1] for key in checked])
     error = 100 * (predicted / measured - 1)
     # So many predicted rows does each check stand for.
@@ -266,7 +281,19 @@ def _report(
         p95_percent=round(float(np.percentile(np.abs(error), 95)), 3),
         bias_percent=round(float(np.average(error, weights=weights)), 3),
         kendall_tau=round(kendall_tau(predicted, measured), 4) if len(checked) > 1 else 1.0,
+        left_out_percent=_weighted(
+            [(fit.left_out_percent, rows[kind]) for kind, fit in fits.items()]
+        ),
         kinds=tuple(fits.values()),
+    )
+
+
+def _weighted(errors: Sequence[tuple[float, int]]) -> float:
+    known = [(error, max(rows, 1e-3)) for error, rows in errors if math.isfinite(error)]
+    return (
+        round(float(np.average([e for e, _ in known], weights=[w for _, w in known])), 3)
+        if known
+        else math.nan
     )
 
 
