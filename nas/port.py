@@ -125,8 +125,9 @@ def carry(
 ) -> tuple[dict[str, Row], Report]:
     """Every row of `table` on the device of `measured`: measured where it was, else predicted.
 
-    Rows that could not be had on either device stay without numbers, and so do those of a kind of
-    which no chosen row ran. Raises `TableError` where too little was measured to state an error.
+    Every measured row that is not among those to fit is a check, chosen or not (whole networks were
+    timed layer by layer, perhaps). Rows that could not be had on either device stay without
+    numbers, and so do those of a kind of which no chosen row ran. Raises `TableError` where too little was measured to state an error.
     """
     if unknown := [key for key in measured if key not in table.rows]:
         raise TableError(
@@ -136,7 +137,7 @@ def carry(
     old = {key: row.median for key, row in table.rows.items() if _known(row)}
     pairs = {k: (old[k], r.median) for k, r in measured.items() if k in old and _known(r)}
     fitted = [key for key in chosen.fit if key in pairs]
-    held = [key for key in chosen.held_out if key in pairs]
+    held = [key for key in pairs if key not in chosen.fit]
     if len(fitted) < 2 or not held:
         raise TableError(
             f"{len(fitted)} rows to fit and {len(held)} to check could be measured",

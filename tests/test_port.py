@@ -167,6 +167,18 @@ def test_held_out_rows_change_nothing_but_the_error():
     assert worse.mape_percent > 80 > 10 > report.mape_percent
 
 
+def test_all_else_that_was_measured_is_a_check():
+    truth = sibling(OLD, lambda _, old: 2 * old, noise=0.02)
+    chosen = choose_rows(OLD)
+    few, _ = carry(OLD, chosen, seen(truth, chosen))
+    rows, report = carry(OLD, chosen, truth)
+    assert rows == truth
+    assert report.held_out == len(truth) - len(chosen.fit)
+    off = [abs(few[k].median / truth[k].median - 1) for k in truth if few[k].note == NOTE]
+    (block,) = [fit for fit in report.kinds if fit.kind == "Block"]
+    assert block.mape_percent == pytest.approx(100 * np.mean(off), rel=0.2)  # and four checks
+
+
 def test_rows_that_run_on_neither_device_are_never_predicted():
     truth = sibling(OLD, lambda _, old: 2 * old)
     chosen = choose_rows(OLD)
