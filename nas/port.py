@@ -127,7 +127,8 @@ def carry(
 
     Every measured row that is not among those to fit is a check, chosen or not (whole networks were
     timed layer by layer, perhaps). Rows that could not be had on either device stay without
-    numbers, and so do those of a kind of which no chosen row ran. Raises `TableError` where too little was measured to state an error.
+    numbers, and so do those of a kind of which no chosen row ran. Raises `TableError` where too
+    little was measured to state an error.
     """
     if unknown := [key for key in measured if key not in table.rows]:
         raise TableError(
