@@ -75,7 +75,8 @@ def profile(
     with load_runtime(device) as runtime:
         described = runtime.describe()
         folder = folder or table_folder(space, classes, runtime)
-        context = check_option("context", context or runtime.context, CONTEXTS)
+        usual = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
+        context = check_option("context", context or usual or runtime.context, CONTEXTS)
         graph = Graph.of(space, classes)
         if graph.count < FIT + HELD_OUT:
             raise TableError(
@@ -95,7 +96,7 @@ def profile(
         if sibling is None:
             campaign = Campaign(space, classes, graph, runtime, context, journal, rounds)
         else:
-            port.check(sibling, described, runtime.unit, code)
+            port.check(sibling, described, runtime.unit, code, context)
             chosen = port.choose_rows(sibling, rows_per_kind)
             identity.append(chosen)
             campaign = Campaign(

@@ -299,10 +299,12 @@ def _weighted(errors: Sequence[tuple[float, int]]) -> float:
     )
 
 
-def check(table: LatencyTable, device: Mapping[str, Any], unit: str, layer_code: str) -> None:
+def check(
+    table: LatencyTable, device: Mapping[str, Any], unit: str, layer_code: str, context: str
+) -> None:
     """Refuse to port between what no factor of a kind can bring together.
 
-    `device` and `unit` are those of the new device. Counts of instructions may be carried to
+    All but the table are those of the new device. Counts of instructions may be carried to
     milliseconds: that is what they are for.
     """
     manifest = table.manifest
@@ -320,6 +322,11 @@ def check(table: LatencyTable, device: Mapping[str, Any], unit: str, layer_code:
     counts = manifest["source"] == "emulated-count" and unit == "ms"
     if table.unit != unit and not counts:
         raise TableError(f"cannot port {table.unit} to {unit}", fix)
+    if table.unit == unit and manifest["context"] != context:
+        raise TableError(
+            f"cannot port rows timed {manifest['context']} to rows timed {context}",
+            f"time them alike: --context {manifest['context']}",
+        )
     if manifest["layer_code"] != layer_code:
         raise TableError("the table to port is of layers of another version", fix)
 

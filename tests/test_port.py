@@ -25,7 +25,7 @@ def table(seed: int = 0, **manifest) -> LatencyTable:
         for median in np.exp(logs).tolist():
             key = f"{kind}(width={round(1e5 * median)})@8x8"
             rows[key] = Row(key, round(median, 5), round(median, 5), 0.01, median, 8)
-    base = {"source": "measured", "unit": "ms", "device": DEVICE, "layer_code": "c",
+    base = {"source": "measured", "unit": "ms", "device": DEVICE, "layer_code": "c", "context": "isolated",
             "date": "2026-11-21", "campaign": "a1"}  # fmt: skip
     return LatencyTable(rows, base | manifest)
 
@@ -219,6 +219,7 @@ def test_too_little_or_foreign_rows_are_refused():
         ({}, {"batch": 8}, "ms", "batch 1 to 8"),
         ({}, {"dtype": "bfloat16"}, "ms", "dtype float32 to bfloat16"),
         ({"layer_code": "d"}, {}, "ms", "another version"),
+        ({"context": "network"}, {}, "ms", "rows timed network to rows timed isolated"),
         ({"source": "ported"}, {}, "ms", "ported itself"),
         ({"source": "external"}, {}, "ms", "external itself"),
         ({}, {}, "Minstructions", "ms to Minstructions"),
@@ -227,12 +228,12 @@ def test_too_little_or_foreign_rows_are_refused():
 )
 def test_what_no_factor_brings_together_is_refused(old, new, unit, error):
     with pytest.raises(TableError, match=error):
-        check(table(**old), DEVICE | new, unit, "c")
+        check(table(**old), DEVICE | new, unit, "c", "isolated")
 
 
 def test_counts_may_be_carried_to_a_board():
     counts = table(source="emulated-count", unit="Minstructions")
-    check(counts, DEVICE | {"name": "pi"}, "ms", "c")
+    check(counts, DEVICE | {"name": "pi"}, "ms", "c", "network")
     truth = sibling(counts, lambda _, old: 0.7 * old)
     chosen = choose_rows(counts)
     rows, report = carry(counts, chosen, seen(truth, chosen))
