@@ -8,6 +8,7 @@ VitnasError
 ├── TableError              a latency table that is missing, incomplete or of another machine
 ├── WeightsError            supernet weights that are missing or do not fit the space
 ├── RunError                a run directory that cannot be used or resumed
+├── DeviceError             a device that cannot be reached, or stopped answering
 ├── MissingPackageError     an optional package that is not installed
 ├── PreparationError        layers that a runtime cannot run
 └── EvaluationError         a subnet whose score or latency could not be obtained
@@ -74,6 +75,10 @@ class RunError(VitnasError):
 
 
 class MissingPackageError(VitnasError):
+    pass
+
+
+class DeviceError(VitnasError):
     pass
 
 
