@@ -24,6 +24,7 @@ from nas.errors import DeviceError, PreparationError, VitnasError
 START_S = 60  # for the connection, and Python there
 HELLO_S = 120  # numpy and onnxruntime start slowly from a memory card
 REQUEST_S = 600
+GRACE_S = 5  # the agent ends itself first, so that nothing goes on running there
 LONGEST_NS = 3_600_000_000_000
 LINE_BYTES = 1 << 20
 OLD_PYTHON = 93  # exit status of the first line there, which even Python 2 understands
@@ -91,9 +92,10 @@ class Link:
 
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
-        for line in iter(lambda: self._process.stderr.readline(4096), b""):  # type: ignore[union-attr]
-            if text := printable(line.decode("utf-8", "replace")):
-                self._lines.append(text)
+        with self._process.stderr as stream:
+            while line := stream.readline(4096):
+                if text := printable(line.decode("utf-8", "replace")):
+                    self._lines.append(text)
 
     def _greeting(self, deadline: _Deadline) -> None:
         """Skip what login scripts write before the agent's first line."""
@@ -137,7 +139,7 @@ class Link:
     ) -> dict[str, Any]:
         """One question and its answer, an object without `error`."""
         message = {"do": do, **fields, "size": len(blob), "limit_s": math.ceil(limit_s)}
-        with _Deadline(self._process, limit_s + 5) as deadline:
+        with _Deadline(self._process, limit_s + GRACE_S) as deadline:
             self._send(json.dumps(message).encode() + b"\n" + blob)
             line = self._line(deadline)
         try:
@@ -251,12 +253,12 @@ class Link:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
+        self._process.stdout.close()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
         self._reader.join(2)
 
 
