@@ -7,20 +7,19 @@ nothing and are never called measured.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from nas.errors import DeviceError, MissingPackageError, UsageError, VitnasError
 from nas.family import Layer
 from nas.link import OLD_PYTHON, Hello, Link, Step
+from nas.lowering import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample, check_option
-
-if TYPE_CHECKING:
-    from nas.lowering import OnnxPiece
 
 ADDRESS = re.compile(
     r"(?:(?P<user>[\w.][\w.-]*)@)?(?P<host>[\w.][\w.-]*|\[[0-9A-Fa-f:.%\w]+\])(?::(?P<port>\d+))?"
@@ -49,7 +48,8 @@ class AgentRuntime(Runtime):
     """
 
     kind = "arm"
-    packages = ("onnx", "onnxscript")
+    lowering = VERSION
+    packages = PACKAGES
     extra = "onnx"
     source: str = "emulated-time"
 
@@ -93,24 +93,25 @@ class AgentRuntime(Runtime):
     def __enter__(self) -> Self:
         self._link = self.connect()
         try:
-            hello = self._link.hello(self.threads)
-            if self._slow(self._link):
-                hello = hello._replace(emulator=(*hello.emulator, SLOW_SIGN))
-            self._recognise(hello)
+            hello = self.judge(self._link, self._link.hello(self.threads))
+            if self._hello not in (None, hello):
+                raise DeviceError(
+                    f"{self.device} is another device than a moment ago: {hello.processor}",
+                    "give each device its own address",
+                )
         except BaseException:
             self._link.close()
             self._link = None
             raise
+        self._hello = hello
         return self
 
-    def _recognise(self, hello: Hello) -> None:
-        if self._hello is not None and hello != self._hello:
-            raise DeviceError(
-                f"{self.device} is another device than a moment ago: {hello.processor}",
-                "give each device its own address",
-            )
-        self._hello = hello
+    def judge(self, link: Link, hello: Hello) -> Hello:
+        """Set `source`: what the numbers of this device are; `hello` with what else it shows."""
+        if _slow(link):
+            hello = hello._replace(emulator=(*hello.emulator, SLOW_SIGN))
         self.source = "emulated-time" if hello.emulator else "measured"
+        return hello
 
     def __exit__(
         self,
@@ -122,29 +123,10 @@ class AgentRuntime(Runtime):
             self._link.close()
         self._link = None
 
-    def _slow(self, link: Link) -> bool:
-        """Whether a product of matrices takes longer than on any real processor.
-
-        Emulators work floating point out in software, 0.01 to 0.3 GFLOP/s; a Cortex-A53 at 1 GHz
-        has 3. This sees an emulated machine that hides everything else.
-        """
-        size = 96
-        step = Step(_product(size), {"a": 0}, [1])
-        program = link.prepare([("float32", (size, size), b"")], [step])
-        times = [link.run(program, 1)[0] for _ in range(8)]
-        link.forget(program)
-        best_ms = min(cpu or wall for wall, cpu in times)
-        return 2 * size**3 / best_ms / 1e6 < SLOW_GFLOPS
-
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
-        import os
-
-        from nas.lowering import lower_ahead
-
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
-        from nas.lowering import lower
         from nas.pieces import inputs, slots
 
         if self._link is None:
@@ -186,6 +168,21 @@ def _wired(pieces: Sequence[OnnxPiece], state: list[int | None], free: int) -> l
     return steps
 
 
+def _slow(link: Link) -> bool:
+    """Whether a product of matrices takes longer than on any real processor.
+
+    Emulators work floating point out in software, 0.01 to 0.3 GFLOP/s; a Cortex-A53 at 1 GHz
+    has 3. This sees an emulated machine that hides everything else.
+    """
+    size = 96
+    step = Step(_product(size), {"a": 0}, [1])
+    program = link.prepare([("float32", (size, size), b"")], [step])
+    times = [link.run(program, 1)[0] for _ in range(8)]
+    link.forget(program)
+    best_ms = min(cpu or wall for wall, cpu in times)
+    return 2 * size**3 / best_ms / 1e6 < SLOW_GFLOPS
+
+
 def _product(size: int) -> bytes:
     """A product of two square matrices as an ONNX model."""
     from onnx import TensorProto, helper
@@ -205,6 +202,8 @@ class Ssh(AgentRuntime):
     `config` is a file for `ssh -F`; without it `~/.ssh/config` holds, aliases and jump hosts too.
     `python` is the Python there that has onnxruntime, e.g. `~/venv/bin/python`.
     """
+
+    example = "user@host"
 
     def __init__(
         self,
