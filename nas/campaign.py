@@ -56,7 +56,7 @@ PROTOCOLS = {
 def profile(
     space: SearchSpace,
     classes: int,
-    device: str = "torch-cpu",
+    device: str | Runtime = "torch-cpu",
     folder: Path | None = None,
     rounds: int = ROUNDS,
     minutes: float = math.inf,
@@ -72,7 +72,7 @@ def profile(
     `rows_per_kind` rows of each kind of layer (and a few to check) are measured, the others
     carried over.
     """
-    with load_runtime(device) as runtime:
+    with load_runtime(device) if isinstance(device, str) else device as runtime:
         described = runtime.describe()
         folder = folder or table_folder(space, classes, runtime)
         usual = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
