@@ -22,7 +22,7 @@ import zlib
 from typing import Any
 
 PROTOCOL = 1
-IDLE_S = 3600  # ends by itself where the connection went without a word
+IDLE_S = 3 * 3600  # ends by itself where the connection went without a word
 
 # What /sys, /proc and ELF headers call processors, by the family that `uname -m` belongs to.
 FAMILIES = {

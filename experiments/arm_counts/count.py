@@ -46,7 +46,7 @@ with open({path!r}, "rb") as file:
 
 
 def clock():
-    return counters[0], 0
+    return counters[{counter}], 0
 """
 
 
@@ -55,30 +55,29 @@ class ArmCounts(AgentRuntime):
 
     unit = "Minstructions"
     exact = True
+    counter = 0  # all instructions; the plugin's source names the others
 
     def __init__(self, userland: Path) -> None:
         super().__init__("arm-counts", threads=1, batch=1)
         self.userland = userland.resolve()
-        self._folder = tempfile.TemporaryDirectory(prefix="vitnas-counts-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def connect(self) -> Link:
-        plugin, counts = self._build(), Path(self._folder.name) / "counts"
+        self._folder = tempfile.TemporaryDirectory(prefix="vitnas-counts-")
+        counts = Path(self._folder.name) / "counts"
+        plugin = _built(Path(self._folder.name))
         root = self.userland / "root"
         python = min((root / "usr/bin").glob("python3.??"))
         environment = [f"PYTHONPATH={self.userland / 'site'}", "OPENBLAS_NUM_THREADS=1"]
         qemu = ["qemu-aarch64", "-plugin", f"{plugin},counts={counts}", "-cpu", "cortex-a72"]
         command = ["env", *environment, "PYTHONHASHSEED=0", *qemu, "-L", str(root), str(python)]
-        source = agent_source() + CLOCK.format(path=str(counts))
+        source = agent_source() + CLOCK.format(path=str(counts), counter=self.counter)
         return Link(lambda line: [*command, "-u", "-B", "-c", line], "qemu", _ended, source)
 
-    def _build(self) -> Path:
-        for program, package in (("cc", "gcc"), ("qemu-aarch64", "qemu-user")):
-            if not shutil.which(program):
-                raise MissingPackageError(f"counting needs {program}", f"apt install {package}")
-        plugin = Path(self._folder.name) / "icount.so"
-        command = ["cc", "-shared", "-fPIC", "-O2", "-o", plugin, HERE / "icount_plugin.c"]
-        subprocess.run(command, check=True)
-        return plugin
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def judge(self, link: Link, hello: Hello) -> Hello:
         self.source = "emulated-count"
@@ -88,6 +87,16 @@ class ArmCounts(AgentRuntime):
         program = super().prepare(layers, fused)
         program()  # the first run plans its memory
         return program
+
+
+def _built(folder: Path) -> Path:
+    for program, package in (("cc", "gcc"), ("qemu-aarch64", "qemu-user")):
+        if not shutil.which(program):
+            raise MissingPackageError(f"counting needs {program}", f"apt install {package}")
+    plugin = folder / "icount.so"
+    command = ["cc", "-shared", "-fPIC", "-O2", "-o", plugin, HERE / "icount_plugin.c"]
+    subprocess.run(command, check=True)
+    return plugin
 
 
 def _ended(status: int | None, lines: Sequence[str]) -> VitnasError:

@@ -76,10 +76,8 @@ class AgentRuntime(Runtime):
             "processor": hello.processor,
             "machine": hello.machine,
             "board": hello.board,
-            "system": hello.system,
             "cores": hello.cores,
             "emulator": ", ".join(hello.emulator),
-            "python": hello.python,
             "runtime": "onnxruntime",
             "runtime_version": hello.runtime_version,
             "threads": self.threads,
@@ -88,7 +86,10 @@ class AgentRuntime(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
-        return self._link.conditions() if self._link else {}
+        if self._link is None or self._hello is None:
+            return {}
+        versions = {"system": self._hello.system, "python": self._hello.python}
+        return versions | self._link.conditions()
 
     def __enter__(self) -> Self:
         self._link = self.connect()
