@@ -8,7 +8,7 @@ ONNX Runtime for aarch64 runs under qemu, and a plugin of qemu counts. Needs Deb
 (the static build takes no plugins) and a C compiler. The first form counts random subnets of each
 space, layer by layer and as a whole, several times: it prints how far counts repeat and what the
 layers add up to, and writes `results/arm_counts.csv`. The second writes a table of a space with
-`emulated-count` as its source.
+`emulated-count` as its source, as any device gets one.
 
 Expected: counts repeat within 0.1 %, and layers add up to 0.99-1.02 of the whole. An instruction is
 no time: caches and the width of a core are not in it.
