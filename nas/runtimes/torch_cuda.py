@@ -1,0 +1,265 @@
+"""torch on an NVIDIA GPU: eager, and as replay of a captured CUDA graph.
+
+At batch 1 most networks here are bound by launching their kernels: eager shows that, a graph shows
+what the kernels take. Hence two runtimes, not two options: their tables have nothing in common.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from nas.errors import PreparationError, VitnasError
+from nas.family import Layer
+from nas.runtimes import Program, Runtime, Sample, check_option
+from nas.versions import installed
+
+if TYPE_CHECKING:
+    from nas.pieces import Steps
+
+DTYPES = ("float32", "float16", "bfloat16")
+WARM_UP_S = 0.1  # of each piece; kernels are loaded and chosen, clocks rise
+SAMPLE_MS = 1.0  # passes are repeated until a sample takes as long
+MOST_PASSES = 32
+
+
+class Mark(Protocol):
+    """A point in the stream of the device; `torch.cuda.Event` is one."""
+
+    def record(self) -> None: ...
+    def elapsed_time(self, end: Any, /) -> float:
+        """Milliseconds from this mark to `end`."""
+
+
+class Clock(Protocol):
+    """What measuring needs of a device; tests bring one for the CPU."""
+
+    device: str
+
+    def mark(self) -> Mark: ...
+    def synchronize(self) -> None: ...
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """`work`, marks included, as something that runs it again without Python."""
+
+
+class Events:
+    """CUDA events. External ones become nodes of a captured graph and can be read after it ran."""
+
+    device = "cuda"
+
+    def __init__(self, external: bool = False) -> None:
+        self.external = external
+
+    def mark(self) -> Mark:
+        import torch
+
+        make: Callable[..., Mark] = torch.cuda.Event
+        return make(enable_timing=True, external=self.external)
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        import torch
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        return graph.replay
+
+
+class TorchCuda(Runtime):
+    """torch eager on the GPU that CUDA_VISIBLE_DEVICES puts first.
+
+    A sample is the mean over as many passes as take a millisecond, back to back, each with an
+    input of its own; weights and maps are as warm in the L2 cache as the network itself leaves
+    them. Clocks are left alone: what they were stands in the manifest. TF32 is as torch has it by
+    default (`float32_matmul_precision`). int8 layers have no int8 kernel here and fail.
+    """
+
+    kind = "gpu"
+    captured = False
+
+    def __init__(self, device: str, *, dtype: str = "float32", batch: int = 1) -> None:
+        super().__init__(device)
+        self.dtype, self.batch = check_option("dtype", dtype, DTYPES), batch
+
+    def clock(self) -> Clock:
+        return Events(external=self.captured)
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+
+        require_cuda(self.device)
+        return {
+            "name": self.device,
+            "processor": torch.cuda.get_device_name(),
+            "machine": platform.machine(),
+            "runtime": "torch-cuda-graph" if self.captured else "torch-cuda",
+            "runtime_version": f"{installed('torch')}, CUDA {torch.version.cuda}",
+            "threads": 1,
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+        }
+
+    def conditions(self) -> dict[str, Any]:
+        return gpu_conditions()
+
+    def __enter__(self) -> Self:
+        import torch
+
+        torch.manual_seed(0)
+        return self
+
+    def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        import torch
+
+        from nas.pieces import build, inputs
+
+        for layer in layers:
+            if layer.sizes.get("bits") == 8:
+                raise PreparationError(
+                    f"{self.device} has no int8 kernels for {layer.key}",
+                    "use onnxruntime-cpu for int8",
+                )
+        clock = self.clock()
+        dtype = getattr(torch, self.dtype)
+        try:
+            steps = build(layers, dtype, clock.device)
+
+            def draw() -> tuple[Any, ...]:
+                return inputs(layers[0], self.batch, dtype, clock.device)
+
+            return self._program(clock, steps, draw, fused)
+        except (RuntimeError, TypeError, ValueError) as error:
+            message = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PreparationError(f"{self.device} cannot run {layers[0].key}: {message}") from None
+
+    def _program(
+        self, clock: Clock, steps: Steps, draw: Callable[[], tuple[Any, ...]], fused: bool
+    ) -> Program:
+        import torch
+
+        with torch.inference_mode():
+            pass_ms = _warm_up(clock, steps, draw())
+            passes = max(1, min(MOST_PASSES, round(SAMPLE_MS / pass_ms)))
+            states = [draw() for _ in range(passes)]
+            count = 1 if fused else len(steps)
+            marks = [[clock.mark() for _ in range(count + 1)] for _ in states]
+
+            def work() -> None:
+                for state, own in zip(states, marks):
+                    _pass(steps, state, own)
+
+            launch = clock.capture(work) if self.captured else work
+            clock.synchronize()
+
+        @torch.inference_mode()
+        def program() -> list[Sample]:
+            launch()  # after other programs: this one's weights are elsewhere, clocks have dropped
+            launch()
+            clock.synchronize()
+            spent = [
+                sum(own[i].elapsed_time(own[i + 1]) for own in marks) / passes for i in range(count)
+            ]
+            return [Sample(ms, 0.0) for ms in spent]
+
+        return program
+
+
+class TorchCudaGraph(TorchCuda):
+    """torch on the GPU, captured once as a CUDA graph and replayed: launches cost next to nothing.
+
+    The clock is read by event nodes inside the graph, between layers or around each pass.
+    """
+
+    captured = True
+
+
+def _pass(steps: Steps, state: tuple[Any, ...], marks: Sequence[Mark]) -> None:
+    """One pass; its marks are before it and after each layer, or just after the last."""
+    marks[0].record()
+    for i, (module, sizes) in enumerate(steps, start=1):
+        state = module(*state, **sizes)
+        if len(marks) > 2 or i == len(steps):
+            marks[min(i, len(marks) - 1)].record()
+
+
+def _warm_up(clock: Clock, steps: Steps, state: tuple[Any, ...]) -> float:
+    """Milliseconds of a pass after `WARM_UP_S` of them."""
+    start, end = clock.mark(), clock.mark()
+    begun = time.perf_counter()
+    while True:
+        _pass(steps, state, (start, end))
+        clock.synchronize()
+        if time.perf_counter() - begun > WARM_UP_S:
+            return max(start.elapsed_time(end), 1e-6)
+
+
+def require_cuda(device: str) -> None:
+    """Raise `VitnasError` with the fix if torch cannot use a GPU."""
+    import torch
+
+    if torch.version.cuda is None:
+        raise VitnasError(
+            f"{device} needs a CUDA build of torch, this is {torch.__version__}",
+            "see https://pytorch.org/get-started/locally",
+        )
+    if not torch.cuda.is_available():
+        raise VitnasError(f"{device} finds no GPU", "check that nvidia-smi lists one")
+
+
+# What nvidia-smi calls it, and what the manifest does.
+_QUERY = {
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "temperature.gpu": "temperature_c",
+    "power.draw": "power_w",
+    "power.limit": "power_limit_w",
+    "utilization.gpu": "utilization_percent",
+    "driver_version": "driver",
+}
+
+
+def gpu_conditions() -> dict[str, Any]:
+    """Clocks, temperature and power of the GPU, as far as nvidia-smi tells."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    query = [f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            [program, *query, *_device_id()], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    if answer.returncode or not answer.stdout.strip():
+        return {}
+    values = answer.stdout.splitlines()[0].split(", ")
+    return {key: _number(value) for key, value in zip(_QUERY.values(), values)}
+
+
+def _device_id() -> list[str]:
+    """nvidia-smi numbers GPUs on its own: it knows nothing of CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return ["-i", f"GPU-{torch.cuda.get_device_properties().uuid}"]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip()
+
+
+RUNTIMES = {"torch-cuda": TorchCuda, "torch-cuda-graph": TorchCudaGraph}
