@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nas.errors import PreparationError, VitnasError
@@ -25,6 +27,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 WARM_UP_S = 0.1  # of each piece; kernels are loaded and chosen, clocks rise
 SAMPLE_MS = 1.0  # passes are repeated until a sample takes as long
 MOST_PASSES = 32
+
+Call = Callable[[], Any]  # launches one piece
 
 
 class Mark(Protocol):
@@ -121,7 +125,7 @@ class TorchCuda(Runtime):
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         import torch
 
-        from nas.pieces import build, inputs
+        from nas.pieces import build, inputs, run
 
         for layer in layers:
             if layer.sizes.get("bits") == 8:
@@ -129,49 +133,18 @@ class TorchCuda(Runtime):
                     f"{self.device} has no int8 kernels for {layer.key}",
                     "use onnxruntime-cpu for int8",
                 )
-        clock = self.clock()
-        dtype = getattr(torch, self.dtype)
+        clock, dtype = self.clock(), getattr(torch, self.dtype)
         try:
             steps = build(layers, dtype, clock.device)
 
-            def draw() -> tuple[Any, ...]:
-                return inputs(layers[0], self.batch, dtype, clock.device)
+            def wire() -> list[Call]:
+                state = inputs(layers[0], self.batch, dtype, clock.device)
+                return [lambda: run(steps, state)] if fused else _one_by_one(steps, state)
 
-            return self._program(clock, steps, draw, fused)
+            return in_passes(clock, wire, self.captured)
         except (RuntimeError, TypeError, ValueError) as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             raise PreparationError(f"{self.device} cannot run {layers[0].key}: {message}") from None
-
-    def _program(
-        self, clock: Clock, steps: Steps, draw: Callable[[], tuple[Any, ...]], fused: bool
-    ) -> Program:
-        import torch
-
-        with torch.inference_mode():
-            pass_ms = _warm_up(clock, steps, draw())
-            passes = max(1, min(MOST_PASSES, round(SAMPLE_MS / pass_ms)))
-            states = [draw() for _ in range(passes)]
-            count = 1 if fused else len(steps)
-            marks = [[clock.mark() for _ in range(count + 1)] for _ in states]
-
-            def work() -> None:
-                for state, own in zip(states, marks):
-                    _pass(steps, state, own)
-
-            launch = clock.capture(work) if self.captured else work
-            clock.synchronize()
-
-        @torch.inference_mode()
-        def program() -> list[Sample]:
-            launch()  # after other programs: this one's weights are elsewhere, clocks have dropped
-            launch()
-            clock.synchronize()
-            spent = [
-                sum(own[i].elapsed_time(own[i + 1]) for own in marks) / passes for i in range(count)
-            ]
-            return [Sample(ms, 0.0) for ms in spent]
-
-        return program
 
 
 class TorchCudaGraph(TorchCuda):
@@ -183,21 +156,60 @@ class TorchCudaGraph(TorchCuda):
     captured = True
 
 
-def _pass(steps: Steps, state: tuple[Any, ...], marks: Sequence[Mark]) -> None:
-    """One pass; its marks are before it and after each layer, or just after the last."""
-    marks[0].record()
-    for i, (module, sizes) in enumerate(steps, start=1):
-        state = module(*state, **sizes)
-        if len(marks) > 2 or i == len(steps):
-            marks[min(i, len(marks) - 1)].record()
+def _one_by_one(steps: Steps, state: tuple[Any, ...]) -> list[Call]:
+    """A call for each layer, on the state that the one before it left."""
+    now = state
+
+    def call(module: Any, sizes: dict[str, int], first: bool) -> None:
+        nonlocal now
+        now = module(*(state if first else now), **sizes)
+
+    return [partial(call, module, sizes, first=i == 0) for i, (module, sizes) in enumerate(steps)]
 
 
-def _warm_up(clock: Clock, steps: Steps, state: tuple[Any, ...]) -> float:
+def in_passes(clock: Clock, wire: Callable[[], Sequence[Call]], captured: bool) -> Program:
+    """A program whose samples are the times of the calls of one pass, in their order.
+
+    `wire` gives the calls of a pass, with an input of its own each time it is asked. Passes are
+    repeated until a sample takes a millisecond; a mark stands before, between and after the calls.
+    """
+    import torch
+
+    with torch.inference_mode():
+        pass_ms = _warm_up(clock, wire())
+        passes = [wire() for _ in range(max(1, min(MOST_PASSES, round(SAMPLE_MS / pass_ms))))]
+        marks = [[clock.mark() for _ in range(len(calls) + 1)] for calls in passes]
+
+        def work() -> None:
+            for calls, own in zip(passes, marks):
+                own[0].record()
+                for call, mark in zip(calls, own[1:]):
+                    call()
+                    mark.record()
+
+        launch = clock.capture(work) if captured else work
+        clock.synchronize()
+
+    @torch.inference_mode()
+    def program() -> list[Sample]:
+        launch()  # after other programs: this one's weights are elsewhere, clocks have dropped
+        launch()
+        clock.synchronize()
+        spent = [[a.elapsed_time(b) for a, b in pairwise(own)] for own in marks]
+        return [Sample(sum(column) / len(column), 0.0) for column in zip(*spent)]
+
+    return program
+
+
+def _warm_up(clock: Clock, calls: Sequence[Call]) -> float:
     """Milliseconds of a pass after `WARM_UP_S` of them."""
     start, end = clock.mark(), clock.mark()
     begun = time.perf_counter()
     while True:
-        _pass(steps, state, (start, end))
+        start.record()
+        for call in calls:
+            call()
+        end.record()
         clock.synchronize()
         if time.perf_counter() - begun > WARM_UP_S:
             return max(start.elapsed_time(end), 1e-6)
