@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nas.errors import PreparationError
 from nas.family import Layer
+from nas.lowering import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample
 from nas.runtimes.torch_cpu import describe_host, host_conditions
 from nas.versions import installed
@@ -19,19 +21,14 @@ class OpenVinoCpu(Runtime):
     Everything runs in float32: by default the plugin takes bfloat16 where the processor has it.
     """
 
-    packages = ("openvino", "onnx", "onnxscript")
+    lowering = VERSION
+    packages = ("openvino", *PACKAGES)
     extra = "openvino"
 
     def __init__(self, device: str, *, threads: int = 1, batch: int = 1) -> None:
         super().__init__(device)
         self.threads, self.batch = threads, batch
         self._core: Any = None
-
-    @property
-    def lowering(self) -> str:  # type: ignore[override]
-        from nas.lowering import VERSION
-
-        return VERSION
 
     def describe(self) -> dict[str, Any]:
         self.require()
@@ -49,10 +46,6 @@ class OpenVinoCpu(Runtime):
         return host_conditions()
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
-        import os
-
-        from nas.lowering import lower_ahead
-
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
@@ -75,7 +68,6 @@ class OpenVinoCpu(Runtime):
         """Requests whose inputs are the outputs of those before them, in memory bound once."""
         import openvino
 
-        from nas.lowering import lower
         from nas.pieces import inputs, slots
 
         state: list[Any] = [

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from nas.errors import PreparationError, VitnasError
 from nas.family import Layer
+from nas.lowering import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, check_option
 from nas.runtimes.torch_cuda import Call, Clock, Events, gpu_conditions, in_passes, require_cuda
 from nas.versions import installed
@@ -24,30 +26,24 @@ WORKSPACE = 2**30  # bytes that a kernel may take beside its inputs and outputs
 class TensorRt(Runtime):
     """Engines that TensorRT builds, run one after the other in one stream, buffers held by torch.
 
-    With `dtype=float16` it may choose float16 kernels where they are faster (a flag that TensorRT
-    11 no longer has). int8 layers fail: it wants activations without a zero point.
+    TF32 is on, as by default. With `dtype=float16` it may choose float16 kernels where they are
+    faster (a flag that TensorRT 11 no longer has). int8 layers fail: it wants activations without a
+    zero point.
     """
 
     kind = "gpu"
-    packages = ("tensorrt", "onnx", "onnxscript")
+    lowering = VERSION
+    packages = ("tensorrt", *PACKAGES)
     extra = "tensorrt"
 
     def __init__(self, device: str, *, dtype: str = "float32", batch: int = 1) -> None:
         super().__init__(device)
         self.dtype, self.batch = check_option("dtype", dtype, ("float32", "float16")), batch
 
-    @property
-    def lowering(self) -> str:  # type: ignore[override]
-        from nas.lowering import VERSION
-
-        return VERSION
-
     def clock(self) -> Clock:
         return Events()
 
     def describe(self) -> dict[str, Any]:
-        import torch
-
         self.require()
         release = installed("tensorrt")
         if self.dtype == "float16" and int(release.partition(".")[0]) > 10:
@@ -56,6 +52,7 @@ class TensorRt(Runtime):
                 "pip install 'tensorrt<11', or use float32",
             )
         require_cuda(self.device)
+        import torch
 
         return {
             "name": self.device,
@@ -72,17 +69,16 @@ class TensorRt(Runtime):
         return gpu_conditions()
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
-        from nas.lowering import lower_ahead
-
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def __enter__(self) -> Self:
         import torch
 
         # In the default stream TensorRT would synchronise around each engine.
-        stream = torch.cuda.Stream() if torch.cuda.is_available() else None
-        self._stream = torch.cuda.stream(stream)
-        self._stream.__enter__()
+        make: Callable[[], Any] = torch.cuda.Stream
+        stream = make() if torch.cuda.is_available() else None
+        self._stream = ExitStack()
+        self._stream.enter_context(torch.cuda.stream(stream))
         torch.manual_seed(0)
         return self
 
@@ -92,7 +88,7 @@ class TensorRt(Runtime):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.__exit__(kind, error, trace)
+        self._stream.close()
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         self.require()
@@ -105,7 +101,6 @@ class TensorRt(Runtime):
         import tensorrt
         import torch
 
-        from nas.lowering import lower
         from nas.pieces import inputs, slots
 
         state: list[Any] = slots(inputs(layers[0], self.batch, device=device))
@@ -113,9 +108,11 @@ class TensorRt(Runtime):
         for group in [layers] if fused else [[layer] for layer in layers]:
             piece = lower(group, self.batch)
             engine = self._engine(piece.model, group[0])
+            context = engine and engine.create_execution_context()
+            if context is None:
+                raise PreparationError(f"{self.device} cannot build an engine for {group[0].key}")
             given = {f"in{slot}": state[slot] for slot in piece.takes}
             written = []
-            context = engine.create_execution_context()
             for i in range(engine.num_io_tensors):
                 name = engine.get_tensor_name(i)
                 if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT:
@@ -131,6 +128,7 @@ class TensorRt(Runtime):
         return calls
 
     def _engine(self, model: bytes, first: Layer) -> Any:
+        """None where it could not be built."""
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
@@ -145,9 +143,7 @@ class TensorRt(Runtime):
         if self.dtype == "float16":
             config.set_flag(tensorrt.BuilderFlag.FP16)
         plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise PreparationError(f"{self.device} cannot build an engine for {first.key}")
-        return tensorrt.Runtime(logger).deserialize_cuda_engine(plan)
+        return plan and tensorrt.Runtime(logger).deserialize_cuda_engine(plan)
 
 
 def _launch(context: Any, engine: Any, tensors: Any) -> None:

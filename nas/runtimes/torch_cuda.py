@@ -6,12 +6,15 @@ what the kernels take. Hence two runtimes, not two options: their tables have no
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -98,9 +101,9 @@ class TorchCuda(Runtime):
         return Events(external=self.captured)
 
     def describe(self) -> dict[str, Any]:
+        require_cuda(self.device)
         import torch
 
-        require_cuda(self.device)
         return {
             "name": self.device,
             "processor": torch.cuda.get_device_name(),
@@ -216,16 +219,27 @@ def _warm_up(clock: Clock, calls: Sequence[Call]) -> float:
 
 
 def require_cuda(device: str) -> None:
-    """Raise `VitnasError` with the fix if torch cannot use a GPU."""
-    import torch
-
-    if torch.version.cuda is None:
+    """Raise `VitnasError` with the fix if torch cannot use a GPU; imports torch only if it may."""
+    release = version("torch")
+    if release.endswith("+cpu"):
         raise VitnasError(
-            f"{device} needs a CUDA build of torch, this is {torch.__version__}",
+            f"{device} needs a CUDA build of torch, this is {release}",
             "see https://pytorch.org/get-started/locally",
         )
+    if not _has_driver():
+        raise VitnasError(f"{device} finds no NVIDIA driver", "install it: nvidia-smi must run")
+    import torch
+
     if not torch.cuda.is_available():
         raise VitnasError(f"{device} finds no GPU", "check that nvidia-smi lists one")
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 # What nvidia-smi calls it, and what the manifest does.
