@@ -98,8 +98,8 @@ def _compile_piece(steps: Steps, state: tuple[Any, ...]) -> Compiled:
             return run(steps, state)
 
     run(steps, state)  # packs int8 weights, which the export then sees as constants
-    # An exported module has code of its own; layers as they are would share one `forward`, of which
-    # torch.compile keeps eight versions and runs the others eagerly without a word.
+    # An exported module has code of its own: layers as they are share one `forward` with all others
+    # of their class, of which torch.compile keeps eight versions at most.
     exported = torch.export.export(Piece(), state).module()
     # That code runs with these shapes only: guards would be 20-40 microseconds for nothing.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
