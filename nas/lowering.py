@@ -131,9 +131,12 @@ def _export(layer: Layer, batch: int) -> OnnxPiece:
     state = inputs(layer, batch)
     given = slots(state)
     tensors = tuple(tensor for tensor in given if tensor is not None)
-    with torch.no_grad():  # once before tracing: builds tables, packs int8 weights
-        run(steps, _filled(state, iter(t.clone() for t in tensors)))
-    after = slots(run(steps, _filled(state, iter(tensors))))  # with autograd nothing is overwritten
+    try:
+        with torch.no_grad():  # once before tracing: builds tables, packs int8 weights
+            run(steps, _filled(state, iter(t.clone() for t in tensors)))
+        after = slots(run(steps, _filled(state, iter(tensors))))  # autograd overwrites nothing
+    except RuntimeError as error:
+        raise PreparationError(f"{layer.key} does not run: {str(error).splitlines()[0]}") from None
     where = {id(tensor): i for i, tensor in enumerate(given) if tensor is not None}
     # A slot that is empty before and after is passed on: inside a network something may be there.
     keeps = tuple(

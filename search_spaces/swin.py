@@ -182,8 +182,9 @@ class WindowBlock(MapModule):
         for start in range(0, len(index), chunk):
             rows = index[start : start + chunk]
             added = bias if mask is None else bias + mask[start : start + chunk, None]
+            added = added.to(bias.dtype)
             x_WNC = flat.index_select(0, rows.flatten()).view(-1, window * window, c)
-            valid = _valid(rows, size, side) if side > size else None
+            valid = _valid(rows, size, side).to(x_WNC.dtype) if side > size else None
             y_WNC = self._run(x_WNC, heads, hidden, added, valid, bits)
             output = output.index_copy_(0, rows.flatten(), y_WNC.view(-1, c).to(output.dtype))
         return output.view(x_BSSC.shape), orders

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from nas.commands import Json, app, grid_of, out, print_json
 
@@ -35,7 +36,7 @@ def list_(
         return out.print(f"no {what.value} yet")
     grid = grid_of(*rows[0])
     for row in rows:
-        cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        cells = (f"{v:,.3f}" if isinstance(v, float) else escape(str(v)) for v in row.values())
         grid.add_row(*cells)
     out.print(grid)
 

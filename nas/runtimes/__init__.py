@@ -8,6 +8,7 @@ available, by name (by its scheme, for names with an address). Nothing else has 
 from __future__ import annotations
 
 import inspect
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -43,6 +44,22 @@ class Sample(NamedTuple):
 # Runs what was prepared once and says how long it took: one sample for each of its layers, or a
 # single one where it was prepared as one piece.
 Program = Callable[[], list[Sample]]
+
+
+def timed(calls: Sequence[Callable[[], Any]]) -> Program:
+    """A program of calls in this process, the clocks read between them."""
+
+    def program() -> list[Sample]:
+        samples = []
+        wall, cpu = time.perf_counter_ns(), time.process_time_ns()
+        for call in calls:
+            call()
+            after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
+            samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))
+            wall, cpu = after, cpu_after
+        return samples
+
+    return program
 
 
 class Runtime(ABC):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from nas.family import Layer
 from nas.lowering import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
-from nas.runtimes import Program, Runtime, Sample
+from nas.runtimes import Program, Runtime, timed
 from nas.runtimes.torch_cpu import describe_host, host_conditions
 from nas.versions import installed
 
@@ -45,24 +45,29 @@ class OnnxRuntimeCpu(Runtime):
     def conditions(self) -> dict[str, Any]:
         return host_conditions()
 
+    def __enter__(self) -> Self:
+        import torch
+
+        # Sessions do so only once in a process, in the thread of the first, and never undo it.
+        torch.set_flush_denormal(True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import torch
+
+        torch.set_flush_denormal(False)
+
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         steps = [lower(layers, self.batch)] if fused else [lower([x], self.batch) for x in layers]
-        calls = self._wire(steps, layers[0])
-
-        def program() -> list[Sample]:
-            samples = []
-            wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-            for call in calls:
-                call()
-                after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
-                samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))
-                wall, cpu = after, cpu_after
-            return samples
-
-        return program
+        return timed(self._wire(steps, layers[0]))
 
     def _wire(self, steps: Sequence[OnnxPiece], first: Layer) -> list[Callable[[], None]]:
         """Sessions whose inputs are the outputs of those before them, in memory bound once."""

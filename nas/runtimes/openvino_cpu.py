@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nas.errors import PreparationError
 from nas.family import Layer
 from nas.lowering import PACKAGES, VERSION, lower, lower_ahead
-from nas.runtimes import Program, Runtime, Sample
+from nas.runtimes import Program, Runtime, timed
 from nas.runtimes.torch_cpu import describe_host, host_conditions
 from nas.versions import installed
 
@@ -55,19 +54,7 @@ class OpenVinoCpu(Runtime):
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         self.require()
-        calls = self._wire(layers, fused)
-
-        def program() -> list[Sample]:
-            samples = []
-            wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-            for call in calls:
-                call()
-                after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
-                samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))
-                wall, cpu = after, cpu_after
-            return samples
-
-        return program
+        return timed(self._wire(layers, fused))
 
     def _wire(self, layers: Sequence[Layer], fused: bool) -> list[Callable[[], Any]]:
         """Requests whose inputs are the outputs of those before them, in memory bound once."""

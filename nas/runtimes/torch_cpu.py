@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nas.errors import PreparationError
 from nas.family import Layer
 from nas.runtimes import Program, Runtime, Sample, check_option
 from nas.versions import installed
@@ -80,6 +81,12 @@ class TorchCpu(Runtime):
                     wall, cpu = after, cpu_after
             return samples
 
+        try:
+            program()  # packs int8 weights, and shows what this type cannot do
+        except RuntimeError as error:
+            raise PreparationError(
+                f"{self.device} cannot run {layers[0].key}: {str(error).splitlines()[0]}"
+            ) from None
         return program
 
 
