@@ -1,0 +1,199 @@
+"""Where the axes of a value lie in memory: permutations and reshapes that cost nothing until used.
+
+Maps are channel-last, torch's convolutions are not, and windows are cut by views of six axes. On
+NPUs every transposition moves memory and tensors have at most four axes. So a value remembers how
+its axes are stored, permutations of torch's cancel before anything is written, and what is left is
+written with as few axes as possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from nas.tflite import Model
+
+RANK = 4  # axes of a tensor at most
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the model, seen in row-major order as `stored`; its axis i is `order[i]`."""
+
+    tensor: int
+    stored: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: int, shape: Sequence[int]) -> Value:
+        return cls(tensor, tuple(shape), tuple(range(len(shape))))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored[i] for i in self.order)
+
+    def permuted(self, axes: Sequence[int]) -> Value:
+        return replace(self, order=tuple(self.order[a] for a in axes))
+
+    def with_tensor(self, tensor: int) -> Value:
+        """Another tensor in the same layout."""
+        return replace(self, tensor=tensor)
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def is_plain(value: Value) -> bool:
+    """Whether its axes lie in their own order (those of one entry lie anywhere)."""
+    long = [a for a in value.order if value.stored[a] > 1]
+    return long == sorted(long)
+
+
+def as_shape(model: Model, tensor: int, shape: Sequence[int]) -> int:
+    """The tensor with another shape of as many entries."""
+    if model.shape(tensor) == tuple(shape):
+        return tensor
+    return model.operator("RESHAPE", [tensor, model.numbers(list(shape))], shape)
+
+
+def plain(model: Model, value: Value) -> Value:
+    """The same value with its axes in their own order."""
+    shape = value.shape
+    if is_plain(value):
+        return Value.of(value.tensor, shape)
+    return Value.of(_transposed(model, value), shape)
+
+
+def _transposed(model: Model, value: Value) -> int:
+    stored, order = _merged(value)
+    if len(stored) <= RANK:
+        return _transpose(model, value.tensor, stored, order)
+    # One axis after the other moves to its place: each step has three axes and those in place.
+    tensor, left = value.tensor, list(range(len(stored)))
+    placed = 1
+    for axis in order[:-1]:
+        at = left.index(axis)
+        before = prod(stored[a] for a in left[:at])
+        after = prod(stored[a] for a in left[at + 1 :])
+        if before > 1:
+            shape = (placed, before, stored[axis], after)
+            tensor = _transpose(model, tensor, shape, (0, 2, 1, 3))
+        left.remove(axis)
+        placed *= stored[axis]
+    return tensor
+
+
+def _transpose(model: Model, tensor: int, shape: Sequence[int], order: Sequence[int]) -> int:
+    tensor = as_shape(model, tensor, shape)
+    numbers = model.numbers(list(order))
+    return model.operator("TRANSPOSE", [tensor, numbers], [shape[a] for a in order])
+
+
+def _merged(value: Value) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`stored` and `order` without axes of one entry, neighbours that stay neighbours merged."""
+    long = [a for a in value.order if value.stored[a] > 1]
+    kept = sorted(long)
+    rank = {axis: i for i, axis in enumerate(kept)}
+    runs: list[list[int]] = []
+    for axis in (rank[a] for a in long):
+        if runs and axis == runs[-1][-1] + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    places = sorted(runs)
+    stored = tuple(prod(value.stored[kept[a]] for a in run) for run in places)
+    return stored, tuple(places.index(run) for run in runs)
+
+
+def reshaped(model: Model, value: Value, shape: Sequence[int]) -> Value:
+    """The value with another shape; moves memory only if axes merge that do not lie together."""
+    groups = _groups(value.shape, shape)
+    place: list[tuple[int, int, list[int]]] = []  # where a group begins, its number, its new axes
+    for i, (old, new) in enumerate(groups):
+        axes = [value.order[a] for a in old if value.shape[a] > 1]
+        between = range(axes[0], axes[-1] + 1) if axes else range(0)
+        if axes != sorted(axes) or any(
+            value.stored[a] > 1 and a not in axes for a in between
+        ):
+            return Value.of(plain(model, value).tensor, shape)
+        place.append((axes[0] if axes else -1, i, new))
+    place.sort()
+    layout = [axis for *_, new in place for axis in new]
+    return Value(value.tensor, tuple(shape[a] for a in layout), inverse(layout))
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest groups of neighbouring axes of both shapes that hold the same entries."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
+        a, b = (old[i] if left else 1), (new[j] if right else 1)
+        if a != b and a == 1:
+            right, b = [], 1
+        elif a != b and b == 1:
+            left, a = [], 1
+        i, j = i + len(left), j + len(right)
+        while a != b:
+            if a < b:
+                a, left, i = a * old[i], [*left, i], i + 1
+            else:
+                b, right, j = b * new[j], [*right, j], j + 1
+        groups.append((left, right))
+    return groups
+
+
+def around(value: Value, axis: int) -> tuple[int, int, int]:
+    """Entries stored outside of an axis of the value, along it and inside of it."""
+    at = value.order[axis]
+    return prod(value.stored[:at]), value.stored[at], prod(value.stored[at + 1 :])
+
+
+def replaced(value: Value, tensor: int, axis: int, size: int) -> Value:
+    """The layout of `value`, with another tensor and another size of one axis."""
+    at = value.order[axis]
+    return Value(tensor, (*value.stored[:at], size, *value.stored[at + 1 :]), value.order)
+
+
+def sliced(model: Model, value: Value, axis: int, start: int, end: int) -> Value:
+    outer, size, inner = around(value, axis)
+    if (start, end) == (0, size):
+        return value
+    tensor = as_shape(model, value.tensor, (outer, size, inner))
+    shape = (outer, end - start, inner)
+    numbers = model.numbers([0, start, 0]), model.numbers(list(shape))
+    tensor = model.operator("SLICE", [tensor, *numbers], shape)
+    return replaced(value, tensor, axis, end - start)
+
+
+def concatenated(model: Model, values: Sequence[Value], axis: int) -> Value:
+    """Values of equal shape but for `axis`, one after the other, in the layout of the first."""
+    first = values[0]
+    values = [first, *(like(model, value, first) for value in values[1:])]
+    parts = []
+    for value in values:
+        parts.append(as_shape(model, value.tensor, around(value, axis)))
+    outer, _, inner = around(first, axis)
+    total = sum(value.shape[axis] for value in values)
+    tensor = model.operator("CONCATENATION", parts, (outer, total, inner), axis=1)
+    return replaced(first, tensor, axis, total)
+
+
+def like(model: Model, value: Value, other: Value) -> Value:
+    """A value of the rank of `other` with its axes stored in the order of `other`."""
+    if value.order == other.order:
+        return value
+    back = inverse(other.order)
+    return plain(model, value.permuted(back)).permuted(other.order)
+
+
+def rolled(model: Model, value: Value, shifts: dict[int, int]) -> Value:
+    """Entries moved towards the start by `shifts[axis]`, those at the start to the end."""
+    for axis, shift in shifts.items():
+        if shift := shift % value.shape[axis]:
+            size = value.shape[axis]
+            parts = sliced(model, value, axis, shift, size), sliced(model, value, axis, 0, shift)
+            value = concatenated(model, parts, axis)
+    return value
