@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+LOWERING = "tflite-int8/1"  # to be raised with every change of what is written
 SCALE, ZERO = 0.05, -128  # of all int8 activations: RSQRT is only defined above the zero point
 UNIT_SCALE = 1 / 256  # prescribed for softmax and the logistic function
 WEIGHT_SCALE, WEIGHT_SPREAD = 0.01, 32  # 127 is four standard deviations

@@ -30,8 +30,6 @@ from nas.tflite import Model
 from nas.tflite_layout import Value, plain
 from nas.tflite_operators import WRITERS, Packed, Patches, linear_part, packed
 
-VERSION = 1
-
 # What depends on the image itself, by the TensorFlow Lite operator that it would be: none of them
 # runs on an NPU here. Of those with a number, the argument that must be constant for that not to be.
 _DYNAMIC = {

@@ -1,0 +1,214 @@
+"""Arm Ethos-U NPUs through Vela: what Arm's compiler expects a model to take, in cycles.
+
+No NPU is needed, and nothing is measured: Vela schedules the int8 model and adds up its own model
+of the hardware. Arm calls these estimates, not for comparison between accelerators or settings.
+They are exactly the same every time. A model of which any operator would run on the host processor
+has no time, for Vela counts none for these.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from os import cpu_count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+
+from nas.errors import PreparationError
+from nas.family import Layer
+from nas.records import write_text
+from nas.runtimes import Program, Runtime, Sample
+from nas.tflite import LOWERING
+from nas.versions import installed
+
+TIME_LIMIT_S = 600  # a whole network takes 1-30 s
+
+
+class Setting(NamedTuple):
+    """Sections of Vela's `Arm/vela.ini`, and the clock they say."""
+
+    system: str
+    memory: str
+    clock_mhz: int
+
+
+_FLASH = Setting("Ethos_U55_High_End_Embedded", "Shared_Sram", 500)
+_DRAM = Setting("Ethos_U65_High_End", "Dedicated_Sram", 1000)
+SETTINGS = {
+    "ethos-u55-128": _FLASH,
+    "ethos-u65-512": _DRAM,
+    "ethos-u85-256": Setting("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_512KB", 1000),
+    "ethos-u85-1024": Setting("Ethos_U85_SYS_DRAM_High", "Dedicated_Sram_512KB", 1000),
+}
+
+# Operators of the model whose multiply-accumulates are those of the network; Vela also counts
+# those that it makes of means and of softmax.
+PRODUCTS = ("Conv2D", "DepthwiseConv2D", "FullyConnected", "BatchMatMul")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What Vela says of a model."""
+
+    cycles: int
+    macs: int  # of its products
+    host: tuple[str, ...]  # operators left to the host processor
+
+
+class EthosU(Runtime):
+    """One accelerator configuration."""
+
+    kind = "npu"
+    lowering = LOWERING
+    exact = True
+    context = "isolated"
+    packages = ("ethos-u-vela",)
+    extra = "ethos-u"
+    source = "vendor-model"
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.setting = SETTINGS[device]
+        self._known: dict[str, Compiled] = {}
+
+    def describe(self) -> dict[str, Any]:
+        self.require()
+        return {
+            "name": self.device,
+            "processor": f"Arm {self.device.title()}",
+            "machine": self.device.rpartition("-")[0],
+            "runtime": "vela",
+            "runtime_version": installed("ethos-u-vela"),
+            "threads": 1,
+            "dtype": "int8",
+            "batch": 1,
+            "clock_mhz": self.setting.clock_mhz,
+            "system_config": self.setting.system,
+            "memory_mode": self.setting.memory,
+        }
+
+    def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        pieces = [tuple(layers)] if fused else [(layer,) for layer in layers]
+        samples = []
+        for compiled in map(self.compiled, pieces):
+            if compiled.host:
+                raise PreparationError(_fallback(compiled))
+            samples.append(Sample(compiled.cycles / self.setting.clock_mhz / 1e3, 0))
+        return lambda: samples
+
+    def note(self, layer: Layer) -> str:
+        with suppress(PreparationError):  # `prepare` says why
+            compiled = self.compiled((layer,))
+            return _fallback(compiled) if compiled.host else ""
+        return ""
+
+    def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        def done(layer: Layer, data: bytes) -> Layer:
+            with suppress(PreparationError):
+                self._stored(data)
+            return layer
+
+        with ThreadPoolExecutor(cpu_count()) as pool:
+            yield from pool.map(done, layers, map(_lowered_or_empty, layers))
+
+    def compiled(self, layers: Sequence[Layer]) -> Compiled:
+        """Consecutive layers as one model, compiled once in a process and once on a machine."""
+        key = "\n".join(layer.key for layer in layers)
+        if key not in self._known:
+            from nas.tflite_lowering import lower
+
+            model = lower(layers)
+            self._known[key] = (
+                Compiled(0, 0, model.dynamic) if model.dynamic else self._stored(model.data)
+            )
+        return self._known[key]
+
+    def _stored(self, model: bytes) -> Compiled:
+        """From the cache on disk, which is by what the model is and who compiled it."""
+        folder = f"{self.device}-vela-{installed('ethos-u-vela')}-{LOWERING.replace('/', '-')}"
+        name = f"{hashlib.sha256(model).hexdigest()}.json"
+        path = Path(platformdirs.user_cache_dir("vitnas")) / "ethos-u" / folder / name
+        with suppress(OSError, ValueError, TypeError):
+            found = json.loads(path.read_text())
+            return Compiled(**found | {"host": tuple(found["host"])})
+        compiled = run_vela(model, self.device, self.setting)
+        write_text(path, json.dumps(asdict(compiled)) + "\n")
+        return compiled
+
+
+def _lowered_or_empty(layer: Layer) -> bytes:
+    from nas.tflite_lowering import lower
+
+    with suppress(PreparationError):
+        return lower([layer]).data
+    return b""
+
+
+def _fallback(compiled: Compiled) -> str:
+    return f"fallback: {', '.join(compiled.host)}"
+
+
+def run_vela(model: bytes, accelerator: str, setting: Setting) -> Compiled:
+    """Compile a model; `PreparationError` if Vela fails, crashes or takes too long."""
+    with tempfile.TemporaryDirectory(prefix="vitnas-vela-") as folder:
+        file = Path(folder) / "model.tflite"
+        file.write_bytes(model)
+        command = [sys.executable, "-m", "ethosu.vela", str(file)]
+        command += ["--output-dir", folder, "--accelerator-config", accelerator]
+        command += ["--config", "Arm/vela.ini", "--system-config", setting.system]
+        command += ["--memory-mode", setting.memory, "--show-cpu-operations"]
+        command += ["--verbose-performance"]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise PreparationError(f"Vela took more than {TIME_LIMIT_S} s") from None
+        if done.returncode:
+            raise PreparationError(f"Vela failed: {_reason(done)}")
+        return _read(Path(folder), done.stdout, setting)
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"it was ended by signal {-done.returncode}"
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit code {done.returncode}"])[-1]
+
+
+def _read(folder: Path, output: str, setting: Setting) -> Compiled:
+    host = tuple(dict.fromkeys(re.findall(r"^\s+CPU: (\w+) =", output, re.MULTILINE)))
+    if host:
+        return Compiled(0, 0, host)
+    summary = next(iter(_rows(folder, "*_summary_*.csv")), {})
+    cycles = round(float(summary.get("cycles_total", 0)))
+    clock = float(summary.get("core_clock", 0))
+    if cycles <= 0 or clock != setting.clock_mhz * 1e6:
+        raise PreparationError(f"Vela reported {cycles} cycles at {clock:.0f} Hz")
+    macs = sum(
+        int(row["MAC Count"])
+        for row in _rows(folder, "*_per-layer.csv")
+        if row["Original Operator"] in PRODUCTS
+    )
+    return Compiled(cycles, macs, ())
+
+
+def _rows(folder: Path, pattern: str) -> list[dict[str, str]]:
+    return [
+        row for path in folder.glob(pattern) for row in csv.DictReader(path.open(newline=""))
+    ]
+
+
+RUNTIMES = dict.fromkeys(SETTINGS, EthosU)
