@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from functools import lru_cache
+from itertools import combinations
+from math import inf, prod
 
 from nas.tflite import Model
 
@@ -41,6 +43,11 @@ class Value:
         return replace(self, tensor=tensor)
 
 
+def steps(value: Value) -> int:
+    """How many transpositions it takes to store a value's axes in their own order."""
+    return 0 if is_plain(value) else len(_swaps(*_merged(value)))
+
+
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
@@ -68,27 +75,39 @@ def plain(model: Model, value: Value) -> Value:
 
 def _transposed(model: Model, value: Value) -> int:
     stored, order = _merged(value)
-    if len(stored) <= RANK:
-        return _transpose(model, value.tensor, stored, order)
-    # One axis after the other moves to its place: each step has three axes and those in place.
-    tensor, left = value.tensor, list(range(len(stored)))
-    placed = 1
-    for axis in order[:-1]:
-        at = left.index(axis)
-        before = prod(stored[a] for a in left[:at])
-        after = prod(stored[a] for a in left[at + 1 :])
-        if before > 1:
-            shape = (placed, before, stored[axis], after)
-            tensor = _transpose(model, tensor, shape, (0, 2, 1, 3))
-        left.remove(axis)
-        placed *= stored[axis]
+    tensor = value.tensor
+    for shape in _swaps(stored, order):
+        out = (shape[1], shape[0], shape[2])
+        tensor = as_shape(model, tensor, shape)
+        tensor = model.operator("TRANSPOSE", [tensor, model.numbers([1, 0, 2])], out)
     return tensor
 
 
-def _transpose(model: Model, tensor: int, shape: Sequence[int], order: Sequence[int]) -> int:
-    tensor = as_shape(model, tensor, shape)
-    numbers = model.numbers(list(order))
-    return model.operator("TRANSPOSE", [tensor, numbers], [shape[a] for a in order])
+@lru_cache(maxsize=4096)
+def _swaps(stored: tuple[int, ...], order: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """The fewest steps (A, B, C) -> (B, A, C) that bring the axes into this order.
+
+    Vela makes five transpositions of one with four axes; two of these steps do the same.
+    """
+    paths: dict[tuple[int, ...], list[tuple[int, int, int]]]
+    paths = latest = {tuple(range(len(stored))): []}
+    while order not in paths:
+        following: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+        for axes, path in latest.items():
+            for i, j in combinations(range(1, len(axes) + 1), 2):
+                after = axes[i:j] + axes[:i] + axes[j:]
+                blocks = axes[:i], axes[i:j], axes[j:]
+                a, b, c = (prod(stored[axis] for axis in block) for block in blocks)
+                longer = [*path, (a, b, c)]
+                if after not in paths and _rows(longer) < _rows(following.get(after)):
+                    following[after] = longer
+        paths, latest = paths | following, following
+    return paths[order]
+
+
+def _rows(path: list[tuple[int, int, int]] | None) -> float:
+    """What steps take: so many runs of memory are moved."""
+    return inf if path is None else sum(a * b for a, b, _ in path)
 
 
 def _merged(value: Value) -> tuple[tuple[int, ...], tuple[int, ...]]:

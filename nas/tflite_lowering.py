@@ -87,17 +87,44 @@ def lower_steps(steps: Steps, state: tuple[Any, ...], int8: bool = True) -> Lowe
     dynamic = _dynamic(graph)
     if dynamic:
         return Lowered(b"", dynamic)
+    fold_biases(graph)
     lowering = Lowering(graph, int8)
     return Lowered(lowering.model.to_bytes(), ())
+
+
+def _variable(graph: fx.GraphModule) -> set[fx.Node]:
+    """What depends on the input."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def fold_biases(graph: fx.GraphModule) -> None:
+    """Constants added to the only use of a linear layer become its bias."""
+    variable = _variable(graph)
+    for node in list(graph.graph.nodes):
+        if _name(node) != "add" or len(node.args) != 2 or node.kwargs:
+            continue
+        product, bias = node.args
+        if not isinstance(bias, fx.Node) or bias in variable or bias.meta["val"].ndim != 1:
+            continue
+        if _name(product) == "linear" and len(product.args) == 2 and len(product.users) == 1:
+            with graph.graph.inserting_before(node):
+                whole = graph.graph.call_function(product.target, (*product.args, bias))
+            whole.meta = node.meta
+            node.replace_all_uses_with(whole)
+            graph.graph.erase_node(node)
+            graph.graph.erase_node(product)
 
 
 def _dynamic(graph: fx.GraphModule) -> tuple[str, ...]:
     """Operators whose work depends on the data, in order."""
     found: dict[str, None] = {}
-    variable: set[fx.Node] = set()
+    variable = _variable(graph)
     for node in graph.graph.nodes:
-        if node.op == "placeholder" or any(n in variable for n in node.all_input_nodes):
-            variable.add(node)
+        if node in variable:
             name, place = _DYNAMIC.get(str(node.target).rpartition(".")[0], ("", None))
             index = node.all_input_nodes if place is None else _nodes(node.args[place])
             if name and any(n in variable for n in index):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from math import isqrt, prod
 from typing import Any
 
@@ -30,6 +31,7 @@ from nas.tflite_layout import (
     reshaped,
     rolled,
     sliced,
+    steps,
 )
 from nas.windows import window_tokens
 
@@ -167,25 +169,39 @@ def _patch_convolution(model: Model, x: Value, weight: Tensor, bias: Tensor | No
 def batch_matmul(model: Model, shape: Shape, a: Value | Tensor, b: Value | Tensor) -> Value:
     if isinstance(b, Tensor) and b.ndim == 2 and isinstance(a, Value):
         return linear(model, shape, a, b.mT)
-    (left, adj_x), (right, adj_y) = (_factor(model, x, shape[:-2]) for x in (a, b))
-    options = {"adj_x": adj_x, "adj_y": adj_y}
-    out = (prod(shape[:-2]), *shape[-2:])
-    return Value(model.operator("BATCH_MATMUL", [left, right], out, **options), shape, tuple(range(len(shape))))
+    rank = len(shape)
+    values = [x for x in (a, b) if isinstance(x, Value)]
+    # Products may come in any order: the one that moves least.
+    batches = permutations(range(rank - 2))
+    batch = min(batches, key=lambda order: sum(steps(_as_factor(x, order)[0]) for x in values))
+    (left, adj_x), (right, adj_y) = (_factor(model, x, shape, batch) for x in (a, b))
+    order = [*batch, rank - 2, rank - 1]
+    stored = tuple(shape[axis] for axis in order)
+    out = (prod(stored[:-2]), *stored[-2:])
+    tensor = model.operator("BATCH_MATMUL", [left, right], out, adj_x=adj_x, adj_y=adj_y)
+    return Value(tensor, stored, inverse(order))
 
 
-def _factor(model: Model, x: Value | Tensor, batch: Shape) -> tuple[int, bool]:
-    """A factor of a product as (products, rows, columns), or with columns before rows."""
+def _as_factor(x: Value, batch: Sequence[int]) -> tuple[Value, bool]:
+    """Its axes as a product takes them: the batch in this order, and rows before columns or not."""
+    last = len(x.shape) - 1
+    turned = x.order[last] < x.order[last - 1]
+    inner = (last, last - 1) if turned else (last - 1, last)
+    return x.permuted([*batch, *inner]), turned
+
+
+def _factor(
+    model: Model, x: Value | Tensor, shape: Shape, batch: Sequence[int]
+) -> tuple[int, bool]:
+    """A factor as (products, rows, columns), or True and (products, columns, rows)."""
     if isinstance(x, Tensor):
-        values = array(x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]))
-        return model.constant(values), False
-    if x.shape[:-2] != batch:
+        values = x.expand(*shape[:-2], *x.shape[-2:]).permute(*batch, -2, -1)
+        return model.constant(array(values.reshape(-1, *x.shape[-2:]))), False
+    if x.shape[:-2] != shape[:-2]:
         raise PreparationError("products of batches of different shapes have no lowering here")
-    turned = x.order[-1] < x.order[-2]
-    rank = len(x.shape)
-    if turned:
-        x = x.permuted([*range(rank - 2), rank - 1, rank - 2])
-    x = plain(model, x)
-    return as_shape(model, x.tensor, (prod(batch), *x.shape[-2:])), turned
+    factor, turned = _as_factor(x, batch)
+    factor = plain(model, factor)
+    return as_shape(model, factor.tensor, (prod(shape[:-2]), *factor.shape[-2:])), turned
 
 
 def attention(
@@ -246,11 +262,16 @@ def binary(name: str, model: Model, shape: Shape, a: Any, b: Any, *, alpha: floa
     main = max((x for x in (a, b) if isinstance(x, Value)), key=lambda x: prod(x.shape))
     main = reshaped(model, main, (*(1,) * (len(shape) - len(main.shape)), *main.shape))
     sides = [_in_layout(model, x, main) for x in (a, b)]
-    groups = _broadcast_groups([stored for _, stored in sides])
-    given = [as_shape(model, tensor, [prod(stored[i] for i in g) for g in groups]) for tensor, stored in sides]
-    stored = tuple(max(s[i] for _, s in sides) for i in range(len(shape)))
-    y = model.operator(name, given, [prod(stored[i] for i in g) for g in groups])
-    return Value(y, stored, main.order)
+    stored = tuple(max(sizes) for sizes in zip(*(own for _, own in sides)))
+    # A constant as large as the value is read in one go, whatever its channels.
+    flat = any(isinstance(x, Tensor) and x.numel() == prod(shape) for x in (a, b))
+    groups = _broadcast_groups([own for _, own in sides], flat)
+    given = [as_shape(model, tensor, _sizes(own, groups)) for tensor, own in sides]
+    return Value(model.operator(name, given, _sizes(stored, groups)), stored, main.order)
+
+
+def _sizes(stored: Shape, groups: list[list[int]]) -> list[int]:
+    return [prod(stored[i] for i in group) for group in groups]
 
 
 def _in_layout(model: Model, x: Value | Tensor, main: Value) -> tuple[int, Shape]:
@@ -263,15 +284,18 @@ def _in_layout(model: Model, x: Value | Tensor, main: Value) -> tuple[int, Shape
     return x.tensor, x.stored
 
 
-def _broadcast_groups(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Stored axes that may be seen as one: equal on both sides, or of one entry on the same one."""
+def _broadcast_groups(shapes: Sequence[Shape], flat: bool) -> list[list[int]]:
+    """Stored axes that may be seen as one: equal on both sides, or of one entry on the same one.
+
+    Unless `flat` the innermost stays by itself: accelerators work by channels.
+    """
     groups: list[list[int]] = []
     kinds: list[Any] = []
     for i, sizes in enumerate(zip(*shapes, strict=True)):
         if all(s == 1 for s in sizes):
             continue
         kind = tuple(s == 1 for s in sizes)
-        if kinds and kinds[-1] == kind:
+        if kinds and kinds[-1] == kind and (flat or i < len(shapes[0]) - 1):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -317,9 +341,9 @@ def layer_norm(
     rows = Value.of(as_shape(model, x.tensor, (prod(x.stored[:-1]), x.stored[-1])), (prod(x.stored[:-1]), x.stored[-1]))
     one = (rows.shape[0], 1)
     mean = mean_of(model, one, rows, [1], True)
-    squares = binary("SQUARED_DIFFERENCE", model, rows.shape, rows, mean)
-    spread = binary("ADD", model, one, mean_of(model, one, squares, [1], True), eps)
     centred = binary("SUB", model, rows.shape, rows, mean)
+    squares = binary("MUL", model, rows.shape, centred, centred)
+    spread = binary("ADD", model, one, mean_of(model, one, squares, [1], True), eps)
     y = binary("MUL", model, rows.shape, centred, unary("RSQRT", model, one, spread))
     for name, constant in (("MUL", weight), ("ADD", bias)):
         y = y if constant is None else binary(name, model, rows.shape, y, constant)

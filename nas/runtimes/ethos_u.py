@@ -52,9 +52,9 @@ SETTINGS = {
     "ethos-u85-1024": Setting("Ethos_U85_SYS_DRAM_High", "Dedicated_Sram_512KB", 1000),
 }
 
-# Operators of the model whose multiply-accumulates are those of the network; Vela also counts
-# those that it makes of means and of softmax.
-PRODUCTS = ("Conv2D", "DepthwiseConv2D", "FullyConnected", "BatchMatMul")
+# Operators whose multiply-accumulates are those of the network, in the model and for Vela, which
+# also counts what it makes of means, of softmax and of transpositions.
+PRODUCTS = ("Conv2D", "DepthwiseConv2D", "FullyConnected", "BatchMatMul", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _read(folder: Path, output: str, setting: Setting) -> Compiled:
     macs = sum(
         int(row["MAC Count"])
         for row in _rows(folder, "*_per-layer.csv")
-        if row["Original Operator"] in PRODUCTS
+        if row["Original Operator"] in PRODUCTS and row["NNG Operator"] in PRODUCTS
     )
     return Compiled(cycles, macs, ())
 
