@@ -59,6 +59,16 @@ OPERATORS = {
 }
 
 
+_MOVES = (
+    "RESHAPE",
+    "TRANSPOSE",
+    "SLICE",
+    "PAD",
+    "GATHER",
+    "CONCATENATION",
+)  # numbers stay as they are
+
+
 class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
@@ -118,10 +128,12 @@ class Model:
         self, name: str, inputs: Sequence[int], shape: Sequence[int], **options: Any
     ) -> int:
         """Append an operator with one output of this shape."""
+        scale = SCALE
         if name in ("SOFTMAX", "LOGISTIC"):
-            output = self._activation(shape, scale=UNIT_SCALE)
-        else:
-            output = self._activation(shape)
+            scale = UNIT_SCALE
+        elif name in _MOVES and (scales := self._tensors[inputs[0]].scales) is not None:
+            scale = float(scales[0])
+        output = self._activation(shape, scale=scale)
         self._operators.append((name, list(inputs), output, options))
         return output
 

@@ -133,9 +133,7 @@ def reshaped(model: Model, value: Value, shape: Sequence[int]) -> Value:
     for i, (old, new) in enumerate(groups):
         axes = [value.order[a] for a in old if value.shape[a] > 1]
         between = range(axes[0], axes[-1] + 1) if axes else range(0)
-        if axes != sorted(axes) or any(
-            value.stored[a] > 1 and a not in axes for a in between
-        ):
+        if axes != sorted(axes) or any(value.stored[a] > 1 and a not in axes for a in between):
             return Value.of(plain(model, value).tensor, shape)
         place.append((axes[0] if axes else -1, i, new))
     place.sort()

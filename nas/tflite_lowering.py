@@ -172,7 +172,9 @@ class Lowering:
 
     def _call(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        if not any(isinstance(x, Value | Packed | Patches) for x in tree_flatten((args, kwargs))[0]):
+        if not any(
+            isinstance(x, Value | Packed | Patches) for x in tree_flatten((args, kwargs))[0]
+        ):
             return _computed(node, args, kwargs)
         if node.target is operator.getitem:
             return args[0][args[1]]

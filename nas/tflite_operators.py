@@ -338,7 +338,10 @@ def layer_norm(
     if len(normalized) != 1:
         raise PreparationError("LayerNorm over several axes has no lowering here")
     x = _last_inside(model, x)
-    rows = Value.of(as_shape(model, x.tensor, (prod(x.stored[:-1]), x.stored[-1])), (prod(x.stored[:-1]), x.stored[-1]))
+    rows = Value.of(
+        as_shape(model, x.tensor, (prod(x.stored[:-1]), x.stored[-1])),
+        (prod(x.stored[:-1]), x.stored[-1]),
+    )
     one = (rows.shape[0], 1)
     mean = mean_of(model, one, rows, [1], True)
     centred = binary("SUB", model, rows.shape, rows, mean)
@@ -364,7 +367,12 @@ def mean_of(
 
 
 def pad(
-    model: Model, _: Shape, x: Value, sides: Sequence[int], mode: str = "constant", value: float | None = None
+    model: Model,
+    _: Shape,
+    x: Value,
+    sides: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
 ) -> Value:
     rank = len(x.shape)
     amounts = {rank - 1 - i: tuple(sides[2 * i : 2 * i + 2]) for i in range(len(sides) // 2)}
@@ -435,7 +443,13 @@ def _windows(index: Tensor) -> tuple[int, int, int] | None:
 
 
 def taken(
-    model: Model, _: Shape, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    model: Model,
+    _: Shape,
+    x: Value,
+    dim: int = 0,
+    start: Any = None,
+    end: Any = None,
+    step: int = 1,
 ) -> Value:
     size = x.shape[dim]
     first, last, step = slice(start, end, step).indices(size)
@@ -477,9 +491,12 @@ def cat(model: Model, _: Shape, values: Sequence[Value | Tensor], dim: int = 0) 
 
 def stack(model: Model, shape: Shape, values: Sequence[Value | Tensor], dim: int = 0) -> Value:
     one = (*shape[: dim % len(shape)], 1, *shape[dim % len(shape) + 1 :])
-    return cat(model, shape, [
-        v.reshape(one) if isinstance(v, Tensor) else reshaped(model, v, one) for v in values
-    ], dim)
+    return cat(
+        model,
+        shape,
+        [v.reshape(one) if isinstance(v, Tensor) else reshaped(model, v, one) for v in values],
+        dim,
+    )
 
 
 def permute(model: Model, _: Shape, x: Value, dims: Sequence[int]) -> Value:
