@@ -145,7 +145,7 @@ class EthosU(Runtime):
         """Consecutive layers as one model, compiled once in a process and once on a machine."""
         key = "\n".join(layer.key for layer in layers)
         if key not in self._known:
-            from nas.tflite_lowering import lower
+            from nas.tflite.lowering import lower
 
             model = lower(layers)
             self._known[key] = (
@@ -167,7 +167,7 @@ class EthosU(Runtime):
 
 
 def _lowered_or_empty(layer: Layer) -> bytes:
-    from nas.tflite_lowering import lower
+    from nas.tflite.lowering import lower
 
     with suppress(PreparationError):
         return lower([layer]).data

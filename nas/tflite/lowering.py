@@ -26,12 +26,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from nas.errors import PreparationError
 from nas.family import Layer
 from nas.pieces import Steps, build, inputs, run
-from nas.tflite import Model
-from nas.tflite_layout import Value, plain
-from nas.tflite_operators import WRITERS, Packed, Patches, linear_part, packed
+from nas.tflite.layout import Value, plain
+from nas.tflite.model import Model
+from nas.tflite.operators import WRITERS
+from nas.tflite.products import Packed, Patches, linear_part, packed
 
-# What depends on the image itself, by the TensorFlow Lite operator that it would be: none of them
-# runs on an NPU here. Of those with a number, the argument that must be constant for that not to be.
+# Work that depends on the data, by the operator of TensorFlow Lite that it would be: no NPU runs
+# them. Those with a number run if that argument, the index, is constant.
 _DYNAMIC = {
     "aten.argsort": ("TOPK_V2", None),
     "aten.sort": ("TOPK_V2", None),
@@ -152,7 +153,7 @@ class Lowering:
             else:
                 known[node] = self._call(node, known)
                 if _in_place(node):
-                    known[node.args[0]] = known[node]  # type: ignore[index]
+                    known[node.args[0]] = known[node]
 
     def _input(self, node: fx.Node) -> Value | None:
         meta = node.meta["val"]
@@ -171,7 +172,8 @@ class Lowering:
                 self.model.output(plain(self.model, value).tensor)
 
     def _call(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        given: Any = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        args, kwargs = given
         if not any(
             isinstance(x, Value | Packed | Patches) for x in tree_flatten((args, kwargs))[0]
         ):
@@ -184,13 +186,13 @@ class Lowering:
         if isinstance(args[0], Packed):
             return self._unpacked(node, args)
         shape = tuple(node.meta["val"].shape) if name not in _LISTS else ()
-        if name in _VIEWS and _is_projected(node):
-            if merged := _merged_last(args[0].shape, shape):
-                return Patches(args[0], merged, shape)
+        merged = _is_projected(node) and _merged_last(args[0].shape, shape)
+        if name in _VIEWS and merged:
+            return Patches(args[0], merged, shape)
         if name not in WRITERS:
             raise PreparationError(
                 f"torch's {node.target} has no lowering to TensorFlow Lite",
-                "add one to nas/tflite_lowering.py",
+                "add one to nas/tflite/operators.py",
             )
         return WRITERS[name](self.model, shape, *args, **kwargs)
 

@@ -8,13 +8,13 @@ compress weights and so the time depends on how they are distributed, but on no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-LOWERING = "tflite-int8/1"  # to be raised with every change of what is written
 SCALE, ZERO = 0.05, -128  # of all int8 activations: RSQRT is only defined above the zero point
 UNIT_SCALE = 1 / 256  # prescribed for softmax and the logistic function
 WEIGHT_SCALE, WEIGHT_SPREAD = 0.01, 32  # 127 is four standard deviations
@@ -22,11 +22,11 @@ _TYPES = {"float32": 0, "int32": 2, "int8": 9}
 
 
 class Operator(NamedTuple):
-    """Number in BuiltinOperator, number in BuiltinOptions, and for each option its slot and type."""
+    """Numbers in BuiltinOperator and BuiltinOptions; for each option its slot and type."""
 
     code: int
     options: int = 0
-    slots: dict[str, tuple[int, str]] = {}
+    slots: Mapping[str, tuple[int, str]] = MappingProxyType({})
 
 
 _WINDOW = {"padding": (0, "Int8"), "stride_w": (1, "Int32"), "stride_h": (2, "Int32")}
@@ -177,7 +177,7 @@ class _File:
         inputs: list[int],
         outputs: list[int],
     ) -> None:
-        import flatbuffers
+        import flatbuffers  # type: ignore[import-untyped,unused-ignore]
 
         self.builder: Any = flatbuffers.Builder(1 << 16)
         codes = sorted({name for name, *_ in operators}, key=lambda name: OPERATORS[name].code)

@@ -14,9 +14,13 @@ from functools import lru_cache
 from itertools import combinations
 from math import inf, prod
 
-from nas.tflite import Model
+import numpy as np
+
+from nas.errors import PreparationError
+from nas.tflite.model import Model
 
 RANK = 4  # axes of a tensor at most
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def _swaps(stored: tuple[int, ...], order: tuple[int, ...]) -> list[tuple[int, i
 
     Vela makes five transpositions of one with four axes; two of these steps do the same.
     """
-    paths: dict[tuple[int, ...], list[tuple[int, int, int]]]
-    paths = latest = {tuple(range(len(stored))): []}
+    paths: dict[tuple[int, ...], list[tuple[int, int, int]]] = {tuple(range(len(stored))): []}
+    latest = paths
     while order not in paths:
         following: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
         for axes, path in latest.items():
@@ -214,3 +218,30 @@ def rolled(model: Model, value: Value, shifts: dict[int, int]) -> Value:
             parts = sliced(model, value, axis, shift, size), sliced(model, value, axis, 0, shift)
             value = concatenated(model, parts, axis)
     return value
+
+
+def last_inside(model: Model, x: Value) -> Value:
+    """The value with its last axis stored innermost."""
+    return x if x.order[-1] == len(x.order) - 1 else plain(model, x)
+
+
+def padded(model: Model, x: Value, amounts: dict[int, tuple[int, int]], value: float) -> Value:
+    if any(side < 0 for sides in amounts.values() for side in sides):
+        raise PreparationError("negative padding has no lowering here")
+    by_stored = {x.order[a]: s for a, s in amounts.items()}
+    runs: list[list[int]] = []  # axes without padding lie together where they can
+    for i in range(len(x.stored)):
+        if runs and i not in by_stored and runs[-1][-1] not in by_stored:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    sides = [by_stored.get(run[0], (0, 0)) for run in runs]
+    shape = [prod(x.stored[i] for i in run) for run in runs]
+    tensor = as_shape(model, x.tensor, shape)
+    given = [tensor, model.numbers([list(s) for s in sides])]
+    if value:
+        given.append(model.constant(np.full(1, value, np.float32)))
+    out = [size + sum(side) for size, side in zip(shape, sides)]
+    tensor = model.operator("PADV2" if value else "PAD", given, out)
+    stored = tuple(s + sum(by_stored.get(i, (0, 0))) for i, s in enumerate(x.stored))
+    return Value(tensor, stored, x.order)
