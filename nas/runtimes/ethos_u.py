@@ -208,7 +208,8 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _read(folder: Path, output: str, setting: Setting) -> Compiled:
-    host = tuple(dict.fromkeys(re.findall(r"^\s+CPU: (\w+) =", output, re.MULTILINE)))
+    # Vela calls all of them Passthrough; the tensors that they write have their names.
+    host = tuple(dict.fromkeys(re.findall(r"^\s+CPU: \w+ = (\w+)", output, re.MULTILINE)))
     if host:
         return Compiled(0, 0, host)
     summary = next(iter(_rows(folder, "*_summary_*.csv")), {})
@@ -225,7 +226,8 @@ def _read(folder: Path, output: str, setting: Setting) -> Compiled:
 
 
 def _rows(folder: Path, pattern: str) -> list[dict[str, str]]:
-    return [row for path in folder.glob(pattern) for row in csv.DictReader(path.open(newline=""))]
+    text = "".join(path.read_text() for path in folder.glob(pattern))
+    return list(csv.DictReader(text.splitlines()))
 
 
 RUNTIMES = dict.fromkeys(SETTINGS, EthosU)

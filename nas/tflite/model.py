@@ -59,14 +59,8 @@ OPERATORS = {
 }
 
 
-_MOVES = (
-    "RESHAPE",
-    "TRANSPOSE",
-    "SLICE",
-    "PAD",
-    "GATHER",
-    "CONCATENATION",
-)  # numbers stay as they are
+# Operators that leave the numbers as they are.
+_MOVES = ("RESHAPE", "TRANSPOSE", "SLICE", "PAD", "GATHER", "CONCATENATION")
 
 
 class _Tensor(NamedTuple):
@@ -136,10 +130,6 @@ class Model:
         output = self._activation(shape, scale=scale)
         self._operators.append((name, list(inputs), output, options))
         return output
-
-    def names(self) -> list[str]:
-        """The operators in order."""
-        return [name for name, *_ in self._operators]
 
     def _drawn(self, shape: Sequence[int]) -> bytes:
         values = self._rng.normal(0, WEIGHT_SPREAD, tuple(shape)).round().clip(-127, 127)
@@ -225,14 +215,14 @@ class _File:
         old = ("Int8", min(code, 127))  # readers before 2020 know no larger ones
         return self._table({0: old, 2: ("Int32", 1), 3: ("Int32", code)}, slots=4)
 
-    def _tensor(self, i: int, tensor: _Tensor, buffer: int) -> int:
+    def _tensor(self, label: str, tensor: _Tensor, buffer: int) -> int:
         quantization = None
         if tensor.scales is not None:
             scales = self._vector(tensor.scales, np.float32)
             zeros = self._vector(np.full(len(tensor.scales), tensor.zero), np.int64)
             axis = ("Int32", tensor.axis)
             quantization = self._table({2: scales, 3: zeros, 6: axis}, slots=7)
-        name = self.builder.CreateString(f"t{i}")
+        name = self.builder.CreateString(label)
         shape = self._vector(tensor.shape, np.int32)
         fields = {0: shape, 1: ("Int8", _TYPES[tensor.dtype]), 2: ("Uint32", buffer), 3: name}
         return self._table({**fields, 4: quantization, 8: ("Bool", True)}, slots=9)
@@ -260,9 +250,11 @@ class _File:
         codes: list[str],
     ) -> int:
         buffer, tensor_offsets = 0, []
+        writers = {output: name for name, _, output, _ in operators}  # what compilers show
         for i, tensor in enumerate(tensors):
             buffer += bool(tensor.data)
-            tensor_offsets.append(self._tensor(i, tensor, buffer if tensor.data else 0))
+            label = f"{writers.get(i, 'T')}/{i}"
+            tensor_offsets.append(self._tensor(label, tensor, buffer if tensor.data else 0))
         operator_offsets = [
             self._operator(codes.index(name), OPERATORS[name], ins, out, values)
             for name, ins, out, values in operators
