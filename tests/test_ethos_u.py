@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from nas.elastic import count_macs
+from nas.elastic import sum_macs
 from nas.errors import PreparationError
 from nas.family import Layer, families, load_space
 from nas.runtimes import ethos_u as ethos
@@ -39,20 +39,22 @@ def pruned_layer() -> Layer:
 @pytest.mark.parametrize(("place", "family"), list(enumerate(families())))
 def test_vela_counts_the_macs_that_we_count(place, family):
     runtime = EthosU(DEVICES[place % len(DEVICES)])
-    layers = {layer.key: layer for layer in dense_network(family)}
-    for layer in layers.values():
+    layers = dense_network(family)
+    whole = runtime.compiled(layers)
+    if not whole.host:
+        assert whole.cycles > 0
+        assert whole.macs == sum_macs(layers).total
+        return
+    assert whole == Compiled(0, 0, ("RESIZE_BILINEAR",))  # MobileViT: maps of odd size
+    for layer in {layer.key: layer for layer in layers}.values():
         compiled = runtime.compiled((layer,))
-        if compiled.host:  # of MobileViT, maps of odd size resized
-            assert compiled == Compiled(0, 0, ("RESIZE_BILINEAR",))
-            continue
-        assert compiled.cycles > 0
-        assert compiled.macs == count_macs(layer).total, layer.key
+        assert compiled.host or compiled.macs == sum_macs([layer]).total, layer.key
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_add_up_to_the_whole_network(device):
     runtime = load_runtime(device)
-    layers = dense_network("efficientvit")[:5]
+    layers = dense_network("efficientvit")[:4]
     rows = runtime.prepare(layers, fused=False)()
     (whole,) = runtime.prepare(layers, fused=True)()
     assert len(rows) == len(layers)
@@ -135,8 +137,8 @@ def test_no_row_is_called_measured():
     assert EthosU.exact
 
 
-def test_random_int8_blocks_are_the_same_rows():
-    """Everything is int8 here: a block's precision changes nothing."""
+def test_the_precision_of_a_block_changes_nothing():
+    """Everything is int8 here."""
     space = load_space("vit:debug").restrict("sparsity", 0)
     narrow, wide = (space.restrict("precision", word).draw(Random(1)) for word in ("int8", "fp32"))
     runtime = EthosU("ethos-u55-128")
