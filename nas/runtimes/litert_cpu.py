@@ -1,0 +1,85 @@
+"""LiteRT on the CPU in int8: the models of `nas.tflite`, run by the interpreter with XNNPACK."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nas.errors import PreparationError
+from nas.family import Layer
+from nas.runtimes import Program, Runtime, Sample
+from nas.runtimes.torch_cpu import describe_host, host_conditions
+from nas.tflite import LOWERING
+from nas.versions import installed
+
+
+class LiteRtCpu(Runtime):
+    """LiteRT with XNNPACK, all in int8, whatever the precision of a block.
+
+    Layers are models of their own, run one after the other; each reads its own random input.
+    """
+
+    lowering = LOWERING
+    packages = ("ai-edge-litert",)
+    extra = "litert"
+
+    def __init__(self, device: str, *, threads: int = 1) -> None:
+        super().__init__(device)
+        self.threads = threads
+
+    def describe(self) -> dict[str, Any]:
+        self.require()
+        return {
+            "name": self.device,
+            **describe_host(),
+            "runtime": "litert",
+            "runtime_version": installed("ai-edge-litert"),
+            "threads": self.threads,
+            "dtype": "int8",
+            "batch": 1,
+        }
+
+    def conditions(self) -> dict[str, Any]:
+        return host_conditions()
+
+    def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        pieces = [tuple(layers)] if fused else [(layer,) for layer in layers]
+        calls = [self._call(piece) for piece in pieces]
+
+        def program() -> list[Sample]:
+            samples = []
+            wall, cpu = time.perf_counter_ns(), time.process_time_ns()
+            for call in calls:
+                call()
+                after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
+                samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))
+                wall, cpu = after, cpu_after
+            return samples
+
+        return program
+
+    def _call(self, layers: tuple[Layer, ...]) -> Callable[[], None]:
+        import numpy as np
+        from ai_edge_litert.interpreter import (  # type: ignore[import-untyped,unused-ignore]
+            Interpreter,
+        )
+
+        from nas.tflite.lowering import lower
+
+        model = lower(layers)
+        if model.dynamic:
+            raise PreparationError(
+                f"{', '.join(model.dynamic)} of pruned windows have no lowering to LiteRT here"
+            )
+        interpreter = Interpreter(model_content=model.data, num_threads=self.threads)
+        interpreter.allocate_tensors()
+        rng = np.random.default_rng(0)
+        for detail in interpreter.get_input_details():
+            values = rng.integers(-128, 128, detail["shape"], dtype=np.int8)
+            interpreter.set_tensor(detail["index"], values)
+        invoke: Callable[[], None] = interpreter.invoke
+        return invoke
+
+
+RUNTIMES = {"litert-cpu": LiteRtCpu}
