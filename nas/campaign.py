@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from nas import port
 from nas.elastic import count_params
 from nas.errors import InfeasibleError, PreparationError, TableError
 from nas.family import Layer, SearchSpace
@@ -33,6 +32,8 @@ from nas.latency import (
     Row,
     table_folder,
 )
+from nas.port import PER_KIND, Port, choose_rows
+from nas.port import check as check_port
 from nas.progress import Advance, bar
 from nas.records import Journal, fingerprint
 from nas.runtimes import CONTEXTS, Program, Runtime, check_option, load_runtime
@@ -62,7 +63,7 @@ def profile(
     minutes: float = math.inf,
     context: str = "",
     sibling: LatencyTable | None = None,
-    rows_per_kind: int = port.PER_KIND,
+    rows_per_kind: int = PER_KIND,
 ) -> LatencyTable:
     """The table of a device: read if it is complete, else measured.
 
@@ -73,10 +74,7 @@ def profile(
     carried over.
     """
     with load_runtime(device) if isinstance(device, str) else device as runtime:
-        described = runtime.describe()
         folder = folder or table_folder(space, classes, runtime)
-        usual = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
-        context = check_option("context", context or usual or runtime.context, CONTEXTS)
         graph = Graph.of(space, classes)
         if graph.count < FIT + HELD_OUT:
             raise TableError(
@@ -85,59 +83,68 @@ def profile(
             )
         if (folder / "manifest.toml").exists():
             table = LatencyTable.load(folder)
-            table.check(space, described)
-            if table.manifest["context"] == context and graph.items().keys() <= table.rows.keys():
+            table.check(space, runtime.describe())
+            asked = context in ("", table.manifest["context"])
+            if asked and graph.items().keys() <= table.rows.keys():
                 return table
-        journal = Journal(folder / "samples.jsonl")
-        code = layer_code(space.family)
-        identity = [described, code, space.name, classes, PROTOCOL, context, runtime.lowering]
-        rounds = 1 if runtime.exact else rounds
-        ported = {}
-        if sibling is None:
-            campaign = Campaign(space, classes, graph, runtime, context, journal, rounds)
-        else:
-            port.check(sibling, described, runtime.unit, code, context)
-            chosen = port.choose_rows(sibling, rows_per_kind)
-            identity.append(chosen)
-            campaign = Campaign(
-                space, classes, graph, runtime, context, journal, rounds,
-                {*chosen.fit, *chosen.held_out},
-                lambda rows: port.carry(sibling, chosen, rows)[0],
-            )  # fmt: skip
-        campaign_id = _claim(journal, fingerprint(*identity))
+        campaign = _campaign(
+            space, classes, runtime, graph, folder, rounds, context, sibling, rows_per_kind
+        )
         seconds = campaign.run(minutes)
         references = campaign.references()
-        if sibling is not None:
-            _, report = port.carry(sibling, chosen, campaign.measured())
-            ported = port.provenance(sibling, runtime.source, report)
-        table = LatencyTable(
-            rows=campaign.rows(),
-            manifest={
-                "schema": SCHEMA,
-                "space": space.name,
-                "classes": classes,
-                "source": runtime.source,
-                "unit": runtime.unit,
-                "campaign": campaign_id,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(seconds, 1),
-                "vitnas_version": version("vitnas"),
-                "layer_code": code,
-                "lowering": runtime.lowering,
-                "resolutions": list(space.positions[0].values),
-                "context": context,
-                "protocol": PROTOCOLS[context],
-                "rounds": rounds,
-                "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
-                "device": described,
-                "conditions": runtime.conditions(),
-                "calibration": asdict(campaign.calibration(references)),
-                **ported,
-            },
-            references=tuple(references),
-        )
+        manifest = {
+            "schema": SCHEMA,
+            "space": space.name,
+            "classes": classes,
+            "source": runtime.source,
+            "unit": runtime.unit,
+            "campaign": campaign.number,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "vitnas_version": version("vitnas"),
+            "layer_code": layer_code(space.family),
+            "lowering": runtime.lowering,
+            "resolutions": list(space.positions[0].values),
+            "context": campaign.context,
+            "protocol": PROTOCOLS[campaign.context],
+            "rounds": campaign.rounds,
+            "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
+            "device": runtime.describe(),
+            "conditions": runtime.conditions(),
+            "calibration": asdict(campaign.calibration(references)),
+        }
+        if campaign.port:
+            manifest |= campaign.port.provenance(campaign.measured(), runtime.source)
+        table = LatencyTable(campaign.rows(), manifest, tuple(references))
         table.save(folder)
         return table
+
+
+def _campaign(
+    space: SearchSpace,
+    classes: int,
+    runtime: Runtime,
+    graph: Graph,
+    folder: Path,
+    rounds: int,
+    context: str,
+    sibling: LatencyTable | None,
+    rows_per_kind: int,
+) -> Campaign:
+    """The campaign of a folder, begun or gone on with."""
+    usual = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
+    context = check_option("context", context or usual or runtime.context, CONTEXTS)
+    described, code = runtime.describe(), layer_code(space.family)
+    identity = [described, code, space.name, classes, PROTOCOL, context, runtime.lowering]
+    carried = None
+    if sibling is not None:
+        check_port(sibling, described, runtime.unit, code, context)
+        carried = Port(sibling, choose_rows(sibling, rows_per_kind))
+        identity.append(carried.chosen)
+    journal = Journal(folder / "samples.jsonl")
+    number = _claim(journal, fingerprint(*identity))
+    rounds = 1 if runtime.exact else rounds
+    return Campaign(space, classes, graph, runtime, context, journal, rounds, number, carried)
 
 
 def _claim(journal: Journal, identity: str) -> str:
@@ -148,7 +155,7 @@ def _claim(journal: Journal, identity: str) -> str:
         records = journal.read()
     if records[0].get("identity") != identity:
         raise TableError(
-            f"the samples in {journal.path} are of another machine, version or space",
+            f"{journal.path} has samples of another machine, version, space or way of timing",
             "choose another folder, or measure anew: vitnas profile --again",
         )
     return str(records[0]["campaign"])
@@ -196,16 +203,13 @@ class Campaign:
         context: str,
         journal: Journal,
         rounds: int,
-        wanted: Collection[str] | None = None,
-        complete: Callable[[Rows], Rows] = lambda rows: rows,
+        number: str,
+        port: Port | None = None,
     ) -> None:
-        """`wanted` are the keys of the rows to measure, if not all of the space.
-
-        `complete` then makes all of them of those.
-        """
+        """With a `port` only its chosen rows are measured, the others carried over."""
         self.space, self.classes, self.runtime = space, classes, runtime
         self.context, self.rounds, self.journal = context, rounds, journal
-        self.wanted, self.complete = wanted, complete
+        self.number, self.port = number, port
         self._all = graph
         self.samples: dict[str, list[list[Sequence[float]]]] = {}  # by piece, of each visit
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
@@ -237,7 +241,7 @@ class Campaign:
                 "choose another space or device",
             )
         every = self.graph.items()
-        wanted = every.keys() if self.wanted is None else every.keys() & self.wanted
+        wanted = every.keys() & self.port.chosen.keys if self.port else every.keys()
         self.rows_needed = {key: every[key] for key in every if key in wanted}
         if self.context == "network":
             tours = (decode(self.space, path) for path in self.graph.tours(wanted))
@@ -384,7 +388,7 @@ class Campaign:
 
     def rows(self) -> Rows:
         """The rows of the table."""
-        return self.complete(self.measured())
+        return self.port.carry(self.measured())[0] if self.port else self.measured()
 
     def _by_key(self) -> dict[str, list[Sequence[float]]]:
         """The samples of each row."""

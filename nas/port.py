@@ -37,6 +37,10 @@ class Chosen(NamedTuple):
     fit: tuple[str, ...]
     held_out: tuple[str, ...]
 
+    @property
+    def keys(self) -> set[str]:
+        return {*self.fit, *self.held_out}
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -297,6 +301,20 @@ def _weighted(errors: Sequence[tuple[float, int]]) -> float:
         if known
         else math.nan
     )
+
+
+@dataclass(frozen=True)
+class Port:
+    """A table to carry over, and the rows of it that are measured on the new device."""
+
+    table: LatencyTable
+    chosen: Chosen
+
+    def carry(self, measured: Mapping[str, Row]) -> tuple[dict[str, Row], Report]:
+        return carry(self.table, self.chosen, measured)
+
+    def provenance(self, measured: Mapping[str, Row], source: str) -> dict[str, Any]:
+        return provenance(self.table, source, self.carry(measured)[1])
 
 
 def check(

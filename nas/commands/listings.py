@@ -35,6 +35,8 @@ def list_(
     if not rows:
         return out.print(f"no {what.value} yet")
     grid = grid_of(*rows[0])
+    for column, value in zip(grid.columns, rows[0].values()):
+        column.justify = "left" if isinstance(value, str) else "right"
     for row in rows:
         cells = (f"{v:,.3f}" if isinstance(v, float) else escape(str(v)) for v in row.values())
         grid.add_row(*cells)
