@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.elastic import count_params
+from nas.elastic import count_macs, count_params
 from nas.errors import InfeasibleError, PreparationError, TableError
 from nas.family import Layer, SearchSpace
 from nas.latency import (
@@ -45,12 +45,14 @@ _ENOUGH = 3  # rounds that make a table when the time is up
 FIT, HELD_OUT = 12, 30  # networks for the calibration, and for its error
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
 _UNREACHED = "failed: no architecture without failed layers has it"
+_BEHIND = " > "
 _KEPT_CALLS = 3  # of a layer on its own, after one that is dropped
 
 PROTOCOLS = {
     "network": "layers timed in network order inside whole networks",
     "isolated": "each layer on its own, one call dropped, three kept",
     "stacked": "a layer twice in a row less once, one call dropped, three kept",
+    "added": "a layer behind another less that one, one call dropped, three kept",
 }
 
 
@@ -174,12 +176,12 @@ Rows = dict[str, Row]
 class Piece:
     """Consecutive layers that are visited together, and what they are for.
 
-    A `tour` is a network timed layer by layer; `row` a layer and `pair` the same twice in a row; a
+    A `tour` is a network timed layer by layer; `row` a layer alone and `pair` one behind another; a
     `network` is a reference, timed as a whole.
     """
 
     what: str
-    about: str  # the architecture as JSON, or the key of the layer
+    about: str  # the architecture as JSON, or the keys of the layers
     layers: tuple[Layer, ...]
 
     @property
@@ -213,6 +215,7 @@ class Campaign:
         self._all = graph
         self.samples: dict[str, list[list[Sequence[float]]]] = {}  # by piece, of each visit
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
+        self.alone: set[str] = set()  # rows that cannot be timed behind another layer
         self.notes: dict[str, str] = {}
         self.networks: list[Piece] = []
         self._held: dict[str, Program] = {}
@@ -225,6 +228,7 @@ class Campaign:
         for name, visit in record.get("samples", {}).items():
             self.samples.setdefault(name, []).append(visit)
         self.failed |= record.get("failed", {})
+        self.alone |= set(record.get("alone", []))
         self.networks += [self._piece("network", text) for text in record.get("chosen", [])]
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -247,10 +251,22 @@ class Campaign:
             tours = (decode(self.space, path) for path in self.graph.tours(wanted))
             self.pieces = [self._piece("tour", a.to_json()) for a in tours]
         else:
-            rows = list(self.rows_needed.values())
-            self.pieces = [Piece("row", x.key, (x,)) for x in rows]
-            if self.context == "stacked":
-                self.pieces += [Piece("pair", x.key, (x, x)) for x in rows if stackable(x)]
+            pairs = list(self._pairs())
+            rows = {**self.rows_needed, **{first.key: first for first, _ in pairs}}
+            self.pieces = [Piece("row", x.key, (x,)) for x in rows.values()]
+            self.pieces += [Piece("pair", _BEHIND.join((a.key, b.key)), (a, b)) for a, b in pairs]
+
+    def _pairs(self) -> Iterator[tuple[Layer, Layer]]:
+        """For each row that is timed behind another layer, both."""
+        before = self.graph.before() if self.context == "added" else {}
+        for layer in self.rows_needed.values():
+            if layer.key in self.alone:
+                continue
+            if self.context == "stacked" and stackable(layer):
+                yield layer, layer
+            elif ahead := before.get(layer.key):
+                # The cheaper the other one is, the less of its noise is in the difference.
+                yield min(ahead.values(), key=lambda x: (count_macs(x).total, x.key)), layer
 
     def _piece(self, what: str, architecture: str) -> Piece:
         layers = self.space.layers(self.space.parse(architecture), self.classes)
@@ -321,14 +337,14 @@ class Campaign:
                 try:
                     record["samples"][piece.name] = self._visit(piece)
                 except PreparationError as error:
-                    record["failed"] = self._blame(piece, error)
+                    record |= self._blame(piece, error)
                     break  # the plan changes
                 advance(1)
                 if time.monotonic() > end:
                     break
         finally:
             self._record(record)
-        if "failed" in record:
+        if len(record) > 1:
             self._plan()
 
     def _visit(self, piece: Piece) -> list[Sequence[float]]:
@@ -347,17 +363,19 @@ class Campaign:
             samples = [sample for _ in range(_KEPT_CALLS) for sample in program()]
         return [(round(s.wall, 5), round(s.cpu, 5)) for s in samples]
 
-    def _blame(self, piece: Piece, error: PreparationError) -> dict[str, str]:
-        """The layers because of which a piece cannot be prepared, and why."""
+    def _blame(self, piece: Piece, error: PreparationError) -> dict[str, Any]:
+        """What is to be recorded of a piece that cannot be prepared: its layers that cannot."""
         failed = {}
         for layer in {layer.key: layer for layer in piece.layers}.values():
             try:
                 self.runtime.prepare((layer,), fused=True)
             except PreparationError as own:
                 failed[layer.key] = f"failed: {own.message}"
-        if not failed:  # each layer runs alone
-            raise TableError(f"{piece.name} cannot be prepared: {error.message}", "report this")
-        return failed
+        if failed:
+            return {"failed": failed}
+        if piece.what == "pair":
+            return {"alone": [piece.layers[-1].key]}
+        raise TableError(f"{piece.name} cannot be prepared: {error.message}", "report this")
 
     def _choose(self) -> list[str]:
         """One random network from each of equal bands of the latency range, in random order."""
@@ -393,6 +411,8 @@ class Campaign:
     def _by_key(self) -> dict[str, list[Sequence[float]]]:
         """The samples of each row."""
         found: dict[str, list[Sequence[float]]] = {}
+        alone: dict[str, list[list[Sequence[float]]]] = {}
+        behind: dict[str, list[list[Sequence[float]]]] = {}
         for name, visits in self.samples.items():
             what, _, about = name.partition(" ")
             if what == "tour":
@@ -400,12 +420,19 @@ class Campaign:
                 for visit in visits:
                     for layer, sample in zip(layers, visit):
                         found.setdefault(layer.key, []).append(sample)
-            elif what == "row" and f"pair {about}" not in self.samples:
-                found[about] = [sample for visit in visits for sample in visit]
+            elif what == "row":
+                alone[about] = visits
             elif what == "pair":
-                once = self.samples[f"row {about}"]
-                both = zip((np.median(v, 0) for v in visits), (np.median(v, 0) for v in once))
-                found[about] = [np.maximum(two - one, 1e-5).tolist() for two, one in both]
+                behind[about] = visits
+        found |= {
+            key: [sample for visit in visits for sample in visit]
+            for key, visits in alone.items()
+            if key in self.rows_needed
+        }
+        for about, visits in behind.items():
+            first, _, key = about.partition(_BEHIND)
+            both = zip((np.median(v, 0) for v in visits), (np.median(v, 0) for v in alone[first]))
+            found[key] = [np.maximum(two - one, 1e-5).tolist() for two, one in both]
         return found
 
     def references(self) -> list[Reference]:

@@ -204,7 +204,10 @@ def _compose(pieces: Sequence[OnnxPiece]) -> OnnxPiece:
     state: list[Any] = [f"in{i}" for i in range(1 + max(pieces[0].takes))]
     read: list[str] = []
     for number, (piece, model) in enumerate(zip(pieces, models)):
+        state += [None] * (1 + max(piece.takes) - len(state))
         given = {f"in{slot}": state[slot] for slot in piece.takes}
+        if None in given.values():
+            raise PreparationError("a layer needs what no layer before it has left")
         read += [name for name in given.values() if name in entering and name not in read]
         _rename(model.graph, f"{number}/", given)
         state = piece.after(state, [value.name for value in model.graph.output])

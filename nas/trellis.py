@@ -134,6 +134,25 @@ class Graph:
             for item in items
         }
 
+    def before(self) -> dict[Any, dict[Any, Any]]:
+        """For each item, by `key`, the items that can stand just before it, by theirs."""
+        found: dict[Any, dict[Any, Any]] = {}
+        last: list[dict[Any, Any]] = [{}]
+        for level, alive in zip(self.levels, self.alive[1:]):
+            after: list[dict[Any, Any]] = [{} for _ in alive]
+            edges = zip(level.source.tolist(), level.target.tolist(), level.items)
+            for source, target, items in edges:
+                if not alive[target]:
+                    continue
+                ahead = last[source]
+                for item in items:
+                    key = getattr(item, "key", item)
+                    found.setdefault(key, {}).update(ahead)
+                    ahead = {key: item}
+                after[target].update(ahead)
+            last = after
+        return found
+
     def tours(self, wanted: Collection[Hashable] | None = None, seed: int = 0) -> list[Ints]:
         """Few paths that together contain every item, or those `wanted` (by their `key`s).
 

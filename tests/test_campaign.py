@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
@@ -89,7 +90,21 @@ def test_stacks_leave_out_what_every_call_costs(device, tmp_path):
     assert alone.manifest["context"] == "isolated"
 
 
-@pytest.mark.parametrize("context", ["network", "isolated"])
+def test_behind_another_layer_a_row_is_what_it_adds(device, tmp_path):
+    def prepare(self, layers, fused):
+        if any("WindowBlock" in a.key and "Head" in b.key for a, b in pairwise(layers)) and (
+            len(layers) == 2
+        ):
+            raise PreparationError("not as a pair")
+        return Known.prepare(self, layers, fused)
+
+    table = profile(SPACE, 2, device(prepare=prepare), tmp_path, context="added")
+    for key, layer in space_layers(SPACE, 2).items():
+        first = CALL if "PatchEmbed" in key or "Head" in key else FIRST
+        assert table.rows[key].median == pytest.approx(true_ms(layer) + first)
+
+
+@pytest.mark.parametrize("context", ["network", "isolated", "stacked", "added"])
 def test_what_does_not_run_is_recorded_and_never_chosen(device, tmp_path, context):
     table = profile(SPACE, 2, device(refused=("kept=2,",)), tmp_path, context=context)
     failed = {key for key, row in table.rows.items() if not row.usable}

@@ -28,7 +28,7 @@ VERBS = {source: source for source in SOURCES} | {
     "emulated-count": "counted",
     "emulated-time": "emulated",
 }
-CONTEXTS = ("network", "isolated", "stacked")
+CONTEXTS = ("network", "isolated", "stacked", "added")
 
 
 class Sample(NamedTuple):
@@ -74,7 +74,8 @@ class Runtime(ABC):
     exact: ClassVar[bool] = False  # every call gives the same numbers: one round is enough
     # How rows are timed best, found by the error on whole networks (experiments/table_error):
     # `network`: layer by layer inside whole networks, in their order; `isolated`: each alone;
-    # `stacked`: two in a row less one, where a layer can follow itself.
+    # `stacked`: twice in a row less once, where a layer can follow itself; `added`: behind the
+    # cheapest layer that can stand before it, less that one.
     context: ClassVar[str] = "network"
     packages: ClassVar[tuple[str, ...]] = ()  # distributions it needs
     extra: ClassVar[str] = ""  # of vitnas, which installs them
