@@ -13,8 +13,8 @@ Two of a layer less one (`stacked`) was tried: raw errors of 0.2 % (Swin, U55), 
 U85-256), 0.7 % (EfficientViT, U55) and 7.8 % (EfficientViT, U85-1024): layers that cannot follow
 themselves keep what they take alone.
 
-Needs `pip install 'vitnas[ethos-u]'` and SciPy. One busy core of an Intel Xeon: half an hour,
-two the second time, when what was compiled is on disk. Expected: `network` within 0.1 % in every
+Needs `pip install 'vitnas[ethos-u]'` and SciPy. One core of an Intel Xeon: about 15 minutes,
+two the second time, when what was compiled is on disk. Expected: `network` within 0.2 % in every
 line before calibration, no row that falls back, MACs of all rows equal to `nas.elastic.count_macs`;
 `isolated` 0.03 to 18 % too large.
 """
