@@ -31,7 +31,7 @@ from nas.trellis import Graph, Trellis
 from nas.versions import layer_code
 
 SCHEMA = 2
-PROTOCOL = 4  # raised when the way of measuring changes
+PROTOCOL = 5  # raised when the way of measuring changes
 UNUSABLE = ("failed", "fallback")
 
 

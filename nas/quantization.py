@@ -25,7 +25,7 @@ from nas.stopwatch import measure_fresh
 from nas.supernet import load_supernet, supernet_folder
 
 _SENSITIVITY_IMAGES = 16
-_ROUNDS = 30
+_ROUNDS = 10
 
 
 def subject(

@@ -39,7 +39,7 @@ from nas.trellis import Trellis, decode, encode
 SAMPLERS = ("trellis", "rejection")
 _BATCH = 8  # candidates scored between two looks at the surrogate
 _MEASURED = 5  # best candidates that are re-measured, besides the front
-_ROUNDS = 30  # end-to-end samples of each
+_ROUNDS = 10  # of three end-to-end samples of each
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Whole networks measured end to end, in a fresh process.
 
 As a program (`python -m nas.stopwatch`) it is that process: it reads `{"device", "space",
-"classes", "architectures", "rounds"}` as JSON from stdin, writes one line `{"done": n}` per round
-to stdout, and last `{"samples": [[...], ...], "layers": [[[...], ...], ...]}`.
+"classes", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
+per round to stdout, and last `{"samples": [[...], ...], "layers": [[[...], ...], ...]}`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import nas
 from nas.errors import EvaluationError, PreparationError, VitnasError
 from nas.family import SearchSpace, load_space
-from nas.runtimes import load_runtime
+from nas.runtimes import Program, Sample, load_runtime
 from nas.space import Architecture
 
-WARM_UP = 3
+WARM_UP, KEPT = 1, 3
 
 
 class Measurement(NamedTuple):
@@ -36,13 +36,14 @@ def measure_fresh(
     space: SearchSpace,
     architectures: Sequence[Architecture],
     classes: int,
-    rounds: int = 30,
+    rounds: int = 10,
     layers: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Whole networks on a device, `rounds` per network, taken in turns in a fresh process.
+    """Whole networks on a device, in turns in a fresh process, three samples of each a round.
 
-    With `layers` every round also times each network layer by layer.
+    A call before them is dropped: a deployed network runs in a loop. With `layers` every round also
+    times each network layer by layer.
     """
     request = {
         "device": device,
@@ -103,19 +104,25 @@ def _measure(request: dict[str, Any]) -> None:
         except PreparationError as error:
             raise EvaluationError(error.message, error.fix) from None
         samples: list[list[float]] = [[] for _ in networks]
-        layers: list[list[list[float]]] = [[[] for _ in own] for own in networks]
+        parted: list[list[list[float]]] = [[[] for _ in own] for own in networks]
         warm_up = 0 if runtime.exact else WARM_UP
         for turn in range(warm_up + (1 if runtime.exact else request["rounds"])):
             for i in range(len(networks)):
-                (sample,) = whole[i]()
-                pieces = parts[i]() if parts else []
-                if turn >= warm_up:
-                    samples[i].append(round(sample.wall, 5))
-                    for own, piece in zip(layers[i], pieces):
-                        own.append(round(piece.wall, 5))
+                for programs, found in ((whole, [samples[i]]), (parts, parted[i])):
+                    for timed in _calls(programs[i], runtime.exact) if programs else ():
+                        for own, sample in zip(found, timed if turn >= warm_up else ()):
+                            own.append(round(sample.wall, 5))
             if turn >= warm_up:
                 print(json.dumps({"done": turn - warm_up + 1}), flush=True)
-    print(json.dumps({"samples": samples, "layers": layers}), flush=True)
+    print(json.dumps({"samples": samples, "layers": parted}), flush=True)
+
+
+def _calls(program: Program, exact: bool) -> list[list[Sample]]:
+    """Those that count of a visit."""
+    if exact:
+        return [program()]
+    program()
+    return [program() for _ in range(KEPT)]
 
 
 if __name__ == "__main__":

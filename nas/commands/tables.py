@@ -169,7 +169,7 @@ def measure(
     space: Space = "swin:micro",
     device: Device = "torch-cpu",
     classes: Classes = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Samples to take.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Visits, of three samples each.")] = 17,
     figure: Annotated[
         str, typer.Option("--out", help="Draw it by layer: a .png, .svg or .pdf file.")
     ] = "",
