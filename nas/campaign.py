@@ -37,17 +37,26 @@ from nas.port import PER_KIND, Port, choose_rows
 from nas.port import check as check_port
 from nas.progress import Advance, bar
 from nas.records import Journal, fingerprint
-from nas.runtimes import CONTEXTS, Program, Runtime, check_option, load_runtime
+from nas.runtimes import (
+    CONTEXTS,
+    KEPT,
+    WARM_UP_MS,
+    Program,
+    Runtime,
+    check_option,
+    load_runtime,
+    visit,
+)
 from nas.trellis import Graph, Trellis, decode
 from nas.versions import layer_code
 
-ROUNDS = 4
+ROUNDS = 5
 _ENOUGH = 3  # rounds that make a table when the time is up
 FIT, HELD_OUT = 12, 30  # networks for the calibration, and for its error
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
 _UNREACHED = "failed: no architecture without failed layers has it"
 _BEHIND = " > "
-_KEPT_CALLS = 3  # of a visit, after one that is dropped: a deployed network runs in a loop
+_VISIT = f"; a visit warms up for {WARM_UP_MS:g} ms and keeps {KEPT} calls"
 
 PROTOCOLS = {
     "network": "layers timed in network order inside whole networks",
@@ -109,7 +118,7 @@ def profile(
             "lowering": runtime.lowering,
             "resolutions": list(space.positions[0].values),
             "context": campaign.context,
-            "protocol": f"{PROTOCOLS[campaign.context]}; a visit drops one call and keeps three",
+            "protocol": PROTOCOLS[campaign.context] + _VISIT,
             "rounds": campaign.rounds,
             "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
             "device": runtime.describe(),
@@ -226,8 +235,8 @@ class Campaign:
         self._plan()
 
     def _add(self, record: dict[str, Any]) -> None:
-        for name, visit in record.get("samples", {}).items():
-            self.samples.setdefault(name, []).append(visit)
+        for name, samples in record.get("samples", {}).items():
+            self.samples.setdefault(name, []).append(samples)
         self.failed |= record.get("failed", {})
         self.alone |= set(record.get("alone", []))
         self.networks += [self._piece("network", text) for text in record.get("chosen", [])]
@@ -355,11 +364,7 @@ class Campaign:
             self._held_weights += sum(map(count_params, piece.layers))
             if self._held_weights < _HELD_WEIGHTS:
                 self._held[piece.name] = program
-        if self.runtime.exact:
-            samples = program()
-        else:
-            program()
-            samples = [sample for _ in range(_KEPT_CALLS) for sample in program()]
+        samples = [sample for call in visit(program, self.runtime) for sample in call]
         return [(round(s.wall, 5), round(s.cpu, 5)) for s in samples]
 
     def _blame(self, piece: Piece, error: PreparationError) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import nas
 from nas.errors import EvaluationError, PreparationError, VitnasError
 from nas.family import SearchSpace, load_space
-from nas.runtimes import Program, Sample, load_runtime
+from nas.runtimes import load_runtime, visit
 from nas.space import Architecture
 
-WARM_UP, KEPT = 1, 3
+WARM_UP = 1  # rounds
 
 
 class Measurement(NamedTuple):
@@ -42,8 +42,7 @@ def measure_fresh(
 ) -> list[Measurement]:
     """Whole networks on a device, in turns in a fresh process, three samples of each a round.
 
-    A call before them is dropped: a deployed network runs in a loop. With `layers` every round also
-    times each network layer by layer.
+    With `layers` every round also times each network layer by layer.
     """
     request = {
         "device": device,
@@ -99,8 +98,8 @@ def _measure(request: dict[str, Any]) -> None:
     with load_runtime(request["device"]) as runtime:
         try:
             whole = [runtime.prepare(layers, fused=True) for layers in networks]
-            timed = networks if request["layers"] else []
-            parts = [runtime.prepare(layers, fused=False) for layers in timed]
+            split = networks if request["layers"] else []
+            parts = [runtime.prepare(layers, fused=False) for layers in split]
         except PreparationError as error:
             raise EvaluationError(error.message, error.fix) from None
         samples: list[list[float]] = [[] for _ in networks]
@@ -109,20 +108,12 @@ def _measure(request: dict[str, Any]) -> None:
         for turn in range(warm_up + (1 if runtime.exact else request["rounds"])):
             for i in range(len(networks)):
                 for programs, found in ((whole, [samples[i]]), (parts, parted[i])):
-                    for timed in _calls(programs[i], runtime.exact) if programs else ():
+                    for timed in visit(programs[i], runtime) if programs else ():
                         for own, sample in zip(found, timed if turn >= warm_up else ()):
                             own.append(round(sample.wall, 5))
             if turn >= warm_up:
                 print(json.dumps({"done": turn - warm_up + 1}), flush=True)
     print(json.dumps({"samples": samples, "layers": parted}), flush=True)
-
-
-def _calls(program: Program, exact: bool) -> list[list[Sample]]:
-    """Those that count of a visit."""
-    if exact:
-        return [program()]
-    program()
-    return [program() for _ in range(KEPT)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How far predictions are from whole networks, by runtime, space and way of timing rows.
 
     python experiments/table_error/measure.py [--devices torch-cpu,onnxruntime-cpu]
-        [--spaces swin:micro,vit:micro,efficientvit:micro] [--contexts network,isolated,stacked]
+        [--spaces swin:micro,vit:micro,efficientvit:micro] [--contexts isolated,stacked,...]
+        [--rounds 12]
 
 For each it measures a latency table (kept in the user's cache, so that a stopped run goes on) and
 judges it on 30 networks that it was not fitted to, spread over the latency range. Writes beside
@@ -60,7 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", default="torch-cpu,onnxruntime-cpu")
     parser.add_argument("--spaces", default="swin:micro,vit:micro,efficientvit:micro")
-    parser.add_argument("--contexts", default="network,isolated,stacked")
+    parser.add_argument("--contexts", default="network,isolated,stacked,added")
+    parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     summary, details = [], []
     for device in options.devices.split(","):
@@ -68,7 +70,9 @@ def main() -> None:
             for context in options.contexts.split(","):
                 folder = cache_folder().parent / "table_error" / device
                 folder = folder / f"{name.replace(':', '-')}-{context}"
-                table = profile(load_space(name), CLASSES, device, folder, context=context)
+                table = profile(
+                    load_space(name), CLASSES, device, folder, options.rounds, context=context
+                )
                 m = table.manifest
                 where = {"device": device, "space": name, "context": context}
                 found = {title: m["calibration"][key] for title, key in COLUMNS.items()}
