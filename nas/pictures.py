@@ -120,7 +120,7 @@ def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]
                 color=color if several else RED,
                 edgecolor="white",
                 zorder=5,
-                label=f"winner{' of ' + name if several else ''} (measured)",
+                label=f"winner{' of ' + name if several else ''} ({verb(run)})",
             )
             if not several:
                 for b, marker in zip(run["baselines"], "sDP^v"):
@@ -132,7 +132,7 @@ def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]
                         color=INK,
                         edgecolor="white",
                         zorder=4,
-                        label=f"{b['name']} (measured)",
+                        label=f"{b['name']} ({verb(run)})",
                     )
         axes.set(
             xlabel="latency [ms]; cloud and front as predicted",
@@ -142,6 +142,11 @@ def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, loc="lower right")
     return figure
+
+
+def verb(run: Mapping[str, Any]) -> str:
+    """What may be said of a run's latencies: measured, or modelled."""
+    return str(run.get("verb", "measured"))
 
 
 def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
@@ -158,7 +163,8 @@ def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
         p95 = max(run["table"]["p95_percent"] for run in runs) / 100
         axes.plot(line, line, color=GREY, lw=1)
         axes.fill_between(line, line * (1 - p95), line * (1 + p95), color=GREY, alpha=0.2, lw=0)
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel="measured [ms]", ylabel="predicted [ms]")
+        how = verb(runs[0])
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{how} [ms]", ylabel="predicted [ms]")
         axes.set_aspect("equal")
         axes.grid(True)
         axes.set_axisbelow(True)
@@ -201,7 +207,7 @@ def layers(winner: Sequence[tuple[str, float]], dense: Sequence[tuple[str, float
             axes.barh(y + shift, [values.get(n, 0) for n in names], 0.38, color=color, label=who)
         axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
         axes.invert_yaxis()
-        axes.set(xlabel="milliseconds (measured rows, calibrated)")
+        axes.set(xlabel="milliseconds (rows of the table, calibrated)")
         axes.grid(True, axis="x")
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", fontsize=8)

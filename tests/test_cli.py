@@ -20,7 +20,7 @@ OPTIONS = {
     "search": {"--budget", "--space", "--data", "--device", "--supernet", "--out", "--resume",
                "--evaluations", "--search-images", "--test-images", "--sampler", "--fresh",
                "--table", "--confidence", "--seed", "--json"},
-    "profile": {"--space", "--device", "--classes", "--out", "--minutes", "--context", "--from", "--rows", "--again",
+    "profile": {"--space", "--device", "--classes", "--out", "--rounds", "--minutes", "--context", "--from", "--rows", "--again",
                 "--json"},
     "audit": {"--json"},
     "import": {"--out", "--format", "--unit", "--device", "--json"},

@@ -30,6 +30,7 @@ def profile(
     device: Device = "torch-cpu",
     classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
     folder: Annotated[str, typer.Option("--out", help="Folder; default: the user's cache.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Visits of each row; more: less noise.")] = 5,
     minutes: Annotated[float, typer.Option(help="Stop after this long, keep what there is.")] = 1e6,
     context: Annotated[
         str, typer.Option(help="How rows are timed: network, isolated or stacked.")
@@ -59,8 +60,9 @@ def profile(
         classes,
         device,
         where,
-        minutes=minutes,
-        context=context,
+        rounds,
+        minutes,
+        context,
         sibling=LatencyTable.load(Path(sibling)) if sibling else None,
         rows_per_kind=rows,
     )
