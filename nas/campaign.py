@@ -99,37 +99,44 @@ def profile(
             asked = context in ("", table.manifest["context"])
             if asked and graph.items().keys() <= table.rows.keys():
                 return table
-        campaign = _campaign(
-            space, classes, runtime, graph, folder, rounds, context, sibling, rows_per_kind
-        )
-        seconds = campaign.run(minutes)
-        references = campaign.references()
-        manifest = {
-            "schema": SCHEMA,
-            "space": space.name,
-            "classes": classes,
-            "source": runtime.source,
-            "unit": runtime.unit,
-            "campaign": campaign.number,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-            "vitnas_version": version("vitnas"),
-            "layer_code": layer_code(space.family),
-            "lowering": runtime.lowering,
-            "resolutions": list(space.positions[0].values),
-            "context": campaign.context,
-            "protocol": PROTOCOLS[campaign.context] + _VISIT,
-            "rounds": campaign.rounds,
-            "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
-            "device": runtime.describe(),
-            "conditions": runtime.conditions(),
-            "calibration": asdict(campaign.calibration(references)),
-        }
-        if campaign.port:
-            manifest |= campaign.port.provenance(campaign.measured(), runtime.source)
-        table = LatencyTable(campaign.rows(), manifest, tuple(references))
-        table.save(folder)
-        return table
+        journal = Journal(folder / "samples.jsonl")
+        with journal.locked():
+            campaign = _campaign(
+                space, classes, runtime, graph, journal, rounds, context, sibling, rows_per_kind
+            )
+            seconds = campaign.run(minutes)
+            table = _table(campaign, seconds)
+            table.save(folder)
+            return table
+
+
+def _table(campaign: Campaign, seconds: float) -> LatencyTable:
+    space, runtime = campaign.space, campaign.runtime
+    references = campaign.references()
+    manifest = {
+        "schema": SCHEMA,
+        "space": space.name,
+        "classes": campaign.classes,
+        "source": runtime.source,
+        "unit": runtime.unit,
+        "campaign": campaign.number,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "vitnas_version": version("vitnas"),
+        "layer_code": layer_code(space.family),
+        "lowering": runtime.lowering,
+        "resolutions": list(space.positions[0].values),
+        "context": campaign.context,
+        "protocol": PROTOCOLS[campaign.context] + _VISIT,
+        "rounds": campaign.rounds,
+        "wall_over_cpu": round(campaign.wall_over_cpu(), 3),
+        "device": runtime.describe(),
+        "conditions": runtime.conditions(),
+        "calibration": asdict(campaign.calibration(references)),
+    }
+    if campaign.port:
+        manifest |= campaign.port.provenance(campaign.measured(), runtime.source)
+    return LatencyTable(campaign.rows(), manifest, tuple(references))
 
 
 def _campaign(
@@ -137,7 +144,7 @@ def _campaign(
     classes: int,
     runtime: Runtime,
     graph: Graph,
-    folder: Path,
+    journal: Journal,
     rounds: int,
     context: str,
     sibling: LatencyTable | None,
@@ -153,7 +160,6 @@ def _campaign(
         check_port(sibling, described, runtime.unit, code, context)
         carried = Port(sibling, choose_rows(sibling, rows_per_kind))
         identity.append(carried.chosen)
-    journal = Journal(folder / "samples.jsonl")
     number = _claim(journal, fingerprint(*identity))
     rounds = 1 if runtime.exact else rounds
     return Campaign(space, classes, graph, runtime, context, journal, rounds, number, carried)

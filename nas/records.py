@@ -73,6 +73,28 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Meanwhile no other process may lock this journal; `RunError` if one has."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a")
+        except OSError as error:
+            raise _storage_error(self.path, error) from error
+        with file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # not on this system
+                pass
+            except OSError:
+                raise RunError(
+                    f"another process is writing {self.path}",
+                    "wait for it, or choose another folder",
+                ) from None
+            yield
+
     def read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []

@@ -16,7 +16,7 @@ import pytest
 
 import nas.runtimes
 from nas.campaign import profile, stackable
-from nas.errors import PreparationError, TableError
+from nas.errors import PreparationError, RunError, TableError
 from nas.family import load_space
 from nas.latency import LatencyTable
 from nas.records import Journal
@@ -206,3 +206,17 @@ def test_a_profile_survives_ten_kills(tmp_path):
     text = (tmp_path / "samples.jsonl").read_text()
     assert len(journal.read()) == len(text.splitlines())  # no line is torn
     assert sum('"identity"' in line for line in text.splitlines()) == 1
+
+
+def test_two_profiles_do_not_write_into_one_folder(device, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from nas.records import Journal\n"
+        f"with Journal(Path({str(tmp_path)!r}) / 'samples.jsonl').locked():\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(RunError, match="another process is writing"):
+            profile(SPACE, 2, device(), tmp_path)
+        other.kill()
+    profile(SPACE, 2, device(), tmp_path)

@@ -25,11 +25,14 @@ import torch
 from nas import agent as agent_module
 from nas import link as link_module
 from nas.agent import Agent, Refusal, emulator
+from nas.campaign import profile
 from nas.errors import DeviceError, PreparationError, UsageError
 from nas.family import Layer, load_space
+from nas.latency import LatencyTable
 from nas.link import Link, agent_source, printable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
+from nas.trellis import Graph
 
 pytest.importorskip("onnxruntime")
 
@@ -597,6 +600,20 @@ def test_an_emulated_arm_machine_is_profiled_and_never_called_measured(
     assert len(separate) == len(layers)
     assert whole.cpu > 0
     _until(lambda: not server.agents())
+
+
+@needs_sshd
+@needs_arm
+def test_a_whole_table_of_an_emulated_machine_says_so(server: Server, tmp_path: Path) -> None:
+    space = load_space("vit:debug").restrict("sparsity", 0).restrict("precision", "fp32")
+    space = space.restrict("resolution", 16)
+    table = profile(space, 2, server.device(ARM), tmp_path / "table", rounds=1)
+    assert table.rows.keys() == Graph.of(space, 2).items().keys()
+    assert all(row.usable and row.median > 0 for row in table.rows.values())
+    m = LatencyTable.load(tmp_path / "table").manifest
+    assert (m["source"], m["device"]["kind"], m["device"]["machine"]) == (
+        "emulated-time", "arm", "aarch64")  # fmt: skip
+    assert table.calibration.held_out >= 20
 
 
 @needs_arm
