@@ -52,7 +52,7 @@ from nas.versions import layer_code
 
 ROUNDS = 5
 _ENOUGH = 3  # rounds that make a table when the time is up
-FIT, HELD_OUT = 12, 30  # networks for the calibration, and for its error
+FIT, HELD_OUT = 20, 30  # networks for the calibration, and for its error
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
 _UNREACHED = "failed: no architecture without failed layers has it"
 _BEHIND = " > "

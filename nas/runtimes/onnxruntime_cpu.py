@@ -22,6 +22,7 @@ class OnnxRuntimeCpu(Runtime):
     """
 
     lowering = VERSION
+    context = "isolated"
     packages = ("onnxruntime", *PACKAGES)
     extra = "onnx"
 
