@@ -55,11 +55,12 @@ def profile(
     where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
     if again:
         forget(where)
+    own = where if folder or again else None
     table = run_profile(
         the_space,
         classes,
         device,
-        where,
+        own,
         rounds,
         minutes,
         context,
