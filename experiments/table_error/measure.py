@@ -6,8 +6,8 @@
         [--rounds 12]
 
 For each it measures a latency table (kept in the user's cache, so that a stopped run goes on) and
-judges it on 30 networks that it was not fitted to, spread over the latency range. Writes beside
-itself `networks.csv` (every network: sum of its rows, prediction, measurement), `summary.csv` and
+judges it on 30 networks that it was not fitted to, spread over the latency range. Of all tables
+measured so it writes beside itself `networks.csv` (every network: sum of its rows, prediction, measurement), `summary.csv` and
 `scatter.png`. On two cores one to two minutes a table; with ONNX Runtime, the first time, about a
 second more for each row, to export it.
 
@@ -65,33 +65,34 @@ def main() -> None:
     parser.add_argument("--contexts", default="", help="default: that of the device")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    summary, details = [], []
+    root = cache_folder().parent / "table_error"
     for device in options.devices.split(","):
         for name in options.spaces.split(","):
             for context in (options.contexts or load_runtime(device).context).split(","):
-                folder = cache_folder().parent / "table_error" / device
-                folder = folder / f"{name.replace(':', '-')}-{context}"
-                table = profile(
-                    load_space(name), CLASSES, device, folder, options.rounds, context=context
-                )
-                m = table.manifest
-                where = {"device": device, "space": name, "context": context}
-                found = {title: m["calibration"][key] for title, key in COLUMNS.items()}
-                summary.append(
-                    {
-                        **where,
-                        "rows": len(table.rows),
-                        "held out": m["calibration"]["held_out"],
-                        **found,
-                        "factors of kinds": bool(m["calibration"]["factors"]),
-                        "wall / CPU": m["wall_over_cpu"],
-                        "seconds": m["seconds"],
-                        "date": m["date"],
-                        "processor": m["device"]["processor"],
-                    }
-                )
-                details += [{**where, **row} for row in networks(table)]
-                print(*where.values(), *(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+                folder = root / device / f"{name.replace(':', '-')}-{context}"
+                profile(load_space(name), CLASSES, device, folder, options.rounds, context=context)
+    summary, details = [], []
+    for manifest in sorted(root.glob("*/*/manifest.toml"), reverse=True):
+        table = LatencyTable.load(manifest.parent)
+        m = table.manifest
+        where = {"device": m["device"]["name"], "space": m["space"], "context": m["context"]}
+        found = {title: m["calibration"][key] for title, key in COLUMNS.items()}
+        summary.append(
+            {
+                **where,
+                "rows": len(table.rows),
+                "held out": m["calibration"]["held_out"],
+                **found,
+                "factors of kinds": bool(m["calibration"]["factors"]),
+                "rounds": m["rounds"],
+                "wall / CPU": m["wall_over_cpu"],
+                "seconds": m["seconds"],
+                "date": m["date"],
+                "processor": m["device"]["processor"],
+            }
+        )
+        details += [{**where, **row} for row in networks(table)]
+        print(*where.values(), *(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
     for file, rows in (("summary.csv", summary), ("networks.csv", details)):
         with (HERE / file).open("w", newline="") as out:
             writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

@@ -22,7 +22,6 @@ class OnnxRuntimeCpu(Runtime):
     """
 
     lowering = VERSION
-    context = "isolated"
     packages = ("onnxruntime", *PACKAGES)
     extra = "onnx"
 
