@@ -2,7 +2,7 @@
 
 As a program (`python -m nas.stopwatch`) it is that process: it reads `{"device", "space",
 "classes", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
-per round to stdout, and last `{"samples": [[...], ...], "layers": [[[...], ...], ...]}`.
+per round to stdout, and last `{"samples": [[...], ...], "layers": [...], "wall_over_cpu": [...]}`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import nas
 from nas.errors import EvaluationError, PreparationError, VitnasError
 from nas.family import SearchSpace, load_space
-from nas.runtimes import load_runtime, visit
+from nas.runtimes import Sample, load_runtime, visit
 from nas.space import Architecture
 
 WARM_UP = 1  # rounds
@@ -29,6 +30,7 @@ class Measurement(NamedTuple):
 
     samples: list[float]  # of whole inferences
     layers: list[list[float]]  # of each layer, in network order; nothing if not asked for
+    wall_over_cpu: float  # well above 1 if the process was held up; 0 if the device does not tell
 
 
 def measure_fresh(
@@ -71,7 +73,8 @@ def measure_fresh(
             if "error" in answer:
                 raise EvaluationError(*answer["error"])
             if "samples" in answer:
-                return [Measurement(*own) for own in zip(answer["samples"], answer["layers"])]
+                columns = (answer[key] for key in ("samples", "layers", "wall_over_cpu"))
+                return [Measurement(*own) for own in zip(*columns)]
             advance(1)
         raise EvaluationError(
             f"the measuring process failed: {process.stderr.read().strip().splitlines()[-1:]}",
@@ -102,18 +105,32 @@ def _measure(request: dict[str, Any]) -> None:
             parts = [runtime.prepare(layers, fused=False) for layers in split]
         except PreparationError as error:
             raise EvaluationError(error.message, error.fix) from None
-        samples: list[list[float]] = [[] for _ in networks]
-        parted: list[list[list[float]]] = [[[] for _ in own] for own in networks]
+        samples: list[list[Sample]] = [[] for _ in networks]
+        parted: list[list[list[Sample]]] = [[[] for _ in own] for own in networks]
         warm_up = 0 if runtime.exact else WARM_UP
         for turn in range(warm_up + (1 if runtime.exact else request["rounds"])):
             for i in range(len(networks)):
                 for programs, found in ((whole, [samples[i]]), (parts, parted[i])):
                     for timed in visit(programs[i], runtime) if programs else ():
                         for own, sample in zip(found, timed if turn >= warm_up else ()):
-                            own.append(round(sample.wall, 5))
+                            own.append(sample)
             if turn >= warm_up:
                 print(json.dumps({"done": turn - warm_up + 1}), flush=True)
-    print(json.dumps({"samples": samples, "layers": parted}), flush=True)
+    answer = {
+        "samples": [_walls(own) for own in samples],
+        "layers": [[_walls(own) for own in layers] for layers in parted],
+        "wall_over_cpu": [_held_up(own) for own in samples],
+    }
+    print(json.dumps(answer), flush=True)
+
+
+def _walls(samples: Sequence[Sample]) -> list[float]:
+    return [round(sample.wall, 5) for sample in samples]
+
+
+def _held_up(samples: Sequence[Sample]) -> float:
+    known = [sample.wall / sample.cpu for sample in samples if sample.cpu > 0]
+    return round(median(known), 3) if known else 0.0
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
 
 For each it measures a latency table (kept in the user's cache, so that a stopped run goes on) and
 judges it on 30 networks that it was not fitted to, spread over the latency range. Of all tables
-measured so it writes beside itself `networks.csv` (every network: sum of its rows, prediction, measurement), `summary.csv` and
-`scatter.png`. On two cores one to two minutes a table; with ONNX Runtime, the first time, about a
-second more for each row, to export it.
+that were ever measured so it writes beside itself `networks.csv` (every network: sum of its rows,
+prediction, measurement), `summary.csv` and `scatter.png`. On two cores one to three minutes a
+table; with ONNX Runtime, the first time, about a second more for each row, to export it.
 
 Expected, on a quiet machine: mean error 1-2 % with torch, 2-3 % with ONNX Runtime.
 """

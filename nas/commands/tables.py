@@ -208,6 +208,7 @@ def measure(
         "measured_p95_ms": round(float(np.percentile(samples, 95)), 4),
         "measured_min_ms": round(min(samples), 4),
         "measured_iqr_ms": round(float(np.subtract(*np.percentile(samples, (75, 25)))), 4),
+        "wall_over_cpu": measured.wall_over_cpu,
         "predicted_ms": None,
         "layers": [
             {
@@ -237,6 +238,12 @@ def measure(
         f"{result['measured_p20_ms']:.2f}, p95 {result['measured_p95_ms']:.2f}, min "
         f"{result['measured_min_ms']:.2f})"
     )
+    if measured.wall_over_cpu > 1.1:
+        out.print(
+            f"the machine is busy: {measured.wall_over_cpu:.2f} times the processor time; measure "
+            "again when it is quiet",
+            style="yellow",
+        )
     if table:
         low, high = result["interval_ms"]
         out.print(
