@@ -7,6 +7,7 @@ hits all alike. Every round is appended to `samples.jsonl`: a killed profile goe
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import time
 from collections import defaultdict
@@ -56,6 +57,7 @@ _ENOUGH = 3  # rounds that make a table when the time is up
 FIT, HELD_OUT = 20, 30  # networks for the calibration, and for its error
 _EXACT = 5, 10  # the same where numbers have no noise
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
+_KEEP_EVERY_S = 2.0  # what a kill can lose
 _UNREACHED = "failed: no architecture without failed layers has it"
 _BEHIND = " > "
 _VISIT = f"; a visit warms up for {WARM_UP_MS:g} ms and keeps {KEPT} calls"
@@ -73,23 +75,24 @@ def profile(
     classes: int,
     device: str | Runtime = "torch-cpu",
     folder: Path | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     minutes: float = math.inf,
     context: str = "",
     sibling: LatencyTable | None = None,
     rows_per_kind: int = PER_KIND,
+    again: bool = False,
 ) -> LatencyTable:
-    """The table of a device: read if it is complete, else measured.
+    """The table of a device: read if it is complete, else measured, by default in five rounds.
 
     `context` says how rows are timed; by default as it predicts whole networks best on this
     runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
     else with a `TableError`, and the same call goes on. With the table of a `sibling` device only
     `rows_per_kind` rows of each kind of layer (and a few to check) are measured, the others
-    carried over.
+    carried over. `again` forgets what there was, once everything else is known to be right.
     """
     with load_runtime(device) if isinstance(device, str) else device as runtime:
         if folder is None:
-            if runtime.exact and (found := known_table(space, classes, runtime)):
+            if runtime.exact and not again and (found := known_table(space, classes, runtime)):
                 return found  # shipped, or of an earlier run: it would come out the same
             folder = table_folder(space, classes, runtime)
         graph = Graph.of(space, classes)
@@ -98,16 +101,32 @@ def profile(
                 f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
                 f"measure it end to end: vitnas measure {space.name}",
             )
-        if (folder / "manifest.toml").exists():
+        runtime.describe()
+        if (folder / "manifest.toml").exists() and not again:
             table = LatencyTable.load(folder)
             table.check(space, runtime.describe())
-            asked = context in ("", table.manifest["context"])
-            if asked and graph.items().keys() <= table.rows.keys():
+            m = table.manifest
+            asked = context in ("", m["context"]) and (sibling is None) == ("port" not in m)
+            if (
+                asked
+                and m.get("rounds", 0) >= (0 if runtime.exact else rounds or 0)
+                and graph.items().keys() <= table.rows.keys()
+            ):
                 return table
         journal = Journal(folder / "samples.jsonl")
         with journal.locked():
+            if again:
+                forget(folder)
             campaign = _campaign(
-                space, classes, runtime, graph, journal, rounds, context, sibling, rows_per_kind
+                space,
+                classes,
+                runtime,
+                graph,
+                journal,
+                rounds or ROUNDS,
+                context,
+                sibling,
+                rows_per_kind,
             )
             seconds = campaign.run(minutes)
             table = _table(campaign, seconds)
@@ -163,6 +182,12 @@ def _campaign(
     carried = None
     if sibling is not None:
         check_port(sibling, described, runtime.unit, code, context)
+        if (sibling.manifest["space"], sibling.manifest["classes"]) != (space.name, classes):
+            raise TableError(
+                f"the table to port is of {sibling.manifest['space']} with "
+                f"{sibling.manifest['classes']} classes, not {space.name} with {classes}",
+                "give --space and --classes of that table",
+            )
         carried = Port(sibling, choose_rows(sibling, rows_per_kind))
         identity.append(carried.chosen)
     number = _claim(journal, fingerprint(*identity))
@@ -186,8 +211,10 @@ def _claim(journal: Journal, identity: str) -> str:
 
 def forget(folder: Path) -> None:
     """Delete a table and its samples, and nothing else that may lie in the folder."""
-    for name in ("samples.jsonl", "manifest.toml", "rows.csv", "networks.csv"):
+    for name in ("manifest.toml", "rows.csv", "networks.csv"):
         (folder / name).unlink(missing_ok=True)
+    if (samples := folder / "samples.jsonl").exists():
+        os.truncate(samples, 0)  # it may be locked: the file stays, and so does the lock
 
 
 Rows = dict[str, Row]
@@ -266,6 +293,11 @@ class Campaign:
                 f"{min(self.failed.values())[:200]}",
                 "choose another space or device",
             )
+        self.networks = [
+            network
+            for network in self.networks
+            if not any(layer.key in self.failed for layer in network.layers)
+        ]
         every = self.graph.items()
         wanted = every.keys() & self.port.chosen.keys if self.port else every.keys()
         self.rows_needed = {key: every[key] for key in every if key in wanted}
@@ -302,13 +334,13 @@ class Campaign:
     def run(self, minutes: float) -> float:
         """Rounds until every piece had its share of them; the seconds that it took."""
         start = time.monotonic()
-        self._prepare()
+        end = start + 60 * minutes
+        self._prepare(end)
         rng = np.random.default_rng(0)
         total = (len(self.pieces) + self._fit + self._held_out) * self.rounds
         with bar("profile", total, "runs") as advance:
             advance(sum(map(len, self.samples.values())), f"{len(self.rows_needed)} rows")
             while due := self._due():
-                end = start + 60 * minutes
                 self._round([due[i] for i in rng.permutation(len(due))], end, advance)
                 if time.monotonic() <= end:
                     continue
@@ -322,12 +354,18 @@ class Campaign:
                 )
         return time.monotonic() - start
 
-    def _prepare(self) -> None:
+    def _prepare(self, end: float) -> None:
         """What the runtime can do ahead, and rows that are known not to run on the device."""
         rows = list(self.rows_needed.values())
         with bar("prepare", len(rows), "layers") as advance:
-            for _ in self.runtime.ahead(rows):
+            start = time.monotonic()
+            for done, _ in enumerate(self.runtime.ahead(rows), 1):
                 advance(1)
+                if time.monotonic() > max(end, start + 1) and done < len(rows):
+                    raise TableError(
+                        f"the time was up when {done} of {len(rows)} layers were prepared",
+                        "go on with what there is by the same command",
+                    )
         self.notes = {layer.key: self.runtime.note(layer) for layer in rows}
         unusable = {
             key: note for key, note in self.notes.items() if note.startswith(UNUSABLE)
@@ -354,6 +392,7 @@ class Campaign:
     def _round(self, due: Sequence[Piece], end: float, advance: Advance) -> None:
         """Visit each piece once, until `end`; what was had is recorded, however it ends."""
         record: dict[str, Any] = {"samples": {}}
+        kept = time.monotonic()
         try:
             for piece in due:
                 try:
@@ -362,10 +401,15 @@ class Campaign:
                     record |= self._blame(piece, error)
                     break  # the plan changes
                 advance(1)
-                if time.monotonic() > end:
+                now = time.monotonic()
+                if now > end:
                     break
+                if now > kept + _KEEP_EVERY_S:
+                    self._record(record)
+                    record, kept = {"samples": {}}, now
         finally:
-            self._record(record)
+            if record["samples"] or len(record) > 1:
+                self._record(record)
         if len(record) > 1:
             self._plan()
 

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nas.errors import TableError, UnknownNameError
 from nas.family import Layer, SearchSpace
+from nas.progress import console
 from nas.records import fingerprint, write_csv, write_text
 from nas.runtimes import SOURCES, Runtime
 from nas.space import Architecture
@@ -230,6 +231,12 @@ class LatencyTable:
         return str(self.manifest["unit"])
 
     @property
+    def current(self) -> bool:
+        """Whether it is of the layers as they are now."""
+        family = str(self.manifest["space"]).partition(":")[0]
+        return bool(self.manifest["layer_code"] == layer_code(family))
+
+    @property
     def measured_source(self) -> str:
         """Where numbers of its device come from, be the table carried over from another or not."""
         return str(self.manifest.get("measured_source", self.manifest["source"]))
@@ -272,8 +279,8 @@ class LatencyTable:
         return NormalDist(center, self._sigma * center).cdf(budget)
 
     def limit(self, budget: float, confidence: float) -> float:
-        """The largest prediction that measures within the budget with this confidence."""
-        center = budget / (1 + NormalDist().inv_cdf(confidence) * self._sigma)
+        """The largest prediction whose interval of this confidence ends within the budget."""
+        center = budget / (1 + NormalDist().inv_cdf((1 + confidence) / 2) * self._sigma)
         return center * (1 + self.calibration.bias_percent / 100)
 
     def trellis(self, space: SearchSpace, classes: int) -> Trellis:
@@ -377,12 +384,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{key} is missing or not a {kind.__name__}")
         if manifest["source"] not in SOURCES:
             raise ValueError(f"unknown source {manifest['source']!r}")
+        for key in ("name", "processor", "runtime"):
+            if not isinstance(manifest["device"].get(key), str):
+                raise ValueError(f"device.{key} is missing or no text")
         numbers = Calibration(**manifest["calibration"])
+        _check_calibration(numbers, manifest["source"] == "external")
         if not math.isfinite(numbers.scale * numbers.overhead) or numbers.scale <= 0:
             raise ValueError("the calibration is not a positive scale and an overhead")
         return manifest
     except (ValueError, TypeError) as error:
         raise _damaged(path, str(error)) from None
+
+
+def _check_calibration(numbers: Calibration, unknown: bool) -> None:
+    """Every entry a finite number; errors may be unknown where no network was ever run."""
+    for name, value in asdict(numbers).items():
+        values = value.values() if isinstance(value, dict) else [value]
+        for number in values:
+            if not isinstance(number, int | float) or not (unknown or math.isfinite(number)):
+                raise ValueError(f"calibration.{name} is {number!r}")
 
 
 def _read(path: Path, unit: str, parse: Any) -> list[Any]:
@@ -393,7 +413,9 @@ def _read(path: Path, unit: str, parse: Any) -> list[Any]:
                 cells = {str(k).removesuffix(f"_{unit}"): v for k, v in cells.items()}
                 found.append(parse(cells))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                why = f"no column {error}" if isinstance(error, KeyError) else error
+                why = f"no column {error}" if isinstance(error, KeyError) else str(error)
+                if isinstance(error, TypeError | AttributeError):
+                    why = "it is cut off"
                 raise _damaged(path, f"line {line}: {why}") from None
     return found
 
@@ -460,7 +482,8 @@ def find_table(name: str) -> LatencyTable:
     """The table in a folder, or the one that `vitnas list tables` shows as DEVICE/SPACE."""
     if (Path(name) / "manifest.toml").exists():
         return LatencyTable.load(Path(name))
-    known = {f"{t.manifest['device']['name']}/{t.manifest['space']}": t for _, t in saved_tables()}
+    tables = sorted((t for _, t in saved_tables()), key=lambda t: (t.current, t.manifest["date"]))
+    known = {f"{t.manifest['device']['name']}/{t.manifest['space']}": t for t in tables}
     if name in known:
         return known[name]
     raise UnknownNameError("table", name, known, "(or give its folder)")
@@ -470,4 +493,7 @@ def saved_tables() -> Iterator[tuple[Path, LatencyTable]]:
     """Every finished table: those that ship, then those in the cache."""
     for root in (shipped_folder(), cache_folder()):
         for manifest in sorted(root.glob("*/*/manifest.toml")):
-            yield manifest.parent, LatencyTable.load(manifest.parent)
+            try:
+                yield manifest.parent, LatencyTable.load(manifest.parent)
+            except TableError as error:
+                console.print(f"left out: {error}", style="yellow", markup=False)

@@ -7,9 +7,11 @@ map and the orders of its windows. A piece says which slots it takes and what it
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import logging
+import signal
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -81,6 +83,8 @@ def _prepare_worker() -> None:
     """One thread; and the exporter's table of operators built once: a third of the time else."""
     import torch
 
+    with contextlib.suppress(AttributeError, OSError):  # Linux: end with the parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError, AttributeError):  # not public: as it may be
         from torch.onnx._internal.exporter._registration import ONNXRegistry

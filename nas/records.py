@@ -99,11 +99,14 @@ class Journal:
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
+                record = None
+            if not isinstance(record, dict):
                 break  # only the last line can be torn: everything before it was flushed
+            records.append(record)
         return records
 
     def append(self, record: dict[str, Any]) -> None:

@@ -141,7 +141,11 @@ def test_whole_networks_as_one_piece_and_layer_by_layer(runtime, which):
         pytest.skip(f"{runtime.device} takes seconds for each layer")
     layers = WHOLE[which]
     with runtime:
-        whole = runtime.prepare(layers, fused=True)
+        try:
+            whole = runtime.prepare(layers, fused=True)
+        except PreparationError as error:
+            assert layers is not CHEAPEST
+            pytest.skip(f"{runtime.device} cannot run it: {error}")
         apart = runtime.prepare(layers, fused=False)
         for _ in range(3):  # in turns, as they are measured: neither disturbs the other
             positive(whole(), 1)

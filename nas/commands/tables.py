@@ -30,10 +30,12 @@ def profile(
     device: Device = "torch-cpu",
     classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
     folder: Annotated[str, typer.Option("--out", help="Folder; default: the user's cache.")] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="Visits of each row; more: less noise.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Visits of each row, default 5; more: less noise.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this long, keep what there is.")] = 1e6,
     context: Annotated[
-        str, typer.Option(help="How rows are timed: network, isolated or stacked.")
+        str, typer.Option(help="How rows are timed: network, isolated, stacked or added.")
     ] = "",
     sibling: Annotated[
         str, typer.Option("--from", help="Table of a sibling device to carry over.")
@@ -45,7 +47,6 @@ def profile(
     """Measure the latency table of a device for a space; goes on where it was stopped."""
     from dataclasses import asdict
 
-    from nas.campaign import forget
     from nas.campaign import profile as run_profile
     from nas.family import load_space
     from nas.latency import LatencyTable, table_folder
@@ -53,8 +54,6 @@ def profile(
 
     the_space = load_space(space)
     where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
-    if again:
-        forget(where)
     own = where if folder or again else None
     table = run_profile(
         the_space,
@@ -66,6 +65,7 @@ def profile(
         context,
         sibling=LatencyTable.load(Path(sibling)) if sibling else None,
         rows_per_kind=rows,
+        again=again,
     )
     if as_json:
         return print_json(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from nas.errors import PreparationError
 from nas.family import Layer
 from nas.lowering import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
 from nas.runtimes import Program, Runtime, timed
@@ -81,7 +82,13 @@ class OnnxRuntimeCpu(Runtime):
         ]
         calls = []
         for piece in steps:
-            session = ort.InferenceSession(piece.model, self._options(), ["CPUExecutionProvider"])
+            try:
+                session = ort.InferenceSession(
+                    piece.model, self._options(), ["CPUExecutionProvider"]
+                )
+            except Exception as error:  # its own, and no base class of them
+                why = str(error).strip().splitlines()[0][:200]
+                raise PreparationError(f"ONNX Runtime refuses {first.key}: {why}") from None
             binding = session.io_binding()
             for slot in piece.takes:
                 binding.bind_ortvalue_input(f"in{slot}", state[slot])

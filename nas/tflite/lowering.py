@@ -62,7 +62,11 @@ def trace(steps: Steps, state: tuple[Any, ...]) -> tuple[fx.GraphModule, list[Te
         return run(steps, tree_unflatten(own, form))
 
     with torch.enable_grad():
-        forward(*(t.clone() for t in tensors))  # tables made under the tracer would stay unreal
+        try:
+            forward(*(t.clone() for t in tensors))  # tables made under the tracer stay unreal
+        except RuntimeError as error:
+            names = ", ".join(type(module).__name__ for module, _ in steps)
+            raise PreparationError(f"{names}: {str(error).splitlines()[0]}") from None
         graph = make_fx(
             forward, tracing_mode="fake", _allow_non_fake_inputs=True, pre_dispatch=True
         )(*tensors)
