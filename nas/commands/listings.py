@@ -23,6 +23,9 @@ class Listing(StrEnum):
     runs = "runs"
 
 
+_ONLY_JSON = {"bias %", "date", "folder"}  # 80 columns are few
+
+
 @app.command(name="list", epilog="Example: vitnas list models")
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
@@ -34,10 +37,11 @@ def list_(
         return print_json({what.value: rows})
     if not rows:
         return out.print(f"no {what.value} yet")
-    grid = grid_of(*rows[0])
-    for column, value in zip(grid.columns, rows[0].values()):
+    shown = [{k: v for k, v in row.items() if k not in _ONLY_JSON} for row in rows]
+    grid = grid_of(*shown[0])
+    for column, value in zip(grid.columns, shown[0].values()):
         column.justify = "left" if isinstance(value, str) else "right"
-    for row in rows:
+    for row in shown:
         cells = (f"{v:,.3f}" if isinstance(v, float) else escape(str(v)) for v in row.values())
         grid.add_row(*cells)
     out.print(grid)
@@ -112,15 +116,13 @@ def _tables() -> list[dict[str, Any]]:
         m, c = table.manifest, table.calibration
         rows.append(
             {
-                "device": m["device"]["name"],
-                "space": m["space"],
-                "source": m["source"],
-                "date": m["date"][:10],
+                "table": f"{m['device']['name']}/{m['space']}",
+                "source": m["source"] if table.current else f"{m['source']}, stale",
                 "rows": len(table.rows),
                 "MAPE %": c.mape_percent,
                 "p95 %": c.p95_percent,
                 "tau": c.kendall_tau,
-                "folder": folder.name,
+                **{"bias %": c.bias_percent, "date": m["date"], "folder": str(folder)},
             }
         )
     return rows
