@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from nas.errors import PreparationError
 from nas.family import Layer
-from nas.runtimes import Program, Runtime, Sample
+from nas.runtimes import Program, Runtime, timed
 from nas.runtimes.torch_cpu import describe_host, host_conditions
 from nas.tflite import LOWERING
 from nas.versions import installed
@@ -45,19 +44,7 @@ class LiteRtCpu(Runtime):
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         pieces = [tuple(layers)] if fused else [(layer,) for layer in layers]
-        calls = [self._call(piece) for piece in pieces]
-
-        def program() -> list[Sample]:
-            samples = []
-            wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-            for call in calls:
-                call()
-                after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
-                samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))
-                wall, cpu = after, cpu_after
-            return samples
-
-        return program
+        return timed([self._call(piece) for piece in pieces])
 
     def _call(self, layers: tuple[Layer, ...]) -> Callable[[], None]:
         import numpy as np
