@@ -26,12 +26,13 @@ from nas.data import load_data
 from nas.elastic import Network, count_macs
 from nas.evaluate import Evaluator, cores
 from nas.family import load_space
+from nas.graph import Graph, decode
 from nas.latency import kendall_tau
 from nas.progress import bar
 from nas.runtimes.torch_cpu import keep_heap
 from nas.searcher import spearman
 from nas.supernet import Recipe, Trainer, faster_in_bf16
-from nas.trellis import Graph, Trellis, decode
+from nas.trellis import Trellis
 
 OUT = Path(__file__).parent / "results"
 

@@ -23,12 +23,12 @@ import torch
 from nas.campaign import profile
 from nas.data import load_data
 from nas.evaluate import Evaluator, cores, resize
+from nas.graph import decode
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
 from nas.run import sparsities, uniform
 from nas.runtimes.torch_cpu import keep_heap
 from nas.supernet import load_supernet, supernet_folder
-from nas.trellis import decode
 
 BUDGETS_MS = (6, 8, 12, 16, 20, 28, 40)
 GROUP, IMAGES, TEST_IMAGES = 8, 400, 500

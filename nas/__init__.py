@@ -23,7 +23,7 @@ _HOMES = {
     "Evaluator": "nas.evaluate",
     "EvolutionSearcher": "nas.searcher",
     "Fixed": "nas.space",
-    "Graph": "nas.trellis",
+    "Graph": "nas.graph",
     "LatencyTable": "nas.latency",
     "Layer": "nas.family",
     "Network": "nas.elastic",

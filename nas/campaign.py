@@ -24,6 +24,7 @@ import numpy as np
 from nas.elastic import count_macs, count_params
 from nas.errors import InfeasibleError, PreparationError, TableError
 from nas.family import Layer, SearchSpace
+from nas.graph import Graph, decode
 from nas.latency import (
     PROTOCOL,
     SCHEMA,
@@ -49,7 +50,7 @@ from nas.runtimes import (
     load_runtime,
     visit,
 )
-from nas.trellis import Graph, Trellis, decode
+from nas.trellis import Trellis
 from nas.versions import layer_code
 
 ROUNDS = 5

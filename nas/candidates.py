@@ -11,10 +11,10 @@ import numpy as np
 
 from nas.evaluate import Evaluator
 from nas.family import SearchSpace
+from nas.graph import encode
 from nas.records import Journal
 from nas.searcher import Surrogate
 from nas.space import Architecture
-from nas.trellis import encode
 
 SURROGATE_FROM = 24  # scores below which there is no surrogate
 # Correlation of two subnets' hits image by image (measured on `swin:micro`: 0.51): that part of the

@@ -24,11 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from nas.errors import TableError, UnknownNameError
 from nas.family import Layer, SearchSpace
+from nas.graph import Graph
 from nas.progress import console
 from nas.records import fingerprint, write_csv, write_text
 from nas.runtimes import SOURCES, Runtime
 from nas.space import Architecture
-from nas.trellis import Graph, Trellis
+from nas.trellis import Trellis
 from nas.versions import layer_code
 
 SCHEMA = 2

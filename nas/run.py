@@ -27,6 +27,7 @@ from nas.data import Dataset, load_data
 from nas.errors import InfeasibleError, RunError, TableError, UnknownNameError, UsageError
 from nas.evaluate import Evaluator, resize
 from nas.family import SearchSpace, load_space
+from nas.graph import decode, encode
 from nas.latency import LatencyTable
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_csv, write_json
@@ -34,7 +35,7 @@ from nas.runtimes import VERBS, load_runtime
 from nas.searcher import Evolution, EvolutionSearcher, Surrogate, pareto
 from nas.space import Architecture
 from nas.supernet import load_supernet, supernet_folder
-from nas.trellis import Trellis, decode, encode
+from nas.trellis import Trellis
 
 SAMPLERS = ("trellis", "rejection")
 _BATCH = 8  # candidates scored between two looks at the surrogate

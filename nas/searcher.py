@@ -14,8 +14,9 @@ from dataclasses import astuple, dataclass, is_dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.graph import Ints
 from nas.space import Position
-from nas.trellis import Floats, Ints, Trellis, Within
+from nas.trellis import Floats, Trellis, Within
 
 _TRIES = 50  # rounds of proposals before giving up on finding more
 

@@ -13,8 +13,8 @@ from nas.audit import as_json, audit, shortened
 from nas.audit.copies import copied
 from nas.audit.outliers import kinds, layer_kind
 from nas.family import load_space
+from nas.graph import Graph, decode, space_layers
 from nas.latency import Calibration, LatencyTable, Reference, Row
-from nas.trellis import Graph, decode, space_layers
 from nas.versions import layer_code
 
 SPACE = load_space("swin:micro")

@@ -18,10 +18,10 @@ import nas.runtimes
 from nas.campaign import profile, stackable
 from nas.errors import PreparationError, RunError, TableError
 from nas.family import load_space
+from nas.graph import Graph, space_layers
 from nas.latency import LatencyTable
 from nas.records import Journal
 from nas.runtimes import Runtime, Sample
-from nas.trellis import Graph, space_layers
 
 SPACE = load_space("swin:debug")
 CALL, FIRST = 3.0, 0.7  # what every call, and every first layer, costs on the device below

@@ -14,7 +14,7 @@ from nas.budget import Budget
 from nas.commands import listings
 from nas.errors import UsageError
 from nas.family import load_space, model_names
-from nas.trellis import space_layers
+from nas.graph import space_layers
 
 OPTIONS = {
     "search": {"--budget", "--space", "--data", "--device", "--supernet", "--out", "--resume",

@@ -13,8 +13,8 @@ from nas.elastic import Network, count_macs, count_params
 from nas.errors import EvaluationError, UsageError
 from nas.evaluate import recalibrate
 from nas.family import load_space, space_names
+from nas.graph import Graph, space_layers
 from nas.space import at_precision
-from nas.trellis import Graph, space_layers
 
 SPACES = list(space_names())
 CLASSES = 5

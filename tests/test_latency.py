@@ -16,10 +16,10 @@ from scipy.stats import kendalltau
 from nas.campaign import forget, profile
 from nas.errors import TableError, UnknownNameError
 from nas.family import load_space
+from nas.graph import encode, space_layers
 from nas.latency import Calibration, LatencyTable, Row, kendall_tau
 from nas.records import Journal
 from nas.runtimes import load_runtime
-from nas.trellis import encode, space_layers
 from nas.versions import layer_code
 
 SPACE = load_space("swin:debug")

@@ -28,11 +28,11 @@ from nas.agent import Agent, Refusal, emulator
 from nas.campaign import profile
 from nas.errors import DeviceError, PreparationError, UsageError
 from nas.family import Layer, load_space
+from nas.graph import Graph
 from nas.latency import LatencyTable
 from nas.link import Link, agent_source, printable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
-from nas.trellis import Graph
 
 pytest.importorskip("onnxruntime")
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 import nas
 from nas.elastic import Network, count_macs
 from nas.family import load_space
+from nas.graph import space_layers
 from nas.latency import Calibration, LatencyTable, Row
 from nas.runtimes import load_runtime
 from nas.supernet import Recipe, load_supernet, train
-from nas.trellis import space_layers
 from nas.versions import layer_code
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))

@@ -26,7 +26,7 @@ def coverage(s: Subject) -> Found:
     """Rows of the space that the table lacks; layers whose code has changed."""
     if s.space is None:
         return
-    from nas.trellis import Graph
+    from nas.graph import Graph
 
     space = s.space
     if resolutions := s.manifest.get("resolutions"):

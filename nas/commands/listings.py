@@ -71,7 +71,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _spaces() -> list[dict[str, Any]]:
     from nas.family import load_space, space_names
-    from nas.trellis import Graph
+    from nas.graph import Graph
 
     rows = []
     for name in space_names():
