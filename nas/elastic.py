@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -192,8 +192,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     learns a bias, and runtimes know attention by its explicit products.
     """
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    asked = explicit_in_windows.cache_info().currsize > 0
-    small = q.shape[2] <= _SMALL and asked and explicit_in_windows()
+    small = q.shape[2] <= _SMALL and _explicit_wins is True
     if (not q.is_cuda and (learned or small)) or torch.onnx.is_in_onnx_export():
         return _explicit(q, k, v, bias)
     return _fused(q, k, v, bias)
@@ -214,13 +213,26 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 _SMALL = 64  # tokens of a window at most
 
 
-@cache
-def explicit_in_windows() -> bool:
+_explicit_wins: bool | None = None  # None until asked
+
+
+def explicit_in_windows(choice: bool | None = None) -> bool:
     """Whether explicit products beat the fused kernel in windows on this CPU: timed once, 20 ms.
 
     With 49 tokens and a bias they were 1.3x slower on an Intel Xeon (AMX) and 1.1-1.5x faster on an
-    AMD EPYC (Zen 5). `deploy` asks first, outside of any trace; until then the answer is no.
+    AMD EPYC (Zen 5). `deploy` asks first, outside of any trace; until then the answer is no. The
+    two differ by rounding, so processes whose scores are compared need one answer: a `choice`, what
+    another process was told, stands from then on in this one.
     """
+    global _explicit_wins
+    if choice is not None:
+        _explicit_wins = choice
+    elif _explicit_wins is None:
+        _explicit_wins = _time_explicit()
+    return _explicit_wins
+
+
+def _time_explicit() -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     q, bias = torch.full((32, 3, 49, 32), 0.5), torch.zeros(1, 3, 49, 49)
