@@ -59,15 +59,37 @@ class Trellis:
             best.insert(0, before)
         return best
 
+    def costs_of(self, paths: Ints) -> Floats:
+        """The cost (n,) of each of `paths` (n, positions); infinite where there is no such path."""
+        state = np.zeros(len(paths), np.int64)
+        total = np.full(len(paths), self.fixed)
+        for i, (level, costs) in enumerate(zip(self.graph.levels, self.costs)):
+            value = paths[:, i] if i < paths.shape[1] else np.zeros_like(state)
+            edge = np.where(
+                (value >= 0) & (value < level.values),
+                level.edge[state, np.clip(value, 0, level.values - 1)],
+                -1,
+            )
+            total += np.append(costs, np.inf)[edge]  # the last is that of edge -1
+            state = np.append(level.target, 0)[edge]
+        return total
+
     def cost(self, path: Ints) -> float:
         """The cost of one path of value indices (positions,)."""
-        state, total = 0, self.fixed
-        for level, costs, value in zip(self.graph.levels, self.costs, [*path.tolist(), 0]):
-            edge = level.edge[state, value]
-            if edge < 0:
-                raise ValueError(f"no such path: {path.tolist()}")
-            state, total = int(level.target[edge]), total + float(costs[edge])
-        return total
+        cost = float(self.costs_of(np.asarray(path)[None])[0])
+        if cost == np.inf:
+            raise ValueError(f"no such path: {np.asarray(path).tolist()}")
+        return cost
+
+    def cheapest_path(self) -> Ints:
+        """One path that costs `fastest`, as value indices (positions,)."""
+        path, state = [], 0
+        for level, costs, after in zip(self.graph.levels, self.costs, self.cheapest[1:]):
+            out = np.flatnonzero(level.source == state)
+            edge = out[np.argmin(costs[out] + after[level.target[out]])]
+            path.append(level.value[edge])
+            state = level.target[edge]
+        return np.array(path[:-1], np.int64)
 
     def within(self, budget: float, floor: float = 0.0, ticks: int = 4096) -> Within:
         """The paths that cost at most `budget`, and (rounded up) more than `floor`."""

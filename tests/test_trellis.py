@@ -66,7 +66,8 @@ def random_trellis(name, seed=0, whole=False):
 
 
 def all_costs(name, trellis):
-    return {path: trellis.cost(np.array(path)) for path in everything(name)}
+    paths = everything(name)
+    return dict(zip(paths, trellis.costs_of(np.array(list(paths))).tolist()))
 
 
 @pytest.mark.parametrize("name", DEBUG_SPACES)
@@ -98,6 +99,28 @@ def test_extremes_are_exact(name, seed):
     costs = all_costs(name, trellis).values()
     assert trellis.fastest == pytest.approx(min(costs))
     assert trellis.slowest == pytest.approx(max(costs))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_the_cheapest_path_costs_the_least(name):
+    trellis = random_trellis(name, 3)
+    path = trellis.cheapest_path()
+    assert tuple(path) in everything(name)
+    assert trellis.cost(path) == pytest.approx(min(all_costs(name, trellis).values()))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_costs_of_many_paths_are_those_of_each_and_infinite_where_there_is_none(name):
+    trellis = random_trellis(name, 3)
+    sizes = [level.values for level in trellis.graph.levels[:-1]]
+    rng = np.random.default_rng(0)
+    paths = np.stack([rng.integers(-1, size + 1, 500) for size in sizes], axis=1)
+    paths = np.concatenate([paths, np.array(list(everything(name)))])
+    brute = all_costs(name, trellis)
+    expected = [brute.get(tuple(path), np.inf) for path in paths.tolist()]
+    assert trellis.costs_of(paths) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no such path"):
+        trellis.cost(np.array(sizes))
 
 
 @pytest.mark.parametrize("name", DEBUG_SPACES)
