@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
+    "Along": "nas.rules",
     "Architecture": "nas.space",
     "Budget": "nas.budget",
     "Choice": "nas.space",

@@ -17,7 +17,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nas.errors import UnknownNameError, UsageError
-from nas.space import Architecture, Choice, Position, Repeat, Space, restrict, rewrite
+from nas.rules import Walk
+from nas.space import Architecture, Choice, Position, Space, restrict, rewrite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,10 +93,11 @@ class Parts(Protocol):
         """Where timm's checkpoints keep tensor `name` of the layer at `path`."""
 
 
-class _Ended(NamedTuple):
-    """The state of a stage whose last block has been chosen."""
+class _State(NamedTuple):
+    """Where a walk over the choices is: what layers depend on, and what rules remember."""
 
-    state: Hashable
+    parts: Any = None
+    rules: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,33 +113,42 @@ class SearchSpace:
         return tuple(self.domain.positions())
 
     @cached_property
-    def _kinds(self) -> tuple[tuple[str, int, int, Repeat | None], ...]:
+    def walk(self) -> Walk:
+        """The rules of the domain along its positions."""
+        return Walk(self.positions)
+
+    @cached_property
+    def _kinds(self) -> tuple[tuple[str, int, int], ...]:
         """For each position: what it chooses, in which stage, at which index."""
         stages = dict(self.domain.domains)["stages"].items  # type: ignore[attr-defined]
-        kinds: list[tuple[str, int, int, Repeat | None]] = [("resolution", 0, 0, None)]
+        kinds = [("resolution", 0, 0)]
         for s, stage in enumerate(stages):
-            blocks = dict(stage.domains)["blocks"]
-            kinds.append(("width", s, 0, None))
-            kinds += [("block", s, i, blocks) for i in range(blocks.times.values[-1])]
+            times = dict(stage.domains)["blocks"].times
+            kinds.append(("width", s, 0))
+            kinds += [("block", s, i) for i in range(times.values[-1])]
         return tuple(kinds)
 
     def advance(self, index: int, state: Any, value: Any) -> Part | None:
-        """What choosing `value` at position `index` adds after `state`; None if not allowed."""
-        kind, stage, i, blocks = self._kinds[index]
+        """What choosing `value` at position `index` adds after `state`; None if not allowed.
+
+        `state` is that of the `Part` returned at the position before, None at the first.
+        """
+        own, last = state or _State()
+        last = self.walk.advance(index, last, value)
+        part = None if last is None else self._part(index, own, value)
+        return None if part is None else Part(part.layers, _State(part.state, last))
+
+    def _part(self, index: int, state: Any, value: Any) -> Part | None:
+        kind, stage, i = self._kinds[index]
         if kind == "resolution":
             return Part((), value)
-        ended = isinstance(state, _Ended)
-        inner = state.state if ended else state
         if kind == "width":
             parts = self.parts
-            return parts.transition(stage, inner, value) if stage else parts.stem(inner, value)
-        assert blocks is not None
-        if value is None:
-            return Part((), _Ended(inner)) if ended or i in blocks.times.values else None
-        return None if ended else self.parts.block(stage, i, state, value)
+            return parts.transition(stage, state, value) if stage else parts.stem(state, value)
+        return Part((), state) if value is None else self.parts.block(stage, i, state, value)
 
     def finish(self, state: Any, classes: int) -> tuple[Layer, ...]:
-        return self.parts.head(state.state if isinstance(state, _Ended) else state, classes)
+        return self.parts.head(state.parts, classes)
 
     def layers(self, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
@@ -199,39 +210,41 @@ class SearchSpace:
         return architecture
 
     def draw(self, rng: Random) -> Architecture:
-        """A random architecture: at each position one of the values allowed there."""
-        state: Any = None
-        values = []
-        for i, position in enumerate(self.positions):
-            allowed = [
-                (v, part)
-                for v in position.values
-                if (part := self.advance(i, state, v)) is not None
-            ]
-            value, part = rng.choice(allowed)
-            values.append(value)
-            state = part.state
-        return self.domain.assemble(iter(values))
+        """A random architecture: at each position one of the values that lead on."""
+        return self._first(rng.randrange)
 
     @cached_property
     def largest(self) -> Architecture:
         """The architecture that holds every weight of the space: the last value everywhere."""
-        return self._extreme(-1)
+        return self._first(lambda n: n - 1)
 
     @cached_property
     def smallest(self) -> Architecture:
-        return self._extreme(0)
+        return self._first(lambda _: 0)
 
-    def _extreme(self, end: int) -> Architecture:
-        state: Any = None
-        values = []
-        for i, position in enumerate(self.positions):
-            allowed = [v for v in position.values if self.advance(i, state, v) is not None]
-            value = allowed[end]
-            values.append(value)
-            part = self.advance(i, state, value)
-            assert part is not None
-            state = part.state
+    def _first(self, pick: Callable[[int], int]) -> Architecture:
+        """The first way to the end, if `pick` chooses among so many values not yet tried.
+
+        Rules may leave a choice without any way on; it is then taken back.
+        """
+        dead: set[tuple[int, Any]] = set()
+
+        def onward(index: int, state: Any) -> list[Any] | None:
+            if index == len(self.positions):
+                return []
+            tried = ((v, self.advance(index, state, v)) for v in self.positions[index].values)
+            allowed = [(v, part.state) for v, part in tried if part is not None]
+            while allowed:
+                value, after = allowed.pop(pick(len(allowed)))
+                if (index, after) in dead:
+                    continue
+                if (rest := onward(index + 1, after)) is not None:
+                    return [value, *rest]
+                dead.add((index, after))
+            return None
+
+        if (values := onward(0, None)) is None:
+            raise UsageError(f"no architecture of {self.name} obeys its rules", "loosen a rule")
         return self.domain.assemble(iter(values))
 
 

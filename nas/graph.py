@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.family import Layer, Part, SearchSpace
-from nas.space import Architecture
+from nas.rules import Walk
+from nas.space import Architecture, Position, Space
 
+S = TypeVar("S")
 Ints = NDArray[np.int64]
 
 # Advance says what a value adds at a position after a state: its items (of any kind) and the next
@@ -81,11 +83,28 @@ class Graph:
 
     @classmethod
     def of(cls, space: SearchSpace, classes: int) -> Graph:
+        """The graph of a family's space; its items are layers."""
         return cls.build(
             [position.values for position in space.positions],
             space.advance,
             lambda state: space.finish(state, classes),
         )
+
+    @classmethod
+    def choices(cls, space: Space[Any]) -> Graph:
+        """The graph of a space over any dataclass; its items are pairs (name, value) of positions.
+
+        A `Repeat` that has ended adds none.
+        """
+        positions = _positions(space)
+        walk = Walk(positions)
+
+        def advance(index: int, state: Any, value: Any) -> tuple[tuple[Any, ...], Hashable] | None:
+            if (after := walk.advance(index, state, value)) is None:
+                return None
+            return () if value is None else ((positions[index].name, value),), after
+
+        return cls.build([position.values for position in positions], advance, lambda _: ())
 
     def without(self, items: Collection[Hashable]) -> Graph:
         """This graph without the edges that contain one of these items (their `key`s).
@@ -220,16 +239,29 @@ def _level(
     return Level(sources, values, columns[:, 0], columns[:, 1], columns[:, 2], tuple(items))
 
 
-def decode(space: SearchSpace, path: Ints) -> Architecture:
+@overload
+def decode(space: SearchSpace, path: Ints) -> Architecture: ...
+@overload
+def decode(space: Space[S], path: Ints) -> S: ...
+def decode(space: SearchSpace | Space[Any], path: Ints) -> Any:
     """The architecture of a path of value indices."""
-    values = (position.values[v] for position, v in zip(space.positions, path.tolist()))
-    return space.domain.assemble(values)
+    values = (position.values[v] for position, v in zip(_positions(space), path.tolist()))
+    return _domain(space).assemble(values)
 
 
-def encode(space: SearchSpace, architecture: Architecture) -> Ints:
+def encode(space: SearchSpace | Space[Any], architecture: Any) -> Ints:
     """The path of value indices of an architecture."""
-    values = space.domain.flatten(architecture)
-    return np.array([p.values.index(v) for p, v in zip(space.positions, values)])
+    values = _domain(space).flatten(architecture)
+    return np.array([p.values.index(v) for p, v in zip(_positions(space), values)])
+
+
+def _domain(space: SearchSpace | Space[Any]) -> Space[Any]:
+    return space if isinstance(space, Space) else space.domain
+
+
+@lru_cache
+def _positions(space: SearchSpace | Space[Any]) -> tuple[Position, ...]:
+    return tuple(_domain(space).positions())
 
 
 def space_layers(space: SearchSpace, classes: int) -> dict[str, Layer]:

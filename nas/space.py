@@ -4,7 +4,8 @@ Four domains compose every space: `Choice` (one value of a few), `Space` (one do
 a dataclass), `Fixed` (one domain per entry of a tuple) and `Repeat` (a variable number of items).
 An architecture and the flat tuple of its choices are the same thing: `positions` lists what is
 chosen in order, `flatten` and `assemble` go from one form to the other. Everything that samples,
-varies or encodes architectures works on the flat form and is therefore written once.
+varies or encodes architectures works on the flat form and is therefore written once. What choices
+allow each other is a matter of `rules` (see `nas.rules`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
 from nas.errors import UsageError
+from nas.rules import Along, Length, Rule, Walk
 
 S = TypeVar("S")
 
@@ -33,10 +35,18 @@ class Domain(Protocol):
 
 @dataclass(frozen=True)
 class Position:
-    """One choice to make; `None` among the values means that a `Repeat` has ended."""
+    """One choice to make; `None` among the values means that a `Repeat` has ended.
+
+    `rules` are those of the containers it is in, each with its container's name.
+    """
 
     name: str
     values: tuple[Any, ...]
+    rules: tuple[tuple[str, Rule], ...] = ()
+
+    def under(self, container: str, *rules: Rule) -> Position:
+        own = tuple((container, rule) for rule in rules)
+        return replace(self, rules=(*own, *self.rules)) if own else self
 
 
 @dataclass(frozen=True, init=False)
@@ -105,22 +115,27 @@ class Space(Generic[S]):
 
     def values(self) -> tuple[S, ...]:
         """Every value, first field slowest; for small spaces such as that of one block."""
-        choices = [position.values for position in self.positions()]
-        return tuple(self.assemble(iter(combo)) for combo in itertools.product(*choices))
+        positions = tuple(self.positions())
+        walk = Walk(positions)
+        combos = itertools.product(*(position.values for position in positions))
+        return tuple(self.assemble(iter(combo)) for combo in combos if walk.allows(combo))
 
 
 @dataclass(frozen=True, init=False)
 class Fixed:
-    """A tuple with one domain per entry."""
+    """A tuple with one domain per entry, and rules along them."""
 
     items: tuple[Domain, ...]
+    rules: tuple[Along, ...]
 
-    def __init__(self, *items: Domain) -> None:
+    def __init__(self, *items: Domain, rules: tuple[Along, ...] = ()) -> None:
         object.__setattr__(self, "items", items)
+        object.__setattr__(self, "rules", rules)
 
     def positions(self, name: str) -> Iterator[Position]:
         for i, item in enumerate(self.items):
-            yield from item.positions(f"{name}[{i}]")
+            for position in item.positions(f"{name}[{i}]"):
+                yield position.under(name, *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
         for item, v in zip(self.items, value, strict=True):
@@ -132,18 +147,20 @@ class Fixed:
     def parse(self, data: Any, name: str) -> Any:
         if not isinstance(data, Sequence) or len(data) != len(self.items):
             raise UsageError(f"{name} must be a list of {len(self.items)} entries, got {data!r}")
-        return tuple(d.parse(v, f"{name}[{i}]") for i, (d, v) in enumerate(zip(self.items, data)))
+        return _parse_items(self, data, name)
 
 
 @dataclass(frozen=True)
 class Repeat:
     """As many items as one of `times` says; each item is one position of the flat form.
 
-    `item` is the domain of every item, or a tuple with one domain for each index.
+    `item` is the domain of every item, or a tuple with one domain for each index; `rules` hold
+    along the items.
     """
 
     item: Space[Any] | tuple[Space[Any], ...]
     times: Choice
+    rules: tuple[Along, ...] = ()
 
     @cached_property
     def items(self) -> tuple[Space[Any], ...]:
@@ -156,7 +173,8 @@ class Repeat:
     def positions(self, name: str) -> Iterator[Position]:
         for i, item in enumerate(self.items):
             end = (None,) if i >= self.times.values[0] else ()
-            yield Position(f"{name}[{i}]", (*end, *item.values()))
+            position = Position(f"{name}[{i}]", (*end, *item.values()))
+            yield position.under(name, Length(self.times.values), *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
         yield from value
@@ -170,9 +188,15 @@ class Repeat:
         if not isinstance(data, Sequence) or len(data) not in self.times.values:
             lengths = ", ".join(map(str, self.times.values))
             raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
-        return tuple(
-            item.parse(v, f"{name}[{i}]") for i, (item, v) in enumerate(zip(self.items, data))
-        )
+        return _parse_items(self, data, name)
+
+
+def _parse_items(domain: Fixed | Repeat, data: Sequence[Any], name: str) -> tuple[Any, ...]:
+    items = enumerate(zip(domain.items, data))
+    value = tuple(item.parse(entry, f"{name}[{i}]") for i, (item, entry) in items)
+    for rule in domain.rules:
+        rule.check(name, value)
+    return value
 
 
 def restrict(domain: Any, field: str, *values: Any) -> Any:
@@ -197,9 +221,9 @@ def rewrite(domain: Any, field: str, change: Callable[[Choice], Choice]) -> Any:
         }
         return Space(domain.of, **domains)
     if isinstance(domain, Fixed):
-        return Fixed(*(rewrite(item, field, change) for item in domain.items))
+        return Fixed(*(rewrite(item, field, change) for item in domain.items), rules=domain.rules)
     if isinstance(domain, Repeat):
-        return Repeat(tuple(rewrite(item, field, change) for item in domain.items), domain.times)
+        return replace(domain, item=tuple(rewrite(item, field, change) for item in domain.items))
     return domain
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 
+import numpy as np
 import pytest
 from conftest import DEBUG_SPACES
 from hypothesis import given
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from nas.errors import UsageError
 from nas.family import load_space
-from nas.space import Architecture, Choice, Repeat, Space, Stage, restrict
+from nas.graph import Graph, decode, encode
+from nas.rules import Along
+from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage, restrict, rewrite
 
 
 @dataclass(frozen=True)
@@ -123,3 +126,183 @@ def test_items_of_a_repeat_may_have_domains_of_their_own():
         repeat.parse([{"a": 1, "b": 5}, {"a": 1, "b": 5}], "x")
     with pytest.raises(ValueError, match="2 domains for up to 3 items"):
         list(Repeat((first, later), Choice(3)).positions("x"))
+
+
+@dataclass(frozen=True)
+class Net:
+    """A user's own architecture, of no family."""
+
+    widths: tuple[int, ...]
+    stages: tuple[tuple[Item, ...], ...]
+    size: int
+
+
+_ITEM = Space(Item, a=Choice(1, 2, 3), b=Choice(5, 4))
+NET = Space(
+    Net,
+    widths=Fixed(Choice(1, 2), Choice(2, 1), rules=(Along("widths", "<="),)),
+    stages=Fixed(
+        Repeat(_ITEM, Choice(0, 2), rules=(Along("a", "<="),)),
+        Repeat(_ITEM, Choice(1, 2), rules=(Along("a", ">="),)),
+        rules=(Along("b", "=="),),
+    ),
+    size=Choice(7, 8),
+)
+
+
+def rising(values):
+    return all(x <= y for x, y in itertools.pairwise(values))
+
+
+def obeys(net):
+    """The rules of NET, in so many words."""
+    first, second = ([item.a for item in stage] for stage in net.stages)
+    b = {item.b for stage in net.stages for item in stage}
+    return rising(net.widths) and rising(first) and rising(second[::-1]) and len(b) == 1
+
+
+def all_nets():
+    """Every value of NET's fields whether or not it obeys, by plain enumeration."""
+    items = [Item(a, b) for a in (1, 2, 3) for b in (5, 4)]
+    stages = [[tuple(s) for n in times for s in itertools.product(items, repeat=n)]
+              for times in ((0, 2), (1, 2))]  # fmt: skip
+    for widths in itertools.product((1, 2), repeat=2):
+        for pair in itertools.product(*stages):
+            yield from (Net(widths, pair, size) for size in (7, 8))
+
+
+def paths_of(graph):
+    """Every path of a graph, by following every edge."""
+    paths = [((), 0)]
+    for level in graph.levels:
+        paths = [
+            ((*path, int(v)), int(level.target[level.edge[state, v]]))
+            for path, state in paths
+            for v in np.flatnonzero(level.edge[state] >= 0)
+        ]
+    return [path[:-1] for path, _ in paths]
+
+
+def test_a_space_over_any_dataclass_is_a_graph_of_what_obeys_its_rules():
+    expected = {net for net in all_nets() if obeys(net)}
+    graph = Graph.choices(NET)
+    paths = paths_of(graph)
+    assert {decode(NET, np.array(path)) for path in paths} == expected
+    assert graph.count == len(paths) == len(expected)
+    assert all(tuple(encode(NET, decode(NET, np.array(path)))) == path for path in paths)
+    assert set(NET.values()) == expected
+
+
+def test_items_of_a_plain_space_are_names_with_values():
+    net = Net((1, 2), ((), (Item(3, 4),)), 8)
+    graph = Graph.choices(NET)
+    assert graph.along(encode(NET, net)) == [
+        ("widths[0]", 1),
+        ("widths[1]", 2),
+        ("stages[1][0]", Item(3, 4)),
+        ("size", 8),
+    ]
+
+
+def test_parse_refuses_exactly_what_breaks_a_rule():
+    for net in all_nets():
+        data = json.loads(json.dumps(asdict(net)))
+        if obeys(net):
+            assert NET.parse(data) == net
+        else:
+            with pytest.raises(UsageError, match=r"must (not (de|in)crease|stay the same)"):
+                NET.parse(data)
+
+
+def test_a_broken_rule_is_named_with_what_broke_it():
+    net = Net((1, 2), ((Item(2, 5), Item(1, 5)), (Item(1, 5),)), 7)
+    with pytest.raises(UsageError) as error:
+        NET.parse(asdict(net), "net")
+    assert (
+        str(error.value) == "net.stages[0]: a must not decrease from one to the next (<=), got 2, 1"
+    )
+
+
+def test_rules_are_forgotten_where_they_end():
+    """States are what rules remember, between the first and the last position of each."""
+    sources = [level.sources for level in Graph.choices(NET).levels]
+    # Ahead of: two widths, two items (a 0 or 2 long), two more (b is still remembered), size, end.
+    assert sources[:3] == [1, 2, 1]
+    assert sources[-2:] == [1, 1]
+
+
+def test_rules_that_cannot_be_meant():
+    with pytest.raises(ValueError, match="one of <=, >=, =="):
+        Along("a", "<")
+    with pytest.raises(ValueError, match="no choice of that name"):
+        Graph.choices(Space(Item, a=Choice(1), b=Repeat(_ITEM, Choice(2), (Along("c", "<="),))))
+
+
+def ruled(*widths):
+    """swin:debug with a rule along its stages and one along the blocks of each."""
+    space = load_space("swin:debug")
+    stages = dict(space.domain.domains)["stages"].items
+    stages = [
+        Space(
+            Stage,
+            width=Choice(*width),
+            blocks=replace(dict(stage.domains)["blocks"], rules=(Along("heads", "=="),)),
+        )
+        for stage, width in zip(stages, widths)
+    ]
+    stages = Fixed(*stages, rules=(Along("width", "<="),))
+    resolution = dict(space.domain.domains)["resolution"]
+    domain = Space(Architecture, resolution=resolution, stages=stages)
+    return replace(space, domain=rewrite(domain, "precision", lambda _: Choice("fp32")))
+
+
+def keeps(architecture):
+    heads = [{b.heads for b in s.blocks} for s in architecture.stages]
+    return rising([s.width for s in architecture.stages]) and all(len(h) == 1 for h in heads)
+
+
+def unruled(space):
+    """The same space without its rules, through `Fixed` and `Repeat` made anew."""
+    domains = dict(space.domain.domains)
+    stages = [
+        Space(
+            Stage,
+            width=dict(s.domains)["width"],
+            blocks=replace(dict(s.domains)["blocks"], rules=()),
+        )
+        for s in domains["stages"].items
+    ]
+    domain = Space(Architecture, resolution=domains["resolution"], stages=Fixed(*stages))
+    return replace(space, domain=domain)
+
+
+def test_a_family_obeys_the_rules_of_its_space():
+    space = ruled((8, 16), (8, 16))
+    free = unruled(space)
+    everything = {decode(free, np.array(path)) for path in paths_of(Graph.of(free, 2))}
+    expected = {a for a in everything if keeps(a)}
+    assert 0 < len(expected) < len(everything)
+    graph = Graph.of(space, 2)
+    assert {decode(space, np.array(path)) for path in paths_of(graph)} == expected
+    assert graph.count == len(expected)
+    assert all((a in space) == keeps(a) for a in everything)
+    broken = next(a for a in everything if not keeps(a))
+    with pytest.raises(UsageError, match="must"):
+        space.parse(broken.to_json())
+    with pytest.raises(UsageError, match="not allowed after"):
+        space.layers(broken, 2)
+    assert {space.draw(Random(i)) for i in range(50)} <= expected
+
+
+def test_draws_and_extremes_take_back_what_leaves_no_way_on():
+    space = ruled((8, 16, 24), (8, 16))
+    assert [s.width for s in space.largest.stages] == [16, 16]
+    assert [s.width for s in space.smallest.stages] == [8, 8]
+    drawn = [tuple(s.width for s in space.draw(Random(i)).stages) for i in range(50)]
+    assert set(drawn) == {(8, 8), (8, 16), (16, 16)}
+    assert {
+        tuple(s.width for s in a.stages)
+        for a in map(space.restrict("width", 16).draw, map(Random, range(9)))
+    } == {(16, 16)}
+    with pytest.raises(UsageError, match="obeys its rules"):
+        _ = ruled((16,), (8,)).smallest
