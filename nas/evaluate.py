@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.prefix import Prefixes, State, Step, depth_first
 from nas.racing import Race
 from nas.space import Architecture, at_precision
 
 if TYPE_CHECKING:
     from nas.data import Dataset, Split
     from nas.elastic import Network
+    from nas.family import Layer
+
+Map = Callable[..., Iterable[Any]]
 
 _CALIBRATION = 256  # training images for the statistics of a subnet's BatchNorms
 
@@ -54,16 +59,25 @@ class Evaluator:
     """Runs subnets of a network on the first `images` of a split.
 
     What comes out does not depend on `threads` (0: one for each core), nor on the parts in which
-    images are asked for: an image always runs in the same batch, on one thread.
+    images are asked for, nor on `reuse`: an image always runs in the same batch, on one thread.
+    `reuse` is how many bytes may hold activations that planned subnets share.
     """
 
     def __init__(
-        self, network: Network, data: Dataset, split: Split, images: int, *, threads: int = 0
+        self,
+        network: Network,
+        data: Dataset,
+        split: Split,
+        images: int,
+        *,
+        threads: int = 0,
+        reuse: int = 2**29,
     ) -> None:
         self.network = network.eval()
         self.data, self.split = data, split
         self.images = min(images, split.size)
         self.threads = threads or cores()
+        self._prefixes = Prefixes(reuse)
 
     @cached_property
     def _loaded(self) -> tuple[Tensor, NDArray[np.int64]]:
@@ -84,13 +98,34 @@ class Evaluator:
         # On one CPU core 16 are fastest: the activations of a batch still fit the caches.
         return 256 if next(self.network.parameters()).is_cuda else 16
 
+    def plan(self, architectures: Iterable[Architecture]) -> list[Architecture]:
+        """These in the best order to score them: each goes on where one before it parts from it.
+
+        Only planned architectures reuse activations; a new plan replaces the one before.
+        """
+        space, classes = self.network.space, self.network.classes
+        found = list(architectures)
+        lists = [layer_names(space.layers(a, classes)) for a in found]
+        exact = [layer_names(space.layers(at_precision(a, "fp32"), classes)) for a in found]
+        self._prefixes.plan([*lists, *(e for e, own in zip(exact, lists) if e != own)])
+        return [found[i] for i in depth_first(lists)]
+
     def subnet(self, architecture: Architecture) -> Network:
         """The plain network with inherited weights; BatchNorm statistics are its own."""
         plain = self.network.inherit(architecture).eval()
         if plain.batch_norms:
-            with alone(1) as pool:
-                pool.submit(recalibrate, plain, self._calibration).result()
+            with self._workers() as map_:
+                recalibrate(plain, self._calibration, self._prefixes, map_)
         return plain
+
+    @contextmanager
+    def _workers(self) -> Iterator[Map]:
+        """A `map` for work on images of its own."""
+        if next(self.network.parameters()).is_cuda:
+            yield map
+        else:
+            with alone(self.threads) as pool:
+                yield pool.map
 
     def score(
         self,
@@ -105,7 +140,7 @@ class Evaluator:
         if race is None:
             race = Race.doubling(self.images, 4 * self.batch)
         network = self.subnet(architecture).deploy()
-        raced = race.run(partial(self._hits, network), rival_hits)
+        raced = race.run(partial(self._hits, network, self._prefixes), rival_hits)
         return Scored(raced.outcomes, raced.dropped)
 
     def hits(
@@ -115,7 +150,7 @@ class Evaluator:
 
         Whole batches run, so that the parts of a split together give what the whole gives.
         """
-        return self._hits(self.subnet(architecture).deploy(), start, stop)
+        return self._hits(self.subnet(architecture).deploy(), self._prefixes, start, stop)
 
     def correct(self, architecture: Architecture) -> NDArray[np.bool_]:
         """Which of the images (n,) the subnet with inherited weights classifies rightly."""
@@ -123,37 +158,43 @@ class Evaluator:
 
     def correct_by(self, network: Network) -> NDArray[np.bool_]:
         """Which of the images (n,) a plain network classifies rightly."""
-        return self._hits(network)
+        return self._hits(network, Prefixes(0))
 
-    def _hits(self, network: Network, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
-        right: NDArray[np.bool_] = self.answers(network, start, stop) == self._loaded[1][start:stop]
-        return right
+    def answers(self, network: Network) -> NDArray[np.int64]:
+        """The class (n,) that a plain network gives each of the images."""
+        return self._logits(network, Prefixes(0)).argmax(1).numpy()
 
     def percent_right(self, answers: NDArray[np.int64]) -> float:
         return float(100 * (answers == self._loaded[1]).mean())
 
-    def answers(
-        self, network: Network, start: int = 0, stop: int | None = None
-    ) -> NDArray[np.int64]:
-        """The class (n,) that a plain network gives each of the images [start, stop)."""
+    def _hits(
+        self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None
+    ) -> NDArray[np.bool_]:
+        answers = self._logits(network, prefixes, start, stop).argmax(1).numpy()
+        right: NDArray[np.bool_] = answers == self._loaded[1][start:stop]
+        return right
+
+    def _logits(
+        self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         stop = self.images if stop is None else min(stop, self.images)
-        resolution = network.architecture.resolution
-        device = next(network.parameters()).device
-        first = start // self.batch * self.batch
-        images = self._loaded[0][: -(-stop // self.batch) * self.batch]
+        batches = range(start // self.batch, -(-stop // self.batch))
+        first = batches.start * self.batch
+        images, device = self._loaded[0], next(network.parameters()).device
+        layers = network.space.layers(network.architecture, network.classes)
+        steps = layer_steps(layers, [network.module(layer) for layer in layers])
 
         @torch.inference_mode()
-        def predict(chunk: Tensor) -> Tensor:
-            chunk = resize(chunk.to(device), resolution)
-            return network(chunk).argmax(1).cpu()  # type: ignore[no-any-return]
+        def run(number: int) -> Tensor:
+            def enter() -> tuple[Tensor]:
+                batch = images[number * self.batch : (number + 1) * self.batch]
+                return (resize(batch.to(device), network.architecture.resolution),)
 
-        chunks = torch.split(images[first:], self.batch)
-        if device.type == "cuda":
-            predicted = [predict(chunk) for chunk in chunks]
-        else:
-            with alone(self.threads) as pool:
-                predicted = list(pool.map(predict, chunks))
-        return torch.cat(predicted).numpy()[start - first : stop - first]
+            (logits,) = prefixes.run(number, steps, enter)
+            return logits.cpu()  # type: ignore[no-any-return]
+
+        with self._workers() as map_:
+            return torch.cat(list(map_(run, batches)))[start - first : stop - first]
 
     def top1_percent(self, architecture: Architecture) -> float:
         return self.score(architecture).top1_percent
@@ -177,26 +218,72 @@ def alone(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-@torch.no_grad()
-def recalibrate(network: Network, images: Tensor) -> None:
+def layer_names(layers: Sequence[Layer]) -> list[tuple[str, str]]:
+    """What each layer is and where its weights live: what it computes of what came before."""
+    return [(layer.path, layer.key) for layer in layers]
+
+
+def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[Step]:
+    """The steps of a plain network whose layers are run by these modules."""
+
+    def run(module: nn.Module, sizes: dict[str, int], state: State) -> State:
+        return module(*state, **sizes)  # type: ignore[no-any-return]
+
+    return [
+        Step(name, partial(run, module, layer.sizes))
+        for name, module, layer in zip(layer_names(layers), modules, layers)
+    ]
+
+
+def recalibrate(
+    network: Network, images: Tensor, prefixes: Prefixes | None = None, map_: Map = map
+) -> None:
     """Give the BatchNorms of a plain network the statistics of `images` (n, 3, side, side).
 
     The mean over batches of what each norm sees (once-for-all, Cai et al., ICLR 2020): inherited
-    statistics are those of wider networks.
+    statistics are those of wider networks. Those of a layer depend on the layers before it only, so
+    `prefixes` may hold them beside the activations. `map_` may run batches at the same time.
     """
-    norms: list[Any] = [m for m in network.modules() if hasattr(m, "running_var")]
-    device = next(network.parameters()).device
     exact = at_precision(network.architecture, "fp32")  # int8 has the norms folded in
-    network.eval()
+    layers = network.space.layers(exact, network.classes)
+    modules = [network.eval().module(layer) for layer in layers]
+    store = Prefixes(0) if prefixes is None else prefixes
+    batches, device = torch.split(images, 64), next(network.parameters()).device
+
+    @torch.no_grad()
+    def statistics(number: int) -> Sequence[Tensor]:
+        # Norms of its own, for batches that run at the same time; everything else is shared.
+        own = deepcopy(modules, {id(p): p for p in network.parameters()})
+        steps = [observed(s, batch_norms(m)) for s, m in zip(layer_steps(layers, own), own)]
+
+        def enter() -> State:
+            return (resize(batches[number].to(device), exact.resolution),), ()
+
+        return store.run(("calibration", number), steps, enter)[1]  # type: ignore[no-any-return]
+
+    seen = zip(*map_(statistics, range(len(batches))))
+    with torch.no_grad():
+        for norm in (norm for module in modules for norm in batch_norms(module)):
+            norm.running_mean.copy_(torch.stack(next(seen)).mean(0))
+            norm.running_var.copy_(torch.stack(next(seen)).mean(0))
+
+
+def batch_norms(module: nn.Module) -> list[Any]:
+    return [m for m in module.modules() if hasattr(m, "running_var")]
+
+
+def observed(step: Step, norms: Sequence[Any]) -> Step:
+    """A step of (state, statistics): its norms use, and append, those of the batch."""
     for norm in norms:
         norm.train()
-    for i, chunk in enumerate(torch.split(images, 64)):
-        for norm in norms:
-            norm.momentum = 1 / (i + 1)
-        network(resize(chunk.to(device), network.architecture.resolution), exact)
-    network.eval()
-    for norm in norms:
-        norm.momentum = 0.1
+        norm.momentum = 1.0
+
+    def run(both: State) -> State:
+        state, seen = both
+        state = step.run(state)
+        return state, (*seen, *(s for n in norms for s in (n.running_mean, n.running_var)))
+
+    return Step(step.name, run)
 
 
 def cores() -> int:

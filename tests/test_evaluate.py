@@ -1,0 +1,259 @@
+"""Scores are the same to the bit however they are obtained: parts, threads, reused activations."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEBUG_SPACES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas import elastic
+from nas.calibration import calibrate
+from nas.data import Dataset, Split
+from nas.elastic import Network, explicit_in_windows
+from nas.evaluate import Evaluator, recalibrate, resize
+from nas.family import load_space
+from nas.prefix import Prefixes, Step, copied, count_bytes, depth_first, forks
+from nas.racing import Race
+from nas.space import at_precision
+
+CLASSES, IMAGES = 30, 40
+
+
+class Noise(Split):
+    """Images that have nothing to do with their labels."""
+
+    def batch(self, indices, canvas):
+        rng = np.random.default_rng(len(self.name))
+        pixels = rng.integers(0, 256, (self.size, 3, canvas, canvas)).astype(np.uint8)
+        return pixels[list(indices)], rng.integers(0, CLASSES, self.size)[list(indices)]
+
+
+@pytest.fixture(scope="session")
+def noise():
+    splits = {name: Noise(name, size) for name, size in (("train", 80), ("search", IMAGES))}
+    return Dataset(
+        "noise", tuple(map(str, range(CLASSES))), **splits, test=splits["search"],
+        mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint="", augment=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=DEBUG_SPACES)
+def supernet(request, noise):
+    torch.manual_seed(0)
+    space = load_space(request.param)
+    network = Network(space, space.largest, CLASSES).eval()
+    images = noise.tensor(noise.train.batch(range(16), space.largest.resolution)[0])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        recalibrate(network, images)
+    calibrate(network, images, method="mse")
+    return network
+
+
+def mutated(space, parent, rng):
+    """Each choice of the parent with probability 0.8, where it is allowed."""
+    state, values = None, []
+    for i, (position, value) in enumerate(zip(space.positions, space.domain.flatten(parent))):
+        parts = {v: part for v in position.values if (part := space.advance(i, state, v))}
+        if value not in parts or rng.random() < 0.2:
+            value = rng.choice(list(parts))
+        values.append(value)
+        state = parts[value].state
+    return space.domain.assemble(iter(values))
+
+
+def family(space, seed):
+    rng = Random(seed)
+    parents = [space.draw(rng) for _ in range(3)]
+    return [*parents, *(mutated(space, rng.choice(parents), rng) for _ in range(9))]
+
+
+def logits(evaluator, architecture):
+    return evaluator._logits(evaluator.subnet(architecture).deploy(), evaluator._prefixes)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_reused_activations_change_no_bit(supernet, noise, seed, monkeypatch):
+    skipped = []
+    longest = Prefixes._longest
+
+    def spied(self, chunk, names):
+        found = longest(self, chunk, names)
+        skipped.append(found[0])
+        return found
+
+    monkeypatch.setattr(Prefixes, "_longest", spied)
+    plain = Evaluator(supernet, noise, noise.search, IMAGES, reuse=0)
+    reusing = Evaluator(supernet, noise, noise.search, IMAGES)
+    planned = family(supernet.space, seed)
+    expected = {a: logits(plain, plan_a) for a, plan_a in zip(planned, planned)}
+    assert not any(skipped)
+    for order in (reusing.plan(planned), planned):  # the best one, and any other
+        for architecture in order:
+            assert torch.equal(logits(reusing, architecture), expected[architecture])
+    assert np.mean(np.array(skipped) > 0) > 0.3
+
+
+def test_a_small_store_forgets_and_changes_no_bit(supernet, noise):
+    plain = Evaluator(supernet, noise, noise.search, IMAGES, reuse=0)
+    small = Evaluator(supernet, noise, noise.search, IMAGES, reuse=20_000)
+    for architecture in small.plan(family(supernet.space, 7)):
+        assert torch.equal(logits(small, architecture), logits(plain, architecture))
+        assert small._prefixes.bytes <= 20_000
+        kept = small._prefixes._kept.values()
+        assert small._prefixes.bytes == sum(count_bytes(state) for state, _ in kept)
+
+
+def test_statistics_of_norms_are_reused_exactly(supernet, noise):
+    if not supernet.batch_norms:
+        return
+    plain = Evaluator(supernet, noise, noise.search, IMAGES, reuse=0)
+    reusing = Evaluator(supernet, noise, noise.search, IMAGES)
+    for architecture in reusing.plan(family(supernet.space, 3)):
+        expected = dict(plain.subnet(architecture).named_buffers())
+        for name, buffer in reusing.subnet(architecture).named_buffers():
+            assert torch.equal(buffer, expected[name])
+
+
+def test_statistics_of_norms_are_the_mean_over_batches(supernet, noise):
+    """As the running statistics of training, when each batch weighs as much as all before it."""
+    architecture = at_precision(supernet.space.draw(Random(5)), "fp32")
+    pixels, _ = noise.train.batch(range(80), supernet.space.largest.resolution)
+    images = noise.tensor(pixels)
+    ours, theirs = (supernet.inherit(architecture).eval() for _ in range(2))
+    recalibrate(ours, images)
+    norms = [m for m in theirs.modules() if hasattr(m, "running_var")]
+    for i, batch in enumerate(images.split(64)):
+        for norm in norms:
+            norm.train().momentum = 1 / (i + 1)
+        with torch.no_grad():
+            theirs(resize(batch, architecture.resolution))
+    expected = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, expected[name], rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in ours.modules())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_parts_change_no_bit(supernet, noise, threads):
+    architecture = supernet.space.draw(Random(1))
+    usual = Evaluator(supernet, noise, noise.search, IMAGES)
+    other = Evaluator(supernet, noise, noise.search, IMAGES, threads=threads)
+    torch.set_num_threads(2)
+    assert torch.equal(logits(other, architecture), logits(usual, architecture))
+    assert torch.get_num_threads() == 2
+    whole = usual.correct(architecture)
+    assert whole.shape == (IMAGES,)
+    for parts in ((0, 16, 32, IMAGES), (0, 5, 17, 33, IMAGES)):
+        hits = [other.hits(architecture, *part) for part in pairwise(parts)]
+        np.testing.assert_array_equal(np.concatenate(hits), whole)
+    raced = other.score(architecture, whole, Race((7, 16, IMAGES)))
+    np.testing.assert_array_equal(raced.hits, whole)
+    assert not raced.dropped
+    assert raced.top1_percent == usual.top1_percent(architecture) == 100 * whole.mean()
+
+
+@pytest.fixture
+def evaluator(debug_supernet, photo_data):
+    from nas.supernet import load_supernet
+
+    network, _ = load_supernet(debug_supernet, "swin:debug", photo_data)
+    return Evaluator(network, photo_data, photo_data.train, 20)
+
+
+def test_a_subnet_that_loses_a_race_is_dropped(evaluator):
+    smallest = evaluator.network.space.smallest
+    whole = evaluator.score(smallest)
+    assert (whole.images, whole.dropped) == (20, False)
+    misses = ~whole.hits
+    assert misses[:8].any()
+    early = evaluator.score(smallest, np.ones(20, bool), Race((8, 20), error=0.6))
+    assert (early.images, early.dropped) == (8, True)
+    np.testing.assert_array_equal(early.hits, whole.hits[:8])
+    assert early.top1_percent == 100 * whole.hits[:8].mean()
+
+
+def test_answers_of_a_plain_network_are_those_of_its_forward(evaluator):
+    network = evaluator.subnet(evaluator.network.space.smallest).deploy()
+    images = resize(evaluator._loaded[0], network.architecture.resolution)
+    with torch.inference_mode():
+        expected = network(images).argmax(1).numpy()
+    np.testing.assert_array_equal(evaluator.answers(network), expected)
+    right = evaluator.correct_by(network)
+    np.testing.assert_array_equal(right, expected == evaluator._loaded[1])
+    assert evaluator.percent_right(evaluator.answers(network)) == 100 * right.mean()
+
+
+def test_the_kernel_of_attention_can_be_told_instead_of_timed(monkeypatch):
+    monkeypatch.setattr(elastic, "_explicit_wins", None)
+    monkeypatch.setattr(elastic, "_time_explicit", lambda: pytest.fail("timed"))
+    ran = []
+    for name in ("_explicit", "_fused"):
+        kernel = getattr(elastic, name)
+        monkeypatch.setattr(elastic, name, lambda *a, n=name, k=kernel: (ran.append(n), k(*a))[1])
+    q = torch.zeros(1, 1, 49, 8)
+    for choice in (True, False):
+        assert explicit_in_windows(choice) is choice
+        assert explicit_in_windows() is choice
+        elastic._attend(q, q, q, None)
+    assert ran == ["_explicit", "_fused"]
+
+
+LISTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=8)
+
+
+@given(LISTS)
+def test_depth_first_leaves_no_gap_between_lists_that_begin_alike(lists):
+    order = depth_first(lists)
+    assert sorted(order) == list(range(len(lists)))
+    for length in range(1, 6):
+        begun = [tuple(lists[i][:length]) for i in order]
+        changes = 1 + sum(a != b for a, b in pairwise(begun))
+        assert not lists or changes == len(set(begun))
+
+
+@given(LISTS)
+def test_forks_are_the_longest_that_two_lists_share(lists):
+    expected = set()
+    for i, a in enumerate(lists):
+        for b in lists[:i]:
+            shared = next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+            expected |= {tuple(a[:shared])} - {()}
+    assert forks(lists) == expected
+
+
+@given(LISTS)
+def test_depth_first_runs_each_step_of_the_tree_once(lists):
+    prefixes, ran = Prefixes(10**6), []
+
+    def step(name):
+        def run(state):
+            ran.append(name)
+            return (state[0].add_(3**name),)  # writes into what it is given, as blocks do
+
+        return Step(name, run)
+
+    prefixes.plan(lists)
+    for i in depth_first(lists):
+        (total,) = prefixes.run("chunk", [step(x) for x in lists[i]], lambda: (torch.zeros(1),))
+        assert total == sum(3**x for x in lists[i])
+    assert len(ran) == len({tuple(x[:k]) for x in lists for k in range(1, len(x) + 1)})
+
+
+def test_copies_keep_values_and_layout_and_share_nothing():
+    x = torch.arange(24.0).view(2, 3, 4)
+    state = (x.permute(0, 2, 1), (x[:, :, :2], None), 7)
+    a, (b, none), seven = copied(state)
+    assert (none, seven) == (None, 7)
+    for copy, original in ((a, state[0]), (b, state[1][0])):
+        assert torch.equal(copy, original)
+        assert copy.stride() == original.stride()
+        assert copy.data_ptr() != original.data_ptr()
+    assert count_bytes(copied((x, (x, None)))) == 2 * 24 * 4
