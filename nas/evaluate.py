@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.prefix import Prefixes, State, Step, depth_first
+from nas.prefix import Prefixes, State, Step, depth_first, layer_names
 from nas.racing import Race
 from nas.space import Architecture, at_precision
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from nas.family import Layer
 
 Map = Callable[..., Iterable[Any]]
-
-_CALIBRATION = 256  # training images for the statistics of a subnet's BatchNorms
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
@@ -77,7 +75,11 @@ class Evaluator:
         self.data, self.split = data, split
         self.images = min(images, split.size)
         self.threads = threads or cores()
-        self._prefixes = Prefixes(reuse)
+        self.reuse(reuse)
+
+    def reuse(self, capacity: int) -> None:
+        """From here on up to `capacity` bytes may hold activations; 0 turns reuse off."""
+        self._prefixes = Prefixes(capacity)
 
     @cached_property
     def _loaded(self) -> tuple[Tensor, NDArray[np.int64]]:
@@ -85,11 +87,15 @@ class Evaluator:
         pixels, labels = self.split.batch(range(self.images), canvas)
         return self.data.tensor(pixels), labels
 
+    @property
+    def calibrated_on(self) -> int:
+        """The first training images that give the statistics of a subnet's BatchNorms."""
+        return min(256, self.data.train.size)
+
     @cached_property
     def _calibration(self) -> Tensor:
-        split = self.data.train
         canvas = self.network.space.largest.resolution
-        pixels, _ = split.batch(range(min(_CALIBRATION, split.size)), canvas)
+        pixels, _ = self.data.train.batch(range(self.calibrated_on), canvas)
         return self.data.tensor(pixels)
 
     @property
@@ -216,11 +222,6 @@ def alone(threads: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(before)
-
-
-def layer_names(layers: Sequence[Layer]) -> list[tuple[str, str]]:
-    """What each layer is and where its weights live: what it computes of what came before."""
-    return [(layer.path, layer.key) for layer in layers]
 
 
 def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[Step]:

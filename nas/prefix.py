@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nas.family import Layer
 
 State = tuple[Any, ...]  # tensors, tuples of them, or anything that is never written to
 Names = tuple[Hashable, ...]
@@ -26,6 +29,11 @@ class Step(NamedTuple):
 
     name: Hashable
     run: Callable[[State], State]
+
+
+def layer_names(layers: Iterable[Layer]) -> list[tuple[str, str]]:
+    """What each layer is and where its weights live: what it computes of what came before."""
+    return [(layer.path, layer.key) for layer in layers]
 
 
 def depth_first(lists: Sequence[Sequence[Any]]) -> list[int]:
