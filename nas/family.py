@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
 from random import Random
@@ -43,20 +43,31 @@ class Layer:
     def of(
         cls, path: str, module: type[ElasticModule], input_shape: tuple[int, ...], **args: int
     ) -> Layer:
-        return cls(path, module, tuple(sorted(args.items())), input_shape)
+        return cls(path, module, _pairs(tuple(args), tuple(args.values())), input_shape)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         return dict(self.args)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """E.g. `Mlp(hidden=768, width=192)@196x192`."""
-        args = ", ".join(f"{k}={v}" for k, v in self.args)
-        return f"{self.module.__name__}({args})@{'x'.join(map(str, self.input_shape))}"
+        return _key(self.module, self.args, self.input_shape)
 
     def build(self) -> ElasticModule:
         return self.module(**self.sizes)
+
+
+# The graph of a large space has a hundred thousand layers, but only some thousand different ones.
+@cache
+def _pairs(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(zip(names, values)))
+
+
+@cache
+def _key(module: type, args: tuple[tuple[str, int], ...], input_shape: tuple[int, ...]) -> str:
+    sizes = ", ".join(f"{k}={v}" for k, v in args)
+    return f"{module.__name__}({sizes})@{'x'.join(map(str, input_shape))}"
 
 
 class Part(NamedTuple):

@@ -7,7 +7,9 @@ which an architecture is one path of value indices (positions,).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+import gc
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, overload
@@ -54,6 +56,21 @@ class Level:
         edge[self.source, self.value] = np.arange(len(self.source))
         return edge
 
+    @cached_property
+    def degree(self) -> Ints:
+        """(sources,): the number of edges that leave each state."""
+        return np.bincount(self.source, minlength=self.sources)
+
+    @cached_property
+    def out(self) -> Ints:
+        """(sources, largest degree): the edges that leave each state by value, then -1."""
+        order = np.lexsort((self.value, self.source))
+        first = np.cumsum(self.degree) - self.degree
+        out = np.full((self.sources, max(1, self.degree.max(initial=0))), -1)
+        source = self.source[order]
+        out[source, np.arange(len(order)) - first[source]] = order
+        return out
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -66,17 +83,18 @@ class Graph:
         """`positions` holds the values of each position; the last level is the finish."""
         states: dict[Hashable, int] = {_START: 0}
         levels = []
-        for i, values in enumerate(positions):
-            reached: dict[Hashable, int] = {}
-            edges, items = [], []
-            for state, source in states.items():
-                for v, value in enumerate(values):
-                    if (part := advance(i, state, value)) is not None:
-                        added, after = part
-                        edges.append((source, v, reached.setdefault(after, len(reached))))
-                        items.append(tuple(added))
-            levels.append(_level(len(states), len(values), edges, items))
-            states = reached
+        with _no_collection():
+            for i, values in enumerate(positions):
+                reached: dict[Hashable, int] = {}
+                edges, items = [], []
+                for state, source in states.items():
+                    for v, value in enumerate(values):
+                        if (part := advance(i, state, value)) is not None:
+                            added, after = part
+                            edges.append((source, v, reached.setdefault(after, len(reached))))
+                            items.append(tuple(added))
+                levels.append(_level(len(states), len(values), edges, items))
+                states = reached
         edges = [(source, 0, 0) for source in states.values()]
         levels.append(_level(len(states), 1, edges, [tuple(finish(state)) for state in states]))
         return cls(tuple(levels))
@@ -230,6 +248,18 @@ class Graph:
                 before[source] += ways[target]
             ways = before
         return ways[0]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Much is made here and nothing thrown away; to look for garbage took a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _level(

@@ -13,6 +13,7 @@ and of T ticks and P positions a path may be left out only in the last P / T of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import InfeasibleError
-from nas.graph import Graph, Ints, Level
+from nas.graph import Graph, Ints
 
 Floats = NDArray[np.float64]
 
@@ -91,68 +92,165 @@ class Trellis:
             state = level.target[edge]
         return np.array(path[:-1], np.int64)
 
-    def within(self, budget: float, floor: float = 0.0, ticks: int = 4096) -> Within:
-        """The paths that cost at most `budget`, and (rounded up) more than `floor`."""
-        return Within(self, budget, floor, ticks)
+    def within(
+        self,
+        budget: float,
+        floor: float = 0.0,
+        ticks: int = 4096,
+        weights: Sequence[Floats] | None = None,
+    ) -> Within:
+        """The paths that cost at most `budget`, and (rounded up) more than `floor`.
+
+        With `weights[position]` (values,), none negative, they are drawn with probability
+        proportional to the product of the weights of their values instead of uniformly.
+        """
+        return Within(self, budget, floor, ticks, weights)
+
+    def bound(self, budget: float, scores: Sequence[Floats], ticks: int = 4096) -> float:
+        """What no path within `budget` exceeds in the sum of `scores[position][value]`.
+
+        `Within.best` with costs rounded down: the best of a superset, at most one tick per position
+        over the budget.
+        """
+        tick = _tick(self, budget, ticks)
+        costs = self._in_ticks(tick, ticks, lambda x: np.floor(x + _SLACK))
+        return float(_highest(self.graph, costs, scores, np.ones(ticks + 1))[0][0, ticks])
+
+    def _in_ticks(self, tick: float, ticks: int, rounded: Callable[[Floats], Floats]) -> list[Ints]:
+        """Whole ticks by which each edge is dearer than the cheapest way on from its source.
+
+        Counted like this the cheapest path costs no tick at all, and so is never rounded away;
+        `ticks + 1` stands for all that is too dear.
+        """
+        found = []
+        before = self.cheapest
+        for level, costs, here, after in zip(self.graph.levels, self.costs, before, before[1:]):
+            on = after[level.target]
+            excess = costs + on - np.where(np.isfinite(on), here[level.source], 0.0)
+            found.append(np.clip(rounded(excess / tick), 0, ticks + 1).astype(np.int64))
+        return found
+
+
+# A whole number of ticks must not become another by a rounding error. Rounding down stays proven:
+# as long as all slack together is less than a tick, no sum of whole ticks gets past the budget.
+_SLACK = 1e-6
+_CELLS = 2**16  # ways that are looked at together, so that they stay in the cache
+
+
+def _tick(trellis: Trellis, budget: float, ticks: int) -> float:
+    room = budget - trellis.fastest
+    if room < 0:
+        raise InfeasibleError(
+            f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",
+            "raise the budget",
+        )
+    return max(room / ticks, 1e-12 * abs(budget), 1e-300)
+
+
+def _highest(
+    graph: Graph, costs: list[Ints], scores: Sequence[Floats], end: NDArray[Any]
+) -> list[Floats]:
+    """For each level, (states, ticks + 1): the highest score of a way on with so many ticks left.
+
+    `end` says with how many left a path may end.
+    """
+    width = len(end)
+    tables = [np.where(end > 0, 0.0, -np.inf)[None]]
+    gains = [*scores, np.zeros(1)]
+    for level, cost, gain in zip(graph.levels[::-1], costs[::-1], gains[::-1]):
+        table = np.full((level.sources, width), -np.inf)
+        rows, after = list(table), list(tables[0])
+        edges = zip(level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value])
+        for s, t, c, g in edges:
+            if c < width:
+                np.maximum(rows[s][c:], g + after[t][: width - c], out=rows[s][c:])
+        tables.insert(0, table)
+    return tables
 
 
 class Within:
-    """The paths of a trellis inside a budget: their number, uniform draws, and variation.
+    """The paths of a trellis inside a budget: their number, draws, and variation.
 
     Raises `InfeasibleError` if there is none.
     """
 
-    def __init__(self, trellis: Trellis, budget: float, floor: float, ticks: int) -> None:
+    def __init__(
+        self,
+        trellis: Trellis,
+        budget: float,
+        floor: float,
+        ticks: int,
+        weights: Sequence[Floats] | None = None,
+    ) -> None:
         self.trellis, self.budget, self.ticks = trellis, budget, ticks
-        room = budget - trellis.fastest
-        if room < 0:
-            raise InfeasibleError(
-                f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",
-                "raise the budget",
-            )
-        self.tick = max(room / ticks, 1e-12 * abs(budget), 1e-300)
-        self._ticks = [
-            self._rounded(level, costs, before, after)
-            for level, costs, before, after in zip(
-                trellis.graph.levels, trellis.costs, trellis.cheapest, trellis.cheapest[1:]
-            )
-        ]
+        self.tick = _tick(trellis, budget, ticks)
+        self._costs = trellis._in_ticks(self.tick, ticks, lambda x: np.ceil(x - _SLACK))
         band = ticks if floor <= trellis.fastest else int((budget - floor) / self.tick)
-        end = np.zeros((1, ticks + 1))
-        end[:, : band + 1] = 1.0
-        # ways[l][state, left]: how many ends of a path fit into `left` ticks.
-        self.ways = [end]
-        for level, cost in zip(reversed(trellis.graph.levels), reversed(self._ticks)):
-            before = np.zeros((level.sources, ticks + 1))
-            after = self.ways[0]
-            for s, t, c in zip(level.source.tolist(), level.target.tolist(), cost.tolist()):
-                if c <= ticks:
-                    before[s, c:] += after[t, : ticks + 1 - c]
-            self.ways.insert(0, before)
-        if self.ways[0][0, ticks] == 0:
+        self._end = np.arange(ticks + 1) <= band
+        self._weights = self._of_edges(weights) if weights else None
+        self._tables = self._filled()
+        if self.ways(0)[0, ticks] == 0:
             raise InfeasibleError(
                 f"no architecture costs between {floor:.3g} and {budget:.3g}", "widen the band"
             )
+        # Where in its table each edge finds the ways on with nothing left; edge -1 finds zeros.
+        width = ticks + 1
+        self._offsets = [
+            np.append(level.target * (2 * width) + width - cost, 0)
+            for level, cost in zip(trellis.graph.levels, self._costs)
+        ]
+        self._out_offsets = [
+            offsets[level.out] for level, offsets in zip(trellis.graph.levels, self._offsets)
+        ]
 
-    def _rounded(self, level: Level, costs: Floats, before: Floats, after: Floats) -> Ints:
-        """Ticks by which each edge is dearer than the cheapest way on from its source.
+    def _of_edges(self, weights: Sequence[Floats]) -> list[Floats]:
+        """The weight of each edge, relative to the greatest of its position; 0 of edge -1."""
+        found = []
+        for level, weight in zip(self.trellis.graph.levels, [*weights, np.ones(1)], strict=True):
+            own = np.asarray(weight, float)
+            if own.shape != (level.values,) or not (np.isfinite(own) & (own >= 0)).all():
+                raise ValueError(f"weights must be {level.values} finite numbers, none negative")
+            found.append(np.append((own / max(own.max(), 1e-300))[level.value], 0.0))
+        return found
 
-        Counted like this the cheapest path costs no tick at all, and so is never rounded away.
+    def _filled(self) -> list[Floats]:
+        """For each level, (states, 2, ticks + 1): the ways on, and before them as many zeros.
+
+        With `l` ticks left there are `table[state, 1, l]` ways (their weights summed up); the zeros
+        are what an edge of `c > l` ticks finds at `l - c`.
         """
-        excess = costs + after[level.target] - before[level.source]
-        # A whole number of ticks must not become one more by a rounding error.
-        ticks = np.ceil(excess / self.tick - 1e-6)
-        return np.where(
-            np.isfinite(ticks), np.clip(ticks, 0, self.ticks + 1), self.ticks + 1
-        ).astype(np.int64)
+        width = self.ticks + 1
+        tables = [np.zeros((1, 2, width))]
+        tables[0][0, 1] = self._end
+        for i in range(len(self._costs) - 1, -1, -1):
+            level = self.trellis.graph.levels[i]
+            weights = self._weights[i].tolist() if self._weights else itertools.repeat(1.0)
+            table = np.zeros((level.sources, 2, width))
+            rows, after = list(table[:, 1]), list(tables[0][:, 1])
+            edges = zip(
+                level.source.tolist(), level.target.tolist(), self._costs[i].tolist(), weights
+            )
+            for s, t, c, w in edges:
+                if c < width:
+                    row, on = rows[s][c:], after[t][: width - c]
+                    np.add(row, on if w == 1.0 else w * on, out=row)
+            tables.insert(0, table)
+        return tables
+
+    def ways(self, index: int) -> Floats:
+        """(states, ticks + 1): how many ends of a path fit into so many ticks from a position on.
+
+        With weights, the sum of theirs.
+        """
+        return self._tables[index][:, 1]
 
     @property
     def count(self) -> int:
         """How many paths fit, costs rounded up to ticks; exact up to 2**53, then to 15 digits."""
-        return int(self.ways[0][0, self.ticks])
+        return int(self.ways(0)[0, self.ticks])
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:
-        """`n` independent uniform draws, as value indices (n, positions)."""
+        """`n` independent draws (uniform without weights), as value indices (n, positions)."""
         return self.follow(np.full((n, len(self.trellis.graph.levels) - 1), -1), rng)
 
     def mutate(self, parents: Ints, probability: float, rng: np.random.Generator) -> Ints:
@@ -170,50 +268,49 @@ class Within:
         value with the number of feasible ways to go on: where nothing is wanted the result is
         uniform among all paths that fit.
         """
-        n = len(wanted)
         paths = np.empty_like(wanted)
-        state = np.zeros(n, np.int64)
-        left = np.full(n, self.ticks)
+        state = np.zeros(len(wanted), np.int64)
+        left = np.full(len(wanted), self.ticks)
         for i, level in enumerate(self.trellis.graph.levels[:-1]):
-            after, cost = self.ways[i + 1], self._ticks[i]
-            edges = level.edge[state]  # (n, values)
-            rest = left[:, None] - cost[edges]
-            open_ = (edges >= 0) & (rest >= 0)
-            ways = np.where(open_, after[level.target[edges], np.maximum(rest, 0)], 0.0)
-            total = np.cumsum(ways, axis=1)
-            drawn = (total <= (rng.random(n) * total[:, -1])[:, None]).sum(1)
-            # Rounding in the sum may point past the last value that has a way on.
-            last = level.values - 1 - (ways[:, ::-1] > 0).argmax(1)
-            want = wanted[:, i]
-            keep = (want >= 0) & (ways[np.arange(n), np.maximum(want, 0)] > 0)
-            paths[:, i] = np.where(keep, want, np.minimum(drawn, last))
-            edge = edges[np.arange(n), paths[:, i]]
-            state, left = level.target[edge], left - cost[edge]
+            chance = rng.random(len(wanted))
+            edge = np.where(wanted[:, i] >= 0, level.edge[state, wanted[:, i]], -1)
+            ways = self._tables[i + 1].take(self._offsets[i][edge] + left)
+            if self._weights:
+                ways *= self._weights[i][edge]
+            open_ = np.flatnonzero(ways == 0)
+            # Neighbours in state and budget read the same memory: a quarter of the time.
+            open_ = open_[np.argsort(state[open_] * (self.ticks + 1) + left[open_])]
+            for j in range(0, len(open_), step := max(1, _CELLS // level.out.shape[1])):
+                own = open_[j : j + step]
+                edge[own] = self._drawn(i, state[own], left[own], chance[own])
+            paths[:, i] = level.value[edge]
+            state, left = level.target[edge], left - self._costs[i][edge]
         return paths
+
+    def _drawn(self, index: int, state: Ints, left: Ints, chance: Floats) -> Ints:
+        """An edge out of each state, with the number of ways on; looks once at what is alike."""
+        level = self.trellis.graph.levels[index]
+        new = np.append(True, (np.diff(state) != 0) | (np.diff(left) != 0))
+        some, degree = state[new], level.degree[state].max()
+        offsets = self._out_offsets[index][some, :degree] + left[new, None]
+        ways = self._tables[index + 1].take(offsets)
+        if self._weights:
+            ways *= self._weights[index][level.out[some, :degree]]
+        total = np.cumsum(ways, axis=1, out=ways)[np.cumsum(new) - 1]
+        chosen = (total > (chance * total[:, -1])[:, None]).argmax(1)
+        edge: Ints = level.out[state, chosen]
+        return edge
 
     def best(self, scores: Sequence[Floats]) -> tuple[Ints, float]:
         """The path with the highest sum of `scores[position][value]` that fits, and that sum."""
-        graph, ticks = self.trellis.graph, self.ticks
-        value = [np.where(self.ways[-1] > 0, 0.0, -np.inf)]
-        gains = [*scores, np.zeros(1)]
-        for level, cost, gain in zip(graph.levels[::-1], self._ticks[::-1], gains[::-1]):
-            before = np.full((level.sources, ticks + 1), -np.inf)
-            edges = zip(
-                level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value]
-            )
-            for s, t, c, g in edges:
-                if c <= ticks:
-                    np.maximum(before[s, c:], g + value[0][t, : ticks + 1 - c], out=before[s, c:])
-            value.insert(0, before)
-        path, state, left = [], 0, ticks
-        for i, level in enumerate(graph.levels[:-1]):
-            edges = level.edge[state]
-            allowed = [
-                (float(scores[i][v] + value[i + 1][level.target[e], left - self._ticks[i][e]]), v)
-                for v, e in enumerate(edges.tolist())
-                if e >= 0 and self._ticks[i][e] <= left
-            ]
-            chosen = max(allowed)[1]
-            path.append(chosen)
-            state, left = level.target[edges[chosen]], left - self._ticks[i][edges[chosen]]
-        return np.array(path), float(value[0][0, ticks])
+        tables = _highest(self.trellis.graph, self._costs, scores, self._end)
+        path, state, left = [], 0, self.ticks
+        for i, level in enumerate(self.trellis.graph.levels[:-1]):
+            edges = level.out[state, : level.degree[state]]
+            edges = edges[self._costs[i][edges] <= left]
+            rest = left - self._costs[i][edges]
+            value = level.value[edges]
+            chosen = np.argmax(scores[i][value] + tables[i + 1][level.target[edges], rest])
+            path.append(value[chosen])
+            state, left = level.target[edges[chosen]], rest[chosen]
+        return np.array(path), float(tables[0][0, self.ticks])
