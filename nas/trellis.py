@@ -13,7 +13,6 @@ and of T ticks and P positions a path may be left out only in the last P / T of 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import InfeasibleError
+from nas.game import solve_game
 from nas.graph import Graph, Ints
+from nas.ticks import count_ways, highest_scores
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +38,15 @@ class Trellis:
         ]
         if any((costs < 0).any() or not np.isfinite(costs).all() for costs in self.costs):
             raise ValueError("every cost must be finite and not negative")
+
+    @classmethod
+    def mixed(cls, trellises: Sequence[Trellis], shares: Floats) -> Trellis:
+        """The sum of several costs over one graph, each times its share (none negative)."""
+        costs = zip(*(trellis.costs for trellis in trellises))
+        mixed = cls(trellises[0].graph, lambda _: 0.0)
+        mixed.costs = [sum(s * own for s, own in zip(shares, level)) for level in costs]
+        mixed.fixed = float(sum(s * trellis.fixed for s, trellis in zip(shares, trellises)))
+        return mixed
 
     @cached_property
     def cheapest(self) -> list[Floats]:
@@ -64,13 +74,9 @@ class Trellis:
         """The cost (n,) of each of `paths` (n, positions); infinite where there is no such path."""
         state = np.zeros(len(paths), np.int64)
         total = np.full(len(paths), self.fixed)
-        for i, (level, costs) in enumerate(zip(self.graph.levels, self.costs)):
-            value = paths[:, i] if i < paths.shape[1] else np.zeros_like(state)
-            edge = np.where(
-                (value >= 0) & (value < level.values),
-                level.edge[state, np.clip(value, 0, level.values - 1)],
-                -1,
-            )
+        for level, costs, value in zip(self.graph.levels, self.costs, [*paths.T, 0]):
+            inside = (value >= 0) & (value < level.values)
+            edge = np.where(inside, level.edge[state, np.where(inside, value, 0)], -1)
             total += np.append(costs, np.inf)[edge]  # the last is that of edge -1
             state = np.append(level.target, 0)[edge]
         return total
@@ -114,7 +120,8 @@ class Trellis:
         """
         tick = _tick(self, budget, ticks)
         costs = self._in_ticks(tick, ticks, lambda x: np.floor(x + _SLACK))
-        return float(_highest(self.graph, costs, scores, np.ones(ticks + 1))[0][0, ticks])
+        end = np.ones(ticks + 1, bool)
+        return float(highest_scores(self.graph.levels, costs, scores, end)[0][0, ticks])
 
     def _in_ticks(self, tick: float, ticks: int, rounded: Callable[[Floats], Floats]) -> list[Ints]:
         """Whole ticks by which each edge is dearer than the cheapest way on from its source.
@@ -147,27 +154,6 @@ def _tick(trellis: Trellis, budget: float, ticks: int) -> float:
     return max(room / ticks, 1e-12 * abs(budget), 1e-300)
 
 
-def _highest(
-    graph: Graph, costs: list[Ints], scores: Sequence[Floats], end: NDArray[Any]
-) -> list[Floats]:
-    """For each level, (states, ticks + 1): the highest score of a way on with so many ticks left.
-
-    `end` says with how many left a path may end.
-    """
-    width = len(end)
-    tables = [np.where(end > 0, 0.0, -np.inf)[None]]
-    gains = [*scores, np.zeros(1)]
-    for level, cost, gain in zip(graph.levels[::-1], costs[::-1], gains[::-1]):
-        table = np.full((level.sources, width), -np.inf)
-        rows, after = list(table), list(tables[0])
-        edges = zip(level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value])
-        for s, t, c, g in edges:
-            if c < width:
-                np.maximum(rows[s][c:], g + after[t][: width - c], out=rows[s][c:])
-        tables.insert(0, table)
-    return tables
-
-
 class Within:
     """The paths of a trellis inside a budget: their number, draws, and variation.
 
@@ -182,16 +168,18 @@ class Within:
         ticks: int,
         weights: Sequence[Floats] | None = None,
     ) -> None:
-        self.trellis, self.budget, self.ticks = trellis, budget, ticks
+        self.trellis, self.budget, self.floor, self.ticks = trellis, budget, floor, ticks
         self.tick = _tick(trellis, budget, ticks)
         self._costs = trellis._in_ticks(self.tick, ticks, lambda x: np.ceil(x - _SLACK))
         band = ticks if floor <= trellis.fastest else int((budget - floor) / self.tick)
         self._end = np.arange(ticks + 1) <= band
         self._weights = self._of_edges(weights) if weights else None
-        self._tables = self._filled()
+        self._tables = count_ways(trellis.graph.levels, self._costs, self._end, self._weights)
         if self.ways(0)[0, ticks] == 0:
+            what = "of any weight " if weights else ""
             raise InfeasibleError(
-                f"no architecture costs between {floor:.3g} and {budget:.3g}", "widen the band"
+                f"no architecture {what}costs between {floor:.3g} and {budget:.3g}",
+                "widen the band",
             )
         # Where in its table each edge finds the ways on with nothing left; edge -1 finds zeros.
         width = ticks + 1
@@ -213,30 +201,6 @@ class Within:
             found.append(np.append((own / max(own.max(), 1e-300))[level.value], 0.0))
         return found
 
-    def _filled(self) -> list[Floats]:
-        """For each level, (states, 2, ticks + 1): the ways on, and before them as many zeros.
-
-        With `l` ticks left there are `table[state, 1, l]` ways (their weights summed up); the zeros
-        are what an edge of `c > l` ticks finds at `l - c`.
-        """
-        width = self.ticks + 1
-        tables = [np.zeros((1, 2, width))]
-        tables[0][0, 1] = self._end
-        for i in range(len(self._costs) - 1, -1, -1):
-            level = self.trellis.graph.levels[i]
-            weights = self._weights[i].tolist() if self._weights else itertools.repeat(1.0)
-            table = np.zeros((level.sources, 2, width))
-            rows, after = list(table[:, 1]), list(tables[0][:, 1])
-            edges = zip(
-                level.source.tolist(), level.target.tolist(), self._costs[i].tolist(), weights
-            )
-            for s, t, c, w in edges:
-                if c < width:
-                    row, on = rows[s][c:], after[t][: width - c]
-                    np.add(row, on if w == 1.0 else w * on, out=row)
-            tables.insert(0, table)
-        return tables
-
     def ways(self, index: int) -> Floats:
         """(states, ticks + 1): how many ends of a path fit into so many ticks from a position on.
 
@@ -247,6 +211,8 @@ class Within:
     @property
     def count(self) -> int:
         """How many paths fit, costs rounded up to ticks; exact up to 2**53, then to 15 digits."""
+        if self._weights:
+            return self.trellis.within(self.budget, self.floor, self.ticks).count
         return int(self.ways(0)[0, self.ticks])
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:
@@ -303,7 +269,7 @@ class Within:
 
     def best(self, scores: Sequence[Floats]) -> tuple[Ints, float]:
         """The path with the highest sum of `scores[position][value]` that fits, and that sum."""
-        tables = _highest(self.trellis.graph, self._costs, scores, self._end)
+        tables = highest_scores(self.trellis.graph.levels, self._costs, scores, self._end)
         path, state, left = [], 0, self.ticks
         for i, level in enumerate(self.trellis.graph.levels[:-1]):
             edges = level.out[state, : level.degree[state]]
@@ -314,3 +280,29 @@ class Within:
             path.append(value[chosen])
             state, left = level.target[edges[chosen]], rest[chosen]
         return np.array(path), float(tables[0][0, self.ticks])
+
+
+def contradiction(trellises: Sequence[Trellis], budgets: Sequence[float]) -> float:
+    """The largest, over all shares, of the smallest possible mixed cost relative to the budgets.
+
+    More than 1 proves that no path keeps all budgets, for what keeps each keeps every mixture; 1 or
+    less proves nothing unless there is but one. The shares that prove most solve a matrix game
+    between costs and paths, whose columns are the few paths that are cheapest for some shares
+    (Dantzig and Wolfe, 1960). The trellises must be of one graph, the budgets positive.
+    """
+    if any(trellis.graph is not trellises[0].graph for trellis in trellises):
+        raise ValueError("the costs must be those of one graph")
+    if len(trellises) != len(budgets) or min(budgets) <= 0:
+        raise ValueError("there must be one positive budget for each cost")
+    units = 1 / np.array(budgets)
+    shares = np.full(len(budgets), 1 / len(budgets))
+    paths: list[Floats] = []
+    best = 0.0
+    while True:
+        path = Trellis.mixed(trellises, shares * units).cheapest_path()[None]
+        found = np.array([float(trellis.costs_of(path)[0]) for trellis in trellises]) * units
+        best = max(best, float(shares @ found))
+        if any(np.array_equal(found, known) for known in paths):
+            return best
+        paths.append(found)
+        shares, _ = solve_game(np.stack(paths, axis=1))

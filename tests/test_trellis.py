@@ -12,13 +12,15 @@ import pytest
 from conftest import DEBUG_SPACES
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from scipy.stats import chisquare
 
 from nas.errors import InfeasibleError
 from nas.family import load_space
+from nas.game import solve_game
 from nas.graph import Graph, decode, encode, space_layers
 from nas.space import Choice, rewrite
-from nas.trellis import Trellis
+from nas.trellis import Trellis, contradiction
 
 seeds = st.integers(0, 2**32 - 1)
 ENUMERABLE = 20_000  # tuples of values, allowed or not
@@ -249,3 +251,140 @@ def test_a_dead_end_is_not_counted():
     assert set(graph.items()) == {"00", "10", "end"}
     within = Trellis(graph, lambda _: 1.0).within(10.0)
     assert within.sample(20, np.random.default_rng(0)).tolist() == [[0, 0]] * 20
+
+
+def random_scores(trellis, rng):
+    return [rng.normal(size=level.values) for level in trellis.graph.levels[:-1]]
+
+
+def best_score(costs, scores, budget):
+    """Brute force."""
+    fitting = (path for path, cost in costs.items() if cost <= budget)
+    return max(sum(s[v] for s, v in zip(scores, path)) for path in fitting)
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@pytest.mark.parametrize("ticks", [16, 64, 4096])
+def test_the_optimum_is_between_the_best_and_the_bound(name, ticks):
+    trellis = random_trellis(name, 5)
+    costs = all_costs(name, trellis)
+    rng = np.random.default_rng(ticks)
+    for share in (0.0, 0.03, 0.2, 0.6):
+        budget = trellis.fastest + share * (trellis.slowest - trellis.fastest)
+        scores = random_scores(trellis, rng)
+        brute = best_score(costs, scores, budget)
+        path, best = trellis.within(budget, ticks=ticks).best(scores)
+        bound = trellis.bound(budget, scores, ticks)
+        assert trellis.cost(path) <= budget + 1e-9
+        assert best <= brute + 1e-9 <= bound + 2e-9
+        # Rounding down lets in at most one tick for each position, and the finish.
+        over = budget + len(trellis.graph.levels) * (budget - trellis.fastest) / ticks
+        assert bound <= best_score(costs, scores, over + 1e-9) + 1e-9
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_the_bound_is_the_optimum_for_whole_costs(name):
+    trellis = random_trellis(name, whole=True)
+    budget = np.floor((trellis.fastest + trellis.slowest) / 2) + 0.5
+    scores = random_scores(trellis, np.random.default_rng(0))
+    bound = trellis.bound(budget, scores, ticks=round(budget - trellis.fastest))
+    assert bound == pytest.approx(best_score(all_costs(name, trellis), scores, budget))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_draws_are_in_proportion_to_the_product_of_weights(name):
+    trellis = random_trellis(name, whole=True)
+    costs = all_costs(name, trellis)
+    budget = np.floor(np.quantile(list(costs.values()), 0.4)) + 0.5
+    rng = np.random.default_rng(3)
+    weights = [rng.choice([0.5, 1.0, 2.0], level.values) for level in trellis.graph.levels[:-1]]
+    for weight in weights:
+        if len(weight) > 2:
+            weight[rng.integers(1, len(weight))] = 0.0
+    ticks = round(budget - trellis.fastest)
+    within = trellis.within(budget, ticks=ticks, weights=weights)
+    products = {p: prod(w[v] for w, v in zip(weights, p)) for p, c in costs.items() if c <= budget}
+    expected = np.array(list(products.values()))
+    paths = within.sample(20_000, rng)
+    number = {path: i for i, path in enumerate(products)}
+    observed = np.bincount([number[tuple(p)] for p in paths.tolist()], minlength=len(number))
+    assert not observed[expected == 0].any()
+    expected *= len(paths) / expected.sum()
+    rare = expected < 5
+    observed, expected = (
+        np.append(x[~rare], x[rare].sum()) if x[rare].sum() else x[~rare]
+        for x in (observed, expected)
+    )
+    assert chisquare(observed, expected).pvalue > 1e-3
+    assert within.count == trellis.within(budget, ticks=ticks).count
+    for children in (
+        within.mutate(paths[:99], 0.5, rng),
+        within.crossover(paths[:99], paths[99:198], rng),
+    ):
+        assert all(products[tuple(child)] > 0 for child in children.tolist())
+
+
+def test_weights_must_be_finite_and_not_negative_and_leave_something():
+    trellis = random_trellis("vit:debug")
+    whole = [np.ones(level.values) for level in trellis.graph.levels[:-1]]
+    with pytest.raises(ValueError, match="none negative"):
+        trellis.within(trellis.slowest, weights=[-whole[0], *whole[1:]])
+    with pytest.raises(ValueError, match="finite numbers"):
+        trellis.within(trellis.slowest, weights=[np.ones(99), *whole[1:]])
+    with pytest.raises(InfeasibleError, match="weight"):
+        trellis.within(trellis.slowest, weights=[0 * whole[0], *whole[1:]])
+
+
+def best_mixture(payoff):
+    """The value of the game by linear programming: most of t with shares @ payoff >= t."""
+    rows, columns = payoff.shape
+    solved = linprog(
+        [*np.zeros(rows), -1],
+        A_ub=np.column_stack([-payoff.T, np.ones(columns)]),
+        b_ub=np.zeros(columns),
+        A_eq=[[*np.ones(rows), 0]],
+        b_eq=[1],
+        bounds=[(0, None)] * rows + [(None, None)],
+    )
+    return -solved.fun
+
+
+@given(seed=seeds, rows=st.integers(1, 5), columns=st.integers(1, 30), whole=st.booleans())
+def test_a_game_is_solved_as_by_linear_programming(seed, rows, columns, whole):
+    rng = np.random.default_rng(seed)
+    payoff = (
+        rng.integers(0, 4, (rows, columns)) + 0.0 if whole else rng.gamma(1.0, size=(rows, columns))
+    )
+    shares, value = solve_game(payoff)
+    assert value == pytest.approx(best_mixture(payoff))
+    assert shares.min() >= -1e-12
+    assert shares.sum() == pytest.approx(1)
+    assert (shares @ payoff).min() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_contradiction_is_that_of_all_paths_together(name, n):
+    graph = Graph.of(small(name), 5)
+    costs = [random_costs(name, seed) for seed in range(n)]
+    trellises = [Trellis(graph, lambda layer, own=own: own[layer.key], fixed=0.5) for own in costs]
+    paths = np.array(list(everything(name)))
+    table = np.stack([trellis.costs_of(paths) for trellis in trellises])
+    rng = np.random.default_rng(n)
+    proven = 0
+    for _ in range(5):
+        budgets = [t.fastest + rng.uniform(0, 0.15) * (t.slowest - t.fastest) for t in trellises]
+        value = contradiction(trellises, budgets)
+        assert value == pytest.approx(best_mixture(table / np.array(budgets)[:, None]))
+        nothing_fits = not (table <= np.array(budgets)[:, None]).all(0).any()
+        assert nothing_fits or value <= 1 + 1e-9
+        proven += value > 1
+    assert proven or n < 3
+
+
+def test_contradictions_are_between_positive_budgets_of_one_graph():
+    a, b = random_trellis("vit:debug"), random_trellis("vit:debug")
+    with pytest.raises(ValueError, match="one graph"):
+        contradiction([a, b], [1.0, 1.0])
+    with pytest.raises(ValueError, match="positive budget"):
+        contradiction([a], [0.0])
