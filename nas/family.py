@@ -52,7 +52,7 @@ class Layer:
     @property
     def key(self) -> str:
         """E.g. `Mlp(hidden=768, width=192)@196x192`."""
-        return _key(self.module, self.args, self.input_shape)
+        return _key(self.module.__name__, self.args, self.input_shape)
 
     def build(self) -> ElasticModule:
         return self.module(**self.sizes)
@@ -65,9 +65,9 @@ def _pairs(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[tuple[str, 
 
 
 @cache
-def _key(module: type, args: tuple[tuple[str, int], ...], input_shape: tuple[int, ...]) -> str:
+def _key(module: str, args: tuple[tuple[str, int], ...], input_shape: tuple[int, ...]) -> str:
     sizes = ", ".join(f"{k}={v}" for k, v in args)
-    return f"{module.__name__}({sizes})@{'x'.join(map(str, input_shape))}"
+    return f"{module}({sizes})@{'x'.join(map(str, input_shape))}"
 
 
 class Part(NamedTuple):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import chisquare
+from test_space import NET, all_nets, obeys
 
 from nas.errors import InfeasibleError
 from nas.family import load_space
@@ -388,3 +389,24 @@ def test_contradictions_are_between_positive_budgets_of_one_graph():
         contradiction([a, b], [1.0, 1.0])
     with pytest.raises(ValueError, match="positive budget"):
         contradiction([a], [0.0])
+
+
+def test_a_space_over_any_dataclass_has_a_trellis():
+    def cost(item):
+        _, value = item
+        return float(value if isinstance(value, int) else 2 * value.a + value.b)
+
+    def total(net):
+        items = [*net.widths, net.size, *itertools.chain(*net.stages)]
+        return sum(cost(("", item)) for item in items)
+
+    trellis = Trellis(Graph.choices(NET), cost)
+    costs = {net: total(net) for net in all_nets() if obeys(net)}
+    assert total(decode(NET, trellis.cheapest_path())) == trellis.fastest == min(costs.values())
+    assert all(trellis.cost(encode(NET, net)) == own for net, own in costs.items())
+    budget = trellis.fastest + 9
+    within = trellis.within(budget, ticks=9)
+    fitting = {net for net, own in costs.items() if own <= budget}
+    assert within.count == len(fitting) < len(costs)
+    drawn = within.sample(40 * len(fitting), np.random.default_rng(0))
+    assert {decode(NET, path) for path in drawn} == fitting
