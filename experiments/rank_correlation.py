@@ -30,7 +30,7 @@ from nas.graph import Graph, decode
 from nas.latency import kendall_tau
 from nas.progress import bar
 from nas.runtimes.torch_cpu import keep_heap
-from nas.searcher import spearman
+from nas.statistics import spearman
 from nas.supernet import Recipe, Trainer, faster_in_bf16
 from nas.trellis import Trellis
 

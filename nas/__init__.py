@@ -17,12 +17,13 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
+    "Additive": "nas.problem",
     "Along": "nas.rules",
     "Architecture": "nas.space",
     "Budget": "nas.budget",
     "Choice": "nas.space",
     "Evaluator": "nas.evaluate",
-    "EvolutionSearcher": "nas.searcher",
+    "Exploration": "nas.problem",
     "Fixed": "nas.space",
     "Graph": "nas.graph",
     "LatencyTable": "nas.latency",
@@ -34,7 +35,8 @@ _HOMES = {
     "SearchSpace": "nas.family",
     "Space": "nas.space",
     "Stage": "nas.space",
-    "Surrogate": "nas.searcher",
+    "Searcher": "nas.searchers",
+    "Surrogate": "nas.surrogate",
     "Trellis": "nas.trellis",
     "VitnasError": "nas.errors",
     "calibrate": "nas.calibration",
@@ -47,7 +49,7 @@ _HOMES = {
     "measure_fresh": "nas.stopwatch",
     "profile": "nas.campaign",
     "quantize": "nas.quantization",
-    "search": "nas.run",
+    "search": "nas.entry",
     "train": "nas.supernet",
     "write_report": "nas.report",
 }

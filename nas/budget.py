@@ -1,25 +1,30 @@
-"""What the winner may cost."""
+"""What the winner may cost: time on one device or several, and counts."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nas.errors import UsageError
 
 _UNIT_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_UNIT_COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+|nan|inf)"
 _FIX = "write a number and a unit, e.g. --budget 20ms"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper limit on the latency of one inference.
+    """An upper limit on the latency of one inference, on a device if one is named.
 
     `Budget(latency_ms=20.0)` and `Budget.parse("20ms")` are the same; units are us, ms and s.
+    `Budget.parse("ethos-u85-256=8ms")` names a device.
     """
 
     latency_ms: float
+    device: str = ""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
@@ -27,7 +32,8 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+|nan|inf))\s*([a-zµ]*)\s*", text.lower())
+        device, _, time = text.rpartition("=")
+        match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-zµ]*)\s*", time.lower())
         if match is None:
             raise UsageError(f"cannot read the budget {text!r}", _FIX)
         number, unit = float(match[1]), match[2].replace("µ", "u")
@@ -36,7 +42,45 @@ class Budget:
             raise UsageError(f"the budget {text!r} {problem}; known: us, ms, s", _FIX)
         if not (math.isfinite(number) and number > 0):
             raise UsageError(f"the budget {text!r} is not a positive time", _FIX)
-        return cls(latency_ms=number * _UNIT_MS[unit])
+        return cls(latency_ms=number * _UNIT_MS[unit], device=device.strip())
 
     def __str__(self) -> str:
-        return f"{self.latency_ms:g}ms"
+        time = f"{self.latency_ms:g}ms"
+        return f"{self.device}={time}" if self.device else time
+
+
+def alternatives(budgets: Iterable[Budget], device: str) -> list[dict[str, float]]:
+    """What to answer: for each of several budgets of one device, milliseconds by device.
+
+    Budgets of different devices are kept together; several of the same device are answered one by
+    one. `device` is that of budgets without a name. The first device is the one that is searched
+    on: that with several budgets, else that of the first budget.
+    """
+    by_device: dict[str, list[float]] = {}
+    for budget in budgets:
+        own = by_device.setdefault(budget.device or device, [])
+        if budget.latency_ms not in own:
+            own.append(budget.latency_ms)
+    if not by_device:
+        raise UsageError("a search needs a budget", _FIX)
+    several = [name for name, own in by_device.items() if len(own) > 1]
+    if len(several) > 1:
+        raise UsageError(
+            f"several budgets for each of {' and '.join(several)} can be combined in many ways",
+            "give several budgets for one device only",
+        )
+    main = several[0] if several else next(iter(by_device))
+    others = {name: own[0] for name, own in by_device.items() if name != main}
+    return [{main: ms, **others} for ms in by_device[main]]
+
+
+def parse_count(text: str, what: str) -> float:
+    """`5M`, `300k`, `1.5G` or a plain number, of `what`."""
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", text.lower())
+    factor = _UNIT_COUNT.get(match[2]) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"cannot read {text!r} as a number of {what}", "e.g. 5M, 300k or 1.5G")
+    number = float(match[1]) * factor
+    if not (math.isfinite(number) and number > 0):
+        raise UsageError(f"{text!r} is not a positive number of {what}", "e.g. 5M, 300k or 1.5G")
+    return number

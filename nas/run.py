@@ -1,64 +1,35 @@
 """The main job: budget in, measured winner, baselines and report out.
 
 A run is a directory. Everything that took time is kept in it (scores in `candidates.jsonl`, the
-table, the stopwatch's samples), and a resumed run replays the same search against these records,
+tables, the stopwatch's samples), and a resumed run replays the same search against these records,
 so that it ends as the undisturbed one would have.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import ceil
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-
-from nas.budget import Budget
-from nas.campaign import profile
-from nas.candidates import SURROGATE_FROM, Candidate, Scores, rounded
-from nas.data import Dataset, load_data
-from nas.errors import InfeasibleError, RunError, TableError, UnknownNameError, UsageError
-from nas.evaluate import Evaluator, resize
-from nas.family import SearchSpace, load_space
-from nas.graph import decode, encode
-from nas.latency import LatencyTable
-from nas.progress import bar, console
-from nas.records import Journal, fingerprint, read_json, write_csv, write_json
+from nas.answers import Contest, Stopwatch, archive, can_answer, score_all, test
+from nas.budget import Budget, alternatives
+from nas.candidates import Candidate, rounded
+from nas.errors import RunError, UnknownNameError, UsageError
+from nas.evaluate import resize
+from nas.family import load_space
+from nas.job import Job, opened
+from nas.progress import console
+from nas.records import write_csv, write_json
+from nas.region import SAMPLERS
 from nas.runtimes import VERBS, load_runtime
-from nas.searcher import Evolution, EvolutionSearcher, Surrogate, pareto
-from nas.space import Architecture
-from nas.supernet import load_supernet, supernet_folder
-from nas.trellis import Trellis
-
-SAMPLERS = ("trellis", "rejection")
-_BATCH = 8  # candidates scored between two looks at the surrogate
-_MEASURED = 5  # best candidates that are re-measured, besides the front
-_ROUNDS = 10  # of three end-to-end samples of each
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What determines a run's result; a resumed run must have the same."""
-
-    budget_ms: float
-    space: str = "swin:micro"
-    data: str = "scenes"
-    device: str = "torch-cpu"
-    confidence: float = 0.95  # that a prediction within the limit measures within the budget
-    supernet: str = ""  # folder; empty for the shipped one
-    evaluations: int = 8
-    search_images: int = 400
-    test_images: int = 500
-    sampler: str = "trellis"
-    fresh: bool = False
-    seed: int = 0
+from nas.searchers import Searcher, searcher_names
+from nas.settings import Distribution, Settings
+from nas.statistics import hypervolumes
 
 
 class Clock:
@@ -83,60 +54,98 @@ class Clock:
         return {k: round(v, 2) for k, v in {**self.seconds, "total": total}.items()}
 
 
-def search(
-    budget: str | float | Budget,
+def search_networks(
+    budget: str | float | Budget | Sequence[str | float | Budget],
     *,
     space: str = "swin:micro",
-    data: str = "scenes",
     device: str = "torch-cpu",
-    confidence: float = 0.95,
     supernet: str | Path = "",
+    source_run: str | Path = "",
     out: str | Path | None = None,
     resume: bool = False,
-    evaluations: int = 8,
-    search_images: int = 400,
-    test_images: int = 500,
-    sampler: str = "trellis",
-    fresh: bool = False,
-    seed: int = 0,
-    table: str | Path | None = None,
+    table: str | Path | Sequence[str | Path] = (),
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Search a space for the most accurate architecture within a latency budget.
+    """Search a space for the most accurate architecture within a latency budget, or several.
 
-    `budget` is a time such as "20ms" (or milliseconds). Writes a run directory (`out`, by default
-    a new one below `runs/`) and returns what its `run.json` holds; the keys are documented in the
-    README. `evaluations` counts the candidates that are scored besides the shipped scores, which
-    `fresh` ignores. Raises `InfeasibleError` if nothing fits, and other `VitnasError`s.
+    `budget` is a time such as "20ms" (or milliseconds), one on another device such as
+    "ethos-u85-256=8ms", or a list: several of one device are answered one by one, those of
+    different devices hold together. Writes a run directory (`out`, by default a new one below
+    `runs/`) and returns what its `run.json` holds; the keys are documented in the README. Further
+    settings are those of `Settings` and `Distribution` in `nas.settings`. `evaluations` counts the
+    candidates that are scored besides the shipped scores, which `fresh` ignores. Raises
+    `InfeasibleError` if nothing fits, and other `VitnasError`s.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
-    elif not isinstance(budget, Budget):
-        budget = Budget(float(budget))
-    if sampler not in SAMPLERS:
-        raise UnknownNameError("sampler", sampler, SAMPLERS)
-    if not 0.5 <= confidence < 1:
-        raise UsageError(f"a confidence is at least 0.5 and below 1, got {confidence}")
-    runtime = load_runtime(device)
-    described = runtime.describe()  # an unusable device must not cost the loading of a supernet
-    settings = Settings(
-        budget_ms=budget.latency_ms,
-        space=space,
-        data=data,
-        device=runtime.device,
-        confidence=confidence,
-        supernet=str(supernet),
-        evaluations=evaluations,
-        search_images=search_images,
-        test_images=test_images,
-        sampler=sampler,
-        fresh=fresh,
-        seed=seed,
+    wanted = [_budget(b) for b in ([budget] if isinstance(budget, str | float | int | Budget)
+              else budget)]  # fmt: skip
+    where = {k: settings.pop(k) for k in Distribution.__dataclass_fields__ if k in settings}
+    if unknown := settings.keys() - Settings.__dataclass_fields__.keys():
+        raise TypeError(f"search has no setting {', '.join(sorted(unknown))}")
+    tables = _tables(table, device)
+    canonical, described = {}, {}
+    for name in dict.fromkeys(b.device or device for b in wanted):
+        if name in tables and name not in (device,) and not _known(name):
+            canonical[name] = name  # only a label for a table
+            continue
+        runtime = load_runtime(name)
+        canonical[name] = runtime.device
+        described[runtime.device] = runtime.describe()  # unusable: found before anything is loaded
+    budgets = alternatives(
+        [Budget(b.latency_ms, canonical[b.device or device]) for b in wanted], device
     )
+    chosen = Settings(
+        budgets=tuple(budgets), space=space, supernet=str(supernet), source_run=str(source_run),
+        **settings,
+    )  # fmt: skip
+    _check(chosen)
     the_space = load_space(space)
-    folder = _run_folder(settings, out, resume)
-    return _Job(
-        settings, the_space, described, folder, resume, Path(table) if table else None
-    ).run()
+    folder = _run_folder(chosen, out, resume)
+    job = Job(chosen, the_space, folder, Distribution(**where), resume, described)
+    given = {canonical.get(name, name): path for name, path in tables.items()}
+    clock = Clock()
+    with opened(job, given, clock.part) as job:
+        return _Run(job, clock).run()
+
+
+def _budget(budget: str | float | Budget) -> Budget:
+    if isinstance(budget, str):
+        return Budget.parse(budget)
+    return budget if isinstance(budget, Budget) else Budget(float(budget))
+
+
+def _tables(given: str | Path | Sequence[str | Path], device: str) -> dict[str, Path]:
+    """Folders by device: `FOLDER` is that of the device that is searched on."""
+    found = {}
+    for one in [given] if isinstance(given, str | Path) else given:
+        name, _, folder = str(one).rpartition("=")
+        if str(one):
+            found[name or device] = Path(folder)
+    return found
+
+
+def _known(device: str) -> bool:
+    try:
+        load_runtime(device)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def _check(settings: Settings) -> None:
+    if settings.sampler not in SAMPLERS:
+        raise UnknownNameError("sampler", settings.sampler, SAMPLERS)
+    if settings.searcher not in searcher_names():
+        raise UnknownNameError("searcher", settings.searcher, searcher_names())
+    if not 0.5 <= settings.confidence < 1:
+        raise UsageError(
+            f"a confidence is at least 0.5 and below 1, got {settings.confidence}", "e.g. 0.95"
+        )
+    if not 0 <= settings.race_error < 1:
+        raise UsageError(
+            f"the error of races is at least 0 and below 1, got {settings.race_error}", "e.g. 0.05"
+        )
+    if settings.batch < 1:
+        raise UsageError(f"a batch is at least 1, got {settings.batch}", "e.g. 8")
 
 
 def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:
@@ -149,7 +158,8 @@ def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Pat
         if known and not resume:
             raise RunError(f"{folder} exists already", "add --resume, or choose another --out")
         return folder
-    name = f"{settings.space.replace(':', '-')}-{Budget(settings.budget_ms)}"
+    times = "-".join(str(Budget(b[settings.device])) for b in settings.budgets)
+    name = f"{settings.space.replace(':', '-')}-{times}"
     runs = [p.parent for p in Path("runs").glob(f"{name}*/settings.json")]
     unfinished = [run for run in runs if not (run / "run.json").exists()]
     if resume and unfinished:
@@ -160,295 +170,28 @@ def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Pat
     return folder
 
 
-class _Job:
-    """One run, part by part."""
+class _Run:
+    """The parts of a run, in order."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        space: SearchSpace,
-        described: dict[str, Any],
-        folder: Path,
-        resume: bool,
-        table: Path | None,
-    ) -> None:
-        self.settings, self.space, self.folder = settings, space, folder
-        self.clock = Clock()
-        self.data: Dataset = load_data(settings.data)
-        self.classes = len(self.data.classes)
-        source = (
-            Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
-        )
-        self.table = self._open_table(table, resume, described)
-        self.trellis: Trellis = self.table.trellis(space, self.classes)
-        self.feasible = self._feasible()
-        self.network, self.card = load_supernet(source, space.name, self.data)
-        self._check_settings(resume)
-        shipped = [] if settings.fresh else self._shipped_scores(source)
-        from nas.runtimes.torch_cpu import keep_heap
-
-        keep_heap()
-        evaluator = Evaluator(self.network, self.data, self.data.search, settings.search_images)
-        self.scores = Scores(evaluator, Journal(folder / "candidates.jsonl"), shipped)
-        self.rng = np.random.default_rng(settings.seed)
-        self.measured: dict[Architecture, Candidate] = {}
-
-    # --- what it stands on ---
-
-    def _open_table(
-        self, given: Path | None, resume: bool, described: dict[str, Any]
-    ) -> LatencyTable:
-        own = self.folder / "table"
-        with self.clock.part("table"):
-            if resume and (own / "manifest.toml").exists():
-                given = own
-            if given is None:
-                table = profile(self.space, self.classes, self.settings.device)
-            else:
-                table = LatencyTable.load(given)
-                table.check(self.space, described)
-        if table.unit != "ms" or table.manifest["source"] == "emulated-time":
-            raise TableError(
-                f"a table of {table.manifest['source']} ({table.unit}) says nothing about a budget "
-                "in time",
-                "carry it to a device: vitnas profile --device DEVICE --from TABLE --rows 5",
-            )
-        return table
-
-    def _feasible(self) -> dict[str, Any]:
-        budget = self.settings.budget_ms
-        fastest, slowest = self.trellis.fastest, self.trellis.slowest
-        if fastest > budget:
-            raise InfeasibleError(
-                f"no architecture of {self.space.name} fits {budget:g} ms on this machine: "
-                f"the smallest possible takes {fastest:.2f} ms (predicted)",
-                f"raise the budget: --budget {ceil(fastest * 11) / 10:g}ms",
-            )
-        return {
-            "fastest_ms": round(fastest, 4),
-            "slowest_ms": round(slowest, 4),
-            "architectures": self.trellis.graph.count,
-            "within_budget": (
-                self.trellis.graph.count
-                if budget >= slowest
-                else self.trellis.within(budget, ticks=8192).count
-            ),
-        }
-
-    def _check_settings(self, resume: bool) -> None:
-        identity = {
-            **asdict(self.settings),
-            "data_fingerprint": self.data.fingerprint,
-            "weights_fingerprint": self.card["fingerprint"],
-            "table_fingerprint": fingerprint(
-                {key: row.median for key, row in self.table.rows.items() if row.usable}
-            ),
-        }
-        file = self.folder / "settings.json"
-        if resume and file.exists():
-            before = read_json(file)
-            if differing := [k for k in identity if before.get(k) != identity[k]]:
-                raise RunError(
-                    f"{self.folder} was made with another {' and '.join(differing)}",
-                    "resume with the same options, or start a new run without --resume",
-                )
-        else:
-            self.table.save(self.folder / "table")
-            write_json(file, identity)  # from here on this is a run that can be resumed
-
-    def _shipped_scores(self, source: Path) -> list[dict[str, Any]]:
-        """The journal beside the weights, where it is of these weights, data and images."""
-        if not (source / "scores.json").exists():
-            return []
-        head = read_json(source / "scores.json")
-        same = (
-            head["weights_fingerprint"] == self.card["fingerprint"]
-            and head["data_fingerprint"] == self.data.fingerprint
-            and head["search_images"] == self.settings.search_images
-        )
-        if not same:
-            console.print(
-                f"the shipped scores are of {head['search_images']} images of the search split, "
-                "or of other weights or data: they are not used"
-            )
-        return Journal(source / "scores.jsonl").read() if same else []
-
-    # --- the search ---
-
-    def predict_ms(self, architecture: Architecture) -> float:
-        return self.table.predict(self.space, architecture, self.classes)
-
-    @property
-    def limit_ms(self) -> float:
-        """What a prediction may be, to measure within the budget with the confidence asked for."""
-        limit = self.table.limit(self.settings.budget_ms, self.settings.confidence)
-        return limit if self.trellis.fastest <= limit else self.settings.budget_ms
-
-    def evolve(
-        self, space: SearchSpace, evaluations: int, origin: str
-    ) -> tuple[EvolutionSearcher, Surrogate | None]:
-        """Ask, score, tell; all scores known of this space within the budget take part."""
-        trellis = self.table.trellis(space, self.classes)
-        known = self.scores.fitting(space)
-        paths = [encode(space, a) for a in known]
-        values = list(known.values())
-        surrogate = None
-        population = min(64, max(_BATCH, len(values), evaluations // 3))
-        searcher = EvolutionSearcher(
-            trellis,
-            self.limit_ms,
-            self.rng,
-            sampler=self.settings.sampler,
-            settings=Evolution(population=population, parents=max(2, population // 4)),
-        )
-        if paths:
-            searcher.tell(np.array(paths), values)
-        best = max((v for a, v in known.items() if self.fits(a)), default=0.0)
-        with bar(origin, evaluations, "candidates") as advance:
-            advance(0, f"best {best:.1f} %")
-            done = 0
-            while done < evaluations:
-                if len(values) >= SURROGATE_FROM:
-                    surrogate = Surrogate(space.positions).fit(np.array(paths), np.array(values))
-                    searcher.surrogate = surrogate
-                asked = searcher.ask(min(_BATCH, evaluations - done))
-                if not len(asked):
-                    break  # everything that fits has been scored, or none was found
-                for path in asked:
-                    architecture = decode(space, path)
-                    (score,) = self.scores([architecture], origin)
-                    searcher.tell(path[None], [score])
-                    paths.append(path)
-                    values.append(score)
-                    best = max(best, score)
-                    done += 1
-                    advance(1, f"best {best:.1f} %")
-        return searcher, surrogate
-
-    def candidates(self, name: str, architectures: Iterable[Architecture]) -> list[Candidate]:
-        """Candidates of scored architectures, best expected accuracy first, then the faster one."""
-        found = [
-            Candidate(name, a, self.predict_ms(a), self.scores.known[a], self.expected[a])
-            for a in architectures
-        ]
-        return sorted(found, key=lambda c: (-c.expected_top1_percent, c.predicted_ms))
-
-    def fits(self, architecture: Architecture) -> bool:
-        return self.predict_ms(architecture) <= self.limit_ms
-
-    # --- the baselines ---
-
-    def _uniform(self) -> list[Architecture]:
-        """For each resolution the largest network with one sparsity everywhere that fits."""
-        chosen: list[Architecture] = []
-        for resolution in self.space.positions[0].values:
-            for sparsity in sparsities(self.space):
-                a = uniform(self.space, resolution, sparsity)
-                if sparsity and self.fits(a):
-                    chosen.append(a)
-                    break
-        return self._scored("uniform", chosen)
-
-    def _dense(self) -> list[Architecture]:
-        """Every scored dense network that fits, after a search of half the length among them."""
-        space = self.space.restrict("sparsity", 0)
-        try:
-            self.evolve(space, max(1, self.settings.evaluations // 2), "dense")
-        except InfeasibleError:
-            return []
-        return [a for a in self.scores.known if a in space and self.fits(a)]
-
-    def _random(self) -> list[Architecture]:
-        """As many random draws as there were scores to search with: the shipped draws that fit,
-        and uniform draws from inside the budget up to the number of evaluations."""
-        chosen = [a for a in self.scores.drawn if self.fits(a)]
-        if (missing := self.settings.evaluations - len(chosen)) > 0:
-            within = self.trellis.within(self.limit_ms)
-            paths = within.sample(missing, np.random.default_rng(self.settings.seed + 1))
-            chosen += [decode(self.space, path) for path in paths]
-        return self._scored("random", chosen)
-
-    def _scored(self, name: str, architectures: list[Architecture]) -> list[Architecture]:
-        if new := [a for a in architectures if a not in self.scores.known]:
-            with bar(name, len(new), "networks") as advance:
-                for a in new:
-                    self.scores([a], name)
-                    advance(1)
-        return architectures
-
-    # --- the job ---
+    def __init__(self, job: Job, clock: Clock) -> None:
+        self.job, self.settings, self.folder, self.clock = job, job.settings, job.folder, clock
+        self.contests = [Contest(job, i) for i in range(len(self.settings.budgets))]
 
     def run(self) -> dict[str, Any]:
-        settings, clock = self.settings, self.clock
+        clock = self.clock
         self._greet()
         with clock.part("search"):
-            searcher, surrogate = self.evolve(self.space, settings.evaluations, "search")
-            named = {
-                "largest dense": self._scored("largest", [self.space.largest]),
-                "best uniform sparsity": self._uniform(),
-                "best dense": self._dense(),
-                "best of random draws": self._random(),
-            }
-            self.expected = self.scores.expected(self.space)
-            (largest,), *groups = (self.candidates(name, own) for name, own in named.items())
-            fitting = [a for a in self.scores.known if a in self.space and self.fits(a)]
-            ranked = self.candidates("candidate", fitting)
-            costs, accuracies = zip(*((c.predicted_ms, c.expected_top1_percent) for c in ranked))
-            front = [ranked[i] for i in pareto(costs, accuracies)]
+            searcher = self._search()
         with clock.part("measure"):
-            self._measure([largest, *ranked[:_MEASURED], *front, *(g[0] for g in groups if g)])
-            winner = self._first_that_fits(ranked)
-            if winner is None:
-                raise InfeasibleError(
-                    f"every candidate predicted within {settings.budget_ms:g} ms measured above it",
-                    "measure the table again when the machine is quiet (vitnas profile --again), "
-                    "or raise the budget",
-                )
-            winner = replace(winner, name="winner")
-            best = [self._first_that_fits(group) for group in groups]
-            chosen = [largest, *(c for c in best if c)]
+            watch = Stopwatch(self.job)
+            watch([c for contest in self.contests for c in contest.to_measure()])
+            for contest in self.contests:
+                contest.decide(watch)
         with clock.part("test"):
-            self._test([winner, *chosen])
+            test(self.job, [c for one in self.contests for c in (one.winner, *one.baselines)])
         with clock.part("export"):
-            differences = self._export(winner)
-        result = {
-            "vitnas_version": version("vitnas"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            **asdict(settings),
-            "device_described": self.table.manifest["device"],
-            "run_dir": str(self.folder),
-            "classes": list(self.data.classes),
-            "evaluations": len(searcher.scores) - len(self.scores.fitting(self.space)),
-            "random_draws": len(named["best of random draws"]),
-            "shipped_scores": len(self.scores.shipped),
-            "proposals": searcher.proposals,
-            "rejections": dict(searcher.rejections),
-            "best_known_percent": self._best_shipped(),
-            "surrogate_rank_correlation": rounded(surrogate.rank_correlation)
-            if surrogate
-            else None,
-            "feasible": self.feasible,
-            "limit_ms": round(self.limit_ms, 4),
-            "verb": VERBS[self.table.measured_source],
-            "winner": {
-                **winner.summary(),
-                "upper_ms": round(winner.upper_ms, 4),
-                "interval_ms": [
-                    round(ms, 4)
-                    for ms in self.table.interval(winner.predicted_ms, settings.confidence)
-                ],
-                "chance_within_budget": round(
-                    self.table.chance_within(winner.predicted_ms, settings.budget_ms), 4
-                ),
-            },
-            "baselines": [c.summary() for c in chosen],
-            "front": [c.summary() for c in front],
-            "measured": [c.summary() for c in self.measured.values()],
-            "table": asdict(self.table.calibration),
-            "table_manifest": {k: v for k, v in self.table.manifest.items() if k != "calibration"},
-            "supernet": {k: self.card[k] for k in ("space", "data", "fingerprint")},
-            "exported": differences,
-        }
+            differences = self._export(self.contests[0].winner)
+        result = self._result(searcher, watch, differences)
         self._write(result)
         from nas.report import write_report
 
@@ -458,113 +201,112 @@ class _Job:
         write_json(self.folder / "run.json", result)
         return result
 
-    def _best_shipped(self) -> float | None:
-        return max((s for a, s in self.scores.shipped.items() if self.fits(a)), default=None)
+    def _search(self) -> Searcher | None:
+        """Candidates and baselines scored, ranked by expected accuracy; the searcher, if asked."""
+        job, settings = self.job, self.settings
+        at_hand = job.base is not None and all(can_answer(job, r) for r in job.regions)
+        searcher = None
+        if not at_hand:
+            searcher = job.evolve(job.space, settings.evaluations, "search")
+        else:
+            console.print(f"answered from {job.base}: nothing new is scored", style="dim")
+        score_all(job, "largest", [job.space.largest])
+        if not at_hand:
+            dense = job.space.restrict("sparsity", 0)
+            job.evolve(dense, max(1, settings.evaluations // 2), "dense")
+        for contest in self.contests:
+            contest.score(new=not at_hand)
+        self.expected = job.scores.expected(job.space)
+        for contest in self.contests:
+            contest.rank(self.expected)
+        return searcher
 
     def _greet(self) -> None:
-        f, t = self.feasible, self.table.calibration
-        console.print(
-            f"[bold]{self.space.name}[/] on {self.table.manifest['device']['processor']}: "
-            f"{f['architectures']:,} architectures, {f['fastest_ms']:.1f} to "
-            f"{f['slowest_ms']:.1f} ms; {f['within_budget']:,} "
-            f"within {self.settings.budget_ms:g} ms\n"
-            f"table: {len(self.table.rows)} rows, error on {t.held_out} other networks "
-            f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
-            f"{len(self.scores.shipped):,} scores known"
+        f, t, table = self.job.feasible[0], self.job.table.calibration, self.job.table
+        fitting = ", ".join(
+            f"{c.feasible['within_budget']:,} within {c.budget_ms:g} ms" for c in self.contests
         )
-
-    def _measure(self, wanted: Sequence[Candidate]) -> None:
-        """Fill `samples_ms` of these candidates, all in turn in one fresh process."""
-        from nas.stopwatch import measure_fresh
-
-        journal = Journal(self.folder / "measured.jsonl")
-        samples = {r["id"]: r["samples_ms"] for r in journal.read()}
-        missing = list(dict.fromkeys(c.architecture for c in wanted))
-        missing = [a for a in missing if a.id not in samples]
-        if missing:
-            with bar("measure", _ROUNDS, "rounds") as advance:
-                new = measure_fresh(
-                    self.settings.device, self.space, missing, self.classes, _ROUNDS,
-                    advance=advance,
-                )  # fmt: skip
-            for a, own in zip(missing, new):
-                samples[a.id] = [round(x, 4) for x in own.samples]
-                journal.append(
-                    {"id": a.id, "architecture": a.to_json(), "samples_ms": samples[a.id]}
-                )
-        for candidate in wanted:
-            candidate.samples_ms = samples[candidate.architecture.id]
-            self.measured.setdefault(candidate.architecture, candidate)
-
-    def _first_that_fits(self, ranked: Sequence[Candidate]) -> Candidate | None:
-        """The best score whose measured upper limit is within the budget; measures on as needed."""
-        budget = self.settings.budget_ms
-        left = list(ranked)
-        while left:
-            # On a day when the machine is slower than its table, skip what cannot fit.
-            ratio = median((c.measured_ms or 0) / c.predicted_ms for c in self.measured.values())
-            left = [c for c in left if c.samples_ms or c.predicted_ms * ratio <= budget]
-            some, left = left[:_MEASURED], left[_MEASURED:]
-            for candidate in some:
-                if not candidate.samples_ms:
-                    self._measure(some)
-                if candidate.upper_ms <= budget:
-                    return candidate
-        return None
-
-    def _test(self, finalists: Sequence[Candidate]) -> None:
-        """Accuracy on the test split, once, for what is reported."""
-        journal = Journal(self.folder / "test.jsonl")
-        known = {r["id"]: r["top1_percent"] for r in journal.read()}
-        recorded = self.card.get("largest_test", {})
-        if recorded.get("images") == self.settings.test_images:
-            known.setdefault(self.space.largest.id, recorded["top1_percent"])
-        evaluator = Evaluator(self.network, self.data, self.data.test, self.settings.test_images)
-        with bar("test", len(finalists), "networks") as advance:
-            for c in finalists:
-                if c.architecture.id not in known:
-                    known[c.architecture.id] = evaluator.top1_percent(c.architecture)
-                    journal.append(
-                        {
-                            "id": c.architecture.id,
-                            "top1_percent": known[c.architecture.id],
-                            "images": evaluator.images,
-                        }
-                    )
-                c.test_top1_percent = known[c.architecture.id]
-                advance(1, f"{c.name} {c.test_top1_percent:.1f} %")
+        console.print(
+            f"[bold]{self.job.space.name}[/] on {table.manifest['device']['processor']}: "
+            f"{f['architectures']:,} architectures, {f['fastest_ms']:.1f} to "
+            f"{f['slowest_ms']:.1f} ms; {fitting}\n"
+            f"table: {len(table.rows)} rows, error on {t.held_out} other networks "
+            f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
+            f"{len(self.job.scores.before):,} scores known"
+        )
 
     def _export(self, winner: Candidate) -> dict[str, float]:
         import torch
 
         from nas.export import export_network, onnx_installed
 
-        pixels, _ = self.data.test.batch([0], self.space.largest.resolution)
-        images = resize(self.data.tensor(pixels), winner.architecture.resolution).contiguous()
-        plain = self.scores.evaluator.subnet(winner.architecture)
+        job = self.job
+        pixels, _ = job.data.test.batch([0], job.space.largest.resolution)
+        images = resize(job.data.tensor(pixels), winner.architecture.resolution).contiguous()
+        plain = job.evaluator.subnet(winner.architecture)
         with torch.no_grad():
             expected = plain(images)
         formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
         return export_network(plain, images, expected, self.folder / "winner", formats)
 
+    def _result(
+        self, searcher: Searcher | None, watch: Stopwatch, differences: dict[str, float]
+    ) -> dict[str, Any]:
+        job, settings = self.job, self.settings
+        answers = [contest.summary() for contest in self.contests]
+        own = [r for r in job.scores.ledger.records.values() if r["origin"] == "search"]
+        return {
+            "vitnas_version": version("vitnas"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **settings.to_json(),
+            "device_described": job.table.manifest["device"],
+            "run_dir": str(self.folder),
+            "classes": list(job.data.classes),
+            "evaluations": len(own),
+            "set_aside": sum("error" in r for r in own),
+            "dropped": sum(bool(r.get("dropped")) for r in own),
+            "random_draws": len(self.contests[0].groups["best of random draws"]),
+            "shipped_scores": len(job.scores.shipped),
+            "imported_scores": len(job.imported),
+            "proposals": searcher.proposals if searcher else 0,
+            "rejections": dict(searcher.rejections) if searcher else {},
+            "surrogate_rank_correlation": self._rank_correlation(searcher),
+            "hypervolume": self._hypervolume(own),
+            "verb": VERBS[job.table.measured_source],
+            **answers[0],
+            "answers": answers,
+            "measured": [c.summary() for c in watch.measured.values()],
+            "table": asdict(job.table.calibration),
+            "table_manifest": {k: v for k, v in job.table.manifest.items() if k != "calibration"},
+            "supernet": {k: job.card[k] for k in ("space", "data", "fingerprint")},
+            "exported": differences,
+        }
+
+    def _rank_correlation(self, searcher: Searcher | None) -> float | None:
+        found = searcher.rank_correlation if searcher else float("nan")
+        return rounded(found) if found == found else None
+
+    def _hypervolume(self, own: list[dict[str, Any]]) -> list[float]:
+        """Of everything known before, then after each candidate of this run."""
+        job = self.job
+        prior = [a for a in job.prior(job.space) if a not in job.scores.seen]
+        new = [job.space.parse(r["architecture"]) for r in own if r.get("dropped") is False]
+        everything = [*prior, *new]
+        costs = [job.predict_ms(a) for a in everything]
+        scores = [job.scores.known[a] for a in everything]
+        limit = max(c.limit_ms for c in self.contests)
+        volumes = hypervolumes(costs, scores, limit, 100 / job.classes)
+        return [round(v, 5) for v in volumes[max(0, len(prior) - 1) :]]
+
     def _write(self, result: dict[str, Any]) -> None:
+        job = self.job
         flat = ("id", "predicted_ms", "measured_ms", "measured_p95_ms", "search_top1_percent")
         write_csv(self.folder / "front.csv", [{k: c[k] for k in flat} for c in result["front"]])
+        write_csv(self.folder / "archive.csv", archive(job, self.expected))
         cloud = [
-            {"predicted_ms": round(self.predict_ms(a), 4), "search_top1_percent": round(score, 4)}
-            for a, score in self.scores.known.items()
+            {"predicted_ms": round(job.predict_ms(a), 4), "search_top1_percent": round(score, 4)}
+            for a, score in job.scores.known.items()
         ]
         write_csv(self.folder / "cloud.csv", cloud)
         result["seconds"] = self.clock.rounded()
         write_json(self.folder / "run.json", result)
-
-
-def sparsities(space: SearchSpace) -> list[int]:
-    """The sparsities in percent that blocks of a space may have, densest first."""
-    values = (value for position in space.positions for value in position.values)
-    return sorted({value.sparsity for value in values if hasattr(value, "sparsity")})
-
-
-def uniform(space: SearchSpace, resolution: int, sparsity: int) -> Architecture:
-    """The largest architecture at a resolution with one sparsity in every block that can prune."""
-    return space.restrict("resolution", resolution).restrict("sparsity", sparsity).largest

@@ -24,3 +24,14 @@ def layer_code(family: str) -> str:
     files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
     own = Path(next(iter(search_spaces.__path__))) / f"{family}.py"
     return fingerprint(*(file.read_bytes() for file in [*files, own] if file.exists()))
+
+
+@cache
+def search_code() -> str:
+    """A fingerprint of the code that decides what a search asks for."""
+    import nas
+
+    folder = Path(nas.__file__).parent
+    names = ("engine", "graph", "racing", "region", "rules", "space", "surrogate", "trellis")
+    files = [*(folder / f"{name}.py" for name in names), *(folder / "searchers").glob("*.py")]
+    return fingerprint(*(file.read_bytes() for file in sorted(files)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,13 +29,22 @@ class Format(StrEnum):
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
 def search(
-    budget: Annotated[str, typer.Option(help="Latency budget with its unit, e.g. 20ms.")],
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[DEVICE=]TIME",
+            help="Latency budget with its unit, e.g. 20ms. Several of one device are answered one "
+            "by one; those of several devices hold together.",
+        ),
+    ],
     space: Space = "swin:micro",
     data: Data = "scenes",
     device: Device = "torch-cpu",
     confidence: Annotated[
         float, typer.Option(help="That what is predicted within the budget measures within it.")
     ] = 0.95,
+    max_params: Annotated[str, typer.Option(help="At most so many parameters, e.g. 5M.")] = "",
+    max_macs: Annotated[str, typer.Option(help="At most so many MACs, e.g. 300M.")] = "",
     supernet: Supernet = "",
     run: Annotated[
         str, typer.Option("--out", help="Run directory; default: a new one in runs/.")
@@ -43,50 +52,123 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
+    source: Annotated[
+        str, typer.Option("--from", help="Run whose scores are known: it may answer at once.")
+    ] = "",
     evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 8,
     search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
     test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 500,
+    searcher: Annotated[
+        str, typer.Option(help="What is tried next: evolution, nsga2, tpe or random.")
+    ] = "evolution",
     sampler: Annotated[Sampler, typer.Option(help="Where proposals come from.")] = Sampler.trellis,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Candidates between two looks at the scores.")
+    ] = 8,
+    surrogate: Annotated[
+        bool, typer.Option("--surrogate/--no-surrogate", help="Screen candidates before scoring.")
+    ] = True,
+    race_error: Annotated[
+        float,
+        typer.Option(help="Chance that a race drops a candidate that is not worse; 0: no races."),
+    ] = 0.05,
+    reuse_mb: Annotated[
+        int, typer.Option(min=0, help="Activations that candidates share, in MB; 0: none.")
+    ] = 512,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes (Ray); 0: none, in this process.")
+    ] = 0,
+    ray_address: Annotated[
+        str, typer.Option(help="A running Ray cluster: HOST:PORT or auto.")
+    ] = "",
+    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs (or a share) each.")] = 0,
+    task_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds a worker may take for one candidate.")
+    ] = 600,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
-    table: Annotated[str, typer.Option(help="Folder of a latency table to use.")] = "",
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[DEVICE=]FOLDER", help="Latency table to use, one a device."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Search the most accurate architecture within a latency budget."""
-    from nas.budget import Budget
+    from nas.budget import Budget, alternatives, parse_count
 
-    parsed = Budget.parse(budget)
-    from nas.run import search as run_search
+    budgets = [Budget.parse(text) for text in budget]
+    alternatives(budgets, device)  # a contradiction is said before anything is loaded
+    params, macs = (
+        parse_count(text, what) if text else None
+        for text, what in ((max_params, "parameters"), (max_macs, "MACs"))
+    )
+    from nas.run import search_networks
 
-    result = run_search(
-        parsed,
+    result = search_networks(
+        budgets,
         space=space,
         data=data,
         device=device,
         confidence=confidence,
+        max_params=params,
+        max_macs=macs,
         supernet=supernet,
         out=run or None,
         resume=resume,
+        source_run=source,
         evaluations=evaluations,
         search_images=search_images,
         test_images=test_images,
+        searcher=searcher,
         sampler=sampler.value,
+        batch=batch,
+        surrogate=surrogate,
+        race_error=race_error,
+        reuse_mb=reuse_mb,
+        workers=workers,
+        ray_address=ray_address or None,
+        gpus=gpus_per_worker,
+        timeout_s=task_timeout,
         fresh=fresh,
         seed=seed,
-        table=table or None,
+        table=table or (),
     )
     if as_json:
         return print_json(result)
-    grid = grid_of("network", "predicted", result["verb"], "p95", "search top-1", "test top-1")
-    for i, c in enumerate([result["winner"], *result["baselines"]]):
-        cells = [f"{c[k]:.2f} ms" for k in ("predicted_ms", "measured_ms", "measured_p95_ms")]
-        cells += [f"{c[k]:.1f} %" for k in ("search_top1_percent", "test_top1_percent")]
-        grid.add_row(c["name"], *cells, style="bold" if i == 0 else "")
-    out.print(grid)
+    for answer in result["answers"]:
+        _print_answer(answer, result)
     seconds = result["seconds"]
     parts = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
     out.print(f"{seconds['total']:.0f} s in all: {parts}")
     out.print(f"report: {result['run_dir']}/report.html", soft_wrap=True)
+
+
+def _print_answer(answer: dict[str, Any], result: dict[str, Any]) -> None:
+    if len(result["answers"]) > 1:
+        out.print(f"[bold]within {answer['budget_ms']:g} ms[/]")
+    grid = grid_of("network", "predicted", result["verb"], "p95", "search top-1", "test top-1")
+    for i, c in enumerate([answer["winner"], *answer["baselines"]]):
+        cells = [f"{c[k]:.2f} ms" for k in ("predicted_ms", "measured_ms", "measured_p95_ms")]
+        cells += [f"{c[k]:.1f} %" for k in ("search_top1_percent", "test_top1_percent")]
+        grid.add_row(c["name"], *cells, style="bold" if i == 0 else "")
+    out.print(grid)
+    for device, other in answer["winner"].get("other_devices", {}).items():
+        if other["measured_ms"] is None:
+            how = "predicted, not measured"
+        else:
+            how = f"{other['verb']} {other['measured_ms']:.2f} ms"
+        out.print(
+            f"{device}: {other['predicted_ms']:.2f} ms predicted ({how}) "
+            f"of {other['budget_ms']:g} ms"
+        )
+    q = answer["quality"]
+    if q["bound"] is not None:
+        out.print(
+            f"by the surrogate (error {q['error']:.1f} points) nothing that fits has more than "
+            f"{q['bound']:.1f} %, {q['gap']:.1f} above the winner; 10 % more budget adds "
+            f"{q['gain_10_percent']:.1f}",
+            style="dim",
+        )
 
 
 @app.command(

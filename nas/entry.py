@@ -1,0 +1,50 @@
+"""`nas.search`: one function for networks on a device, and for any space of a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from nas.budget import Budget
+    from nas.family import SearchSpace
+    from nas.problem import Exploration
+    from nas.space import Space
+
+    Budgets = str | float | Budget | Sequence[str | float | Budget]
+
+
+@overload
+def search(budget: Budgets, *, space: str = ..., **settings: Any) -> dict[str, Any]: ...
+@overload
+def search(
+    budget: Budgets,
+    *,
+    space: Space[Any] | SearchSpace,
+    latency: Any,
+    score: Any,
+    **settings: Any,
+) -> Exploration: ...
+def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> Any:
+    """The best within a latency budget, or within each of several.
+
+    `space` by name: the networks of a family, scored with the weights of a supernet and measured
+    on a device; returns what the run's `run.json` holds (`nas.run.search_networks`). `space` as a
+    `Space` of your own, with a `latency` and a `score`: no model and no device
+    (`nas.problem.search_space`); returns an `Exploration`.
+    """
+    if isinstance(space, str):
+        from nas.run import search_networks
+
+        networks: dict[str, Any] = search_networks(budget, space=space, **settings)
+        return networks
+    if "latency" not in settings or "score" not in settings:
+        raise UsageError(
+            "a space of your own needs a latency and a score",
+            "nas.search(budget, space=..., latency=..., score=...)",
+        )
+    from nas.problem import search_space
+
+    return search_space(space, budget, **settings)

@@ -1,0 +1,375 @@
+"""What a run stands on, and its search: tables, limits, scores, and the searcher that is asked.
+
+Everything that took time is kept in the run's directory, and a resumed run replays the same search
+against these records, so that it ends as the undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.campaign import profile
+from nas.candidates import Scores, best_hits
+from nas.data import Dataset, load_data
+from nas.elastic import count_macs, count_params, explicit_in_windows
+from nas.engine import explore, require_found
+from nas.errors import InfeasibleError, RunError, TableError
+from nas.evaluate import Evaluator
+from nas.family import SearchSpace
+from nas.graph import Graph, Ints, decode, encode
+from nas.latency import LatencyTable, find_table
+from nas.ledger import Ledger, Record
+from nas.progress import bar, console
+from nas.records import Journal, fingerprint, read_json, write_json
+from nas.region import Limit, Region
+from nas.scoring import Scorer, Scoring, cargo, load_scorer
+from nas.searchers import Searcher, load_propose
+from nas.settings import Distribution, Settings
+from nas.space import Architecture
+from nas.supernet import load_supernet, supernet_folder
+from nas.trellis import Trellis
+from nas.versions import layer_code, search_code
+from nas.workers import Pool, open_pool
+
+Timed = Callable[[str], AbstractContextManager[None]]
+
+
+class Job:
+    """One run: opened by `opened`, which checks everything before anything is computed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        space: SearchSpace,
+        folder: Path,
+        distribution: Distribution,
+        resume: bool,
+        described: dict[str, dict[str, Any]],
+    ) -> None:
+        self.settings, self.space, self.folder = settings, space, folder
+        self.distribution, self.resume, self.described = distribution, resume, described
+        self.data: Dataset = load_data(settings.data)
+        self.classes = len(self.data.classes)
+        self.source = (
+            Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
+        )
+        self.base = Path(settings.source_run) if settings.source_run else None
+
+    # --- what it stands on ---
+
+    def open(self, given: dict[str, Path], timed: Timed) -> None:
+        """Tables, limits and weights; everything that may be wrong with a run is found here."""
+        with timed("table"):
+            self.tables = {device: self._table(device, given) for device in self.settings.devices}
+        self.table = self.tables[self.settings.device]
+        self.feasible = [self._feasible(wanted) for wanted in self.settings.budgets]
+        self.regions = [self.region(self.space, wanted) for wanted in self.settings.budgets]
+        self.network, self.card = load_supernet(self.source, self.space.name, self.data)
+        imported = self._imported()
+        self._check_settings()
+        shipped = [] if self.settings.fresh else self._shipped_scores()
+        from nas.runtimes.torch_cpu import keep_heap
+
+        keep_heap()
+        self.evaluator = Evaluator(
+            self.network, self.data, self.data.search, self.settings.search_images,
+            reuse=self.distribution.reuse_mb << 20,
+        )  # fmt: skip
+        ledger = Ledger(self._pool(), Journal(self.folder / "candidates.jsonl"))
+        self.scores = Scores(self.space, ledger, self.evaluator.images, shipped, imported)
+        self.imported = imported
+        self.rng = np.random.default_rng(self.settings.seed)
+
+    def close(self) -> None:
+        if hasattr(self, "scores"):
+            self.scores.ledger.pool.close()
+
+    def _pool(self) -> Pool:
+        """Workers, each with the supernet and the search split; none are started before needed."""
+        d, s = self.distribution, self.settings
+        scoring = Scoring(
+            self.space.name, self.classes, self.evaluator.images,
+            race_error=s.race_error, reuse_mb=d.reuse_mb, explicit=explicit_in_windows(),
+            device="cuda" if d.gpus else "cpu",
+        )  # fmt: skip
+        if not d.workers and d.ray_address is None:
+            return open_pool(lambda: Scorer(self.evaluator, s.race_error))
+        console.print("starting workers (Ray, some seconds)", style="dim")
+        return open_pool(
+            load_scorer, (scoring, cargo(self.evaluator)), workers=d.workers,
+            address=d.ray_address, gpus=d.gpus, timeout_s=d.timeout_s,
+        )  # fmt: skip
+
+    def _table(self, device: str, given: dict[str, Path]) -> LatencyTable:
+        """The table of a device: of this run, given, kept or shipped, else measured now."""
+        own = self.folder / self._table_name(device)
+        folder = own if self.resume and (own / "manifest.toml").exists() else given.get(device)
+        if folder is None and self.base is not None:
+            folder = self.base / self._table_name(device)
+        if folder is None:
+            table = profile(self.space, self.classes, device)
+        else:
+            table = find_table(str(folder))
+            if device in self.described:
+                table.check(self.space, self.described[device])
+            elif table.manifest["space"] != self.space.name:
+                raise TableError(
+                    f"the table {folder} is for the space {table.manifest['space']}, not "
+                    f"{self.space.name}",
+                    "give another --table",
+                )
+        if table.unit != "ms" or table.manifest["source"] == "emulated-time":
+            raise TableError(
+                f"a table of {table.manifest['source']} ({table.unit}) says nothing about a budget "
+                "in time",
+                "carry it to a device: vitnas profile --device DEVICE --from TABLE --rows 5",
+            )
+        return table
+
+    def _table_name(self, device: str) -> str:
+        if device == self.settings.device:
+            return "table"
+        return "table-" + "".join(c if c.isalnum() or c in "-." else "_" for c in device)
+
+    @cached_property
+    def _unusable(self) -> set[str]:
+        return {key for t in self.tables.values() for key, row in t.rows.items() if not row.usable}
+
+    def region(self, space: SearchSpace, wanted: dict[str, float]) -> Region:
+        """What of a space meets these milliseconds by device, and the limits of all answers."""
+        graph = Graph.of(space, self.classes).without(self._unusable)
+        limits = []
+        for device, ms in wanted.items():
+            table = self.tables[device]
+            trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
+            reach = self.limit_ms(device, ms, trellis)
+            name = "budget" if device == self.settings.device else device
+            limits.append(Limit.additive(name, reach, trellis, "ms"))
+        counts = (
+            ("parameters", self.settings.max_params, count_params),
+            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total),
+        )
+        for name, most, count in counts:
+            if most:
+                costs = {key: float(count(layer)) for key, layer in graph.items().items()}
+                limits.append(Limit.additive(name, most, _counted(graph, costs)))
+        return Region(graph, limits, self.settings.sampler)
+
+    def limit_ms(self, device: str, budget_ms: float, trellis: Trellis) -> float:
+        """What a prediction may be, to measure within the budget with the confidence asked for."""
+        limit = self.tables[device].limit(budget_ms, self.settings.confidence)
+        return limit if trellis.fastest <= limit else budget_ms
+
+    def _feasible(self, wanted: dict[str, float]) -> dict[str, Any]:
+        """The extremes of the space and how many of it fit the budget of the first device.
+
+        Raises `InfeasibleError` with the smallest possible, and what it is made of.
+        """
+        budget = wanted[self.settings.device]
+        graph = Graph.of(self.space, self.classes).without(self._unusable)
+        for device, ms in wanted.items():
+            table = self.tables[device]
+            trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
+            if trellis.fastest > ms:
+                where = "this machine" if len(wanted) == 1 else device
+                named = "" if len(wanted) == 1 else f"{device}="
+                raise InfeasibleError(
+                    f"no architecture of {self.space.name} fits {ms:g} ms on {where}: the smallest "
+                    f"possible takes {trellis.fastest:.2f} ms (predicted): "
+                    f"{_made_of(trellis, table)}",
+                    f"raise the budget: --budget {named}{ceil(trellis.fastest * 11) / 10:g}ms",
+                )
+        table = self.table
+        trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
+        return {
+            "fastest_ms": round(trellis.fastest, 4),
+            "slowest_ms": round(trellis.slowest, 4),
+            "architectures": graph.count,
+            "within_budget": (
+                graph.count
+                if budget >= trellis.slowest
+                else trellis.within(budget, ticks=8192).count
+            ),
+        }
+
+    def _identity(self) -> Record:
+        tables = {
+            device: fingerprint({k: row.median for k, row in table.rows.items() if row.usable})
+            for device, table in self.tables.items()
+        }
+        return {
+            **self.settings.to_json(),
+            "space_fingerprint": fingerprint(
+                [[p.name, repr(p.values)] for p in self.space.positions]
+            ),
+            "data_fingerprint": self.data.fingerprint,
+            "weights_fingerprint": self.card["fingerprint"],
+            "table_fingerprint": tables,
+            "code_fingerprint": fingerprint(layer_code(self.space.family), search_code()),
+        }
+
+    def _check_settings(self) -> None:
+        identity, file = self._identity(), self.folder / "settings.json"
+        if self.resume and file.exists():
+            before = read_json(file)
+            if differing := [k for k in identity if before.get(k) != identity[k]]:
+                raise RunError(
+                    f"{self.folder} was made with another {' and '.join(differing)}",
+                    "resume with the same options, or start a new run without --resume",
+                )
+            return
+        for device, table in self.tables.items():
+            table.save(self.folder / self._table_name(device))
+        write_json(file, identity)  # from here on this is a run that can be resumed
+
+    def _imported(self) -> list[Record]:
+        """Scores of the run that this one starts from; refused unless they would be the same."""
+        if self.base is None:
+            return []
+        if not (self.base / "settings.json").exists():
+            raise RunError(f"{self.base} is not a run", "give --from the directory of a run")
+        before, identity = read_json(self.base / "settings.json"), self._identity()
+        same = ("space", "data", "search_images", "space_fingerprint", "data_fingerprint",
+                "weights_fingerprint")  # fmt: skip
+        if differing := [k for k in same if before.get(k) != identity[k]]:
+            raise RunError(
+                f"{self.base} was made with another {' and '.join(differing)}",
+                "give the same options, or search without --from",
+            )
+        own = self.base / before["source_run"] if before.get("source_run") else None
+        earlier = Journal(own / "candidates.jsonl").read() if own and own.exists() else []
+        return [*earlier, *Journal(self.base / "candidates.jsonl").read()]
+
+    def _shipped_scores(self) -> list[Record]:
+        """The journal beside the weights, where it is of these weights, data and images."""
+        if not (self.source / "scores.json").exists():
+            return []
+        head = read_json(self.source / "scores.json")
+        same = (
+            head["weights_fingerprint"] == self.card["fingerprint"]
+            and head["data_fingerprint"] == self.data.fingerprint
+            and head["search_images"] == self.settings.search_images
+        )
+        if not same:
+            console.print(
+                f"the shipped scores are of {head['search_images']} images of the search split, "
+                "or of other weights or data: they are not used"
+            )
+        return Journal(self.source / "scores.jsonl").read() if same else []
+
+    # --- the search ---
+
+    def predict_ms(self, architecture: Architecture, device: str = "") -> float:
+        table = self.tables[device or self.settings.device]
+        return table.predict(self.space, architecture, self.classes)
+
+    def prior(self, space: SearchSpace) -> list[Architecture]:
+        """What was known of a space before this run: shipped scores and those of `--from`."""
+        earlier = {r["id"] for r in self.imported}
+        shipped = self.scores.shipped
+        return [a for a in self.scores.known if a in space and (a in shipped or a.id in earlier)]
+
+    def evolve(self, space: SearchSpace, evaluations: int, origin: str) -> Searcher | None:
+        """Ask, score, tell; what is known of this space takes part. None where nothing fits."""
+        regions = [] if space is not self.space else self.regions
+        for wanted in self.settings.budgets if space is not self.space else ():
+            try:
+                regions.append(self.region(space, wanted))
+            except InfeasibleError:
+                continue
+        if not regions:
+            return None
+        searcher = Searcher(
+            load_propose(self.settings.searcher, **self._searcher_settings()),
+            space.positions, regions, self.rng,
+        )  # fmt: skip
+        if known := self.prior(space):
+            paths = np.array([encode(space, a) for a in known])
+            noise = [self.scores.noise(a) for a in known]
+            searcher.tell(paths, [self.scores.known[a] for a in known], noise)
+        with bar(origin, evaluations, "candidates") as advance:
+            explore(searcher, self._scored(space, origin, searcher, advance), evaluations,
+                    self.settings.batch)  # fmt: skip
+        if space is self.space and not len(searcher.known):
+            require_found(searcher, regions[0])
+        return searcher
+
+    def _searcher_settings(self) -> dict[str, Any]:
+        s = self.settings
+        if s.searcher != "evolution":
+            return {}
+        few = {"population": max(8, min(64, s.evaluations // 3))}
+        return {"screened": 0, **few} if not s.surrogate else {}
+
+    def _scored(self, space: SearchSpace, origin: str, searcher: Searcher, advance: Any) -> Any:
+        """How the paths of this space are scored, and the bar told."""
+        raced = [r for r in self.imported if "error" not in r]
+        fits = searcher.regions[0].fits(searcher.known.paths)
+        best = max(searcher.known.scores[fits], default=0.0)
+        advance(0, f"best {best:.1f} %")
+
+        def done(record: Record) -> None:
+            nonlocal best
+            if record.get("dropped") is False:
+                best = max(best, record["top1_percent"])
+            advance(1, f"best {best:.1f} %")
+
+        def score(paths: Ints) -> Any:
+            architectures = [decode(space, path) for path in paths]
+            rivals = {a: self._rival(a, raced) for a in architectures}
+            scores = self.scores(architectures, origin, rivals.__getitem__, done)
+            raced.extend(
+                self.scores.ledger.records[a.id]
+                for a in architectures
+                if a.id in self.scores.ledger.records
+            )
+            return scores
+
+        return score
+
+    def _rival(self, architecture: Architecture, records: Sequence[Record]) -> str:
+        """The hits of the best scored network that is no slower on any device."""
+        if not self.settings.race_error:
+            return ""
+        own = [self.predict_ms(architecture, device) for device in self.tables]
+
+        def no_slower(record: Record) -> bool:
+            other = self.space.parse(record["architecture"])
+            return all(self.predict_ms(other, d) <= ms for d, ms in zip(self.tables, own))
+
+        return best_hits(records, no_slower)
+
+    def fits(self, architecture: Architecture, region: Region) -> bool:
+        return bool(region.fits(encode(self.space, architecture)[None])[0])
+
+
+def _counted(graph: Graph, costs: dict[str, float]) -> Trellis:
+    return Trellis(graph, lambda layer: costs[layer.key])
+
+
+def _made_of(trellis: Trellis, table: LatencyTable) -> str:
+    """The dearest kinds of layers of the cheapest architecture."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for layer in trellis.graph.along(trellis.cheapest_path()):
+        total[layer.module.__name__] += table.cost(layer)
+    dearest = sorted(total.items(), key=lambda item: -item[1])
+    parts = [f"{name} {ms:.2f}" for name, ms in dearest[:4] if ms > 0]
+    return ", ".join([*parts, f"overhead {trellis.fixed:.2f}"])
+
+
+@contextmanager
+def opened(job: Job, given: dict[str, Path], timed: Timed) -> Iterator[Job]:
+    """The job, everything about it checked, until its workers are no longer needed."""
+    try:
+        job.open(given, timed)
+        yield job
+    finally:
+        job.close()

@@ -1,0 +1,56 @@
+"""Statistics of a search: ranks and fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's rank correlation (ties get their mean rank); nan where one side is constant."""
+    from scipy.stats import spearmanr
+
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(spearmanr(x, y).statistic)
+
+
+def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """Indices of the points that no other beats in both (lower cost, higher score), by cost."""
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i]))
+    front: list[int] = []
+    for i in order:
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(i)
+    return front
+
+
+def hypervolumes(
+    costs: Sequence[float], scores: Sequence[float], limit: float, base: float
+) -> list[float]:
+    """For each number of points, the area that the first so many dominate.
+
+    Below cost `limit` and above score `base`, as a share of the rectangle down to cost 0 and up to
+    the best score: 1 were the best score free.
+    """
+    from pymoo.indicators.hv import HV
+
+    best = max([s for c, s in zip(costs, scores) if c <= limit], default=base)
+    whole = limit * (best - base)
+    if whole <= 0:
+        return [0.0] * len(costs)
+    area = HV(ref_point=np.array([limit, -base]))
+    found: list[float] = []
+    front = np.zeros((0, 2))
+    for cost, score in zip(costs, scores):
+        point = np.array([cost, -score])
+        inside = cost < limit and score > base
+        if inside and not (front <= point).all(1).any():
+            front = np.concatenate([front[~(front >= point).all(1)], point[None]])
+            found.append(float(area(front)) / whole)
+        else:
+            found.append(found[-1] if found else 0.0)
+    return found
