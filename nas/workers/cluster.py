@@ -121,7 +121,11 @@ def connect(ray: Any, address: str) -> None:
     thread.join(JOIN_S)
     if failed or thread.is_alive():
         cause = one_line(failed[0]) if failed else f"no answer within {JOIN_S} s"
-        raise unreachable(address, cause, "this Python and Ray, and its token (RAY_AUTH_TOKEN)")
+        raise unreachable(
+            address,
+            cause,
+            "that Python and Ray are its own, its token too (RAY_AUTH_MODE, RAY_AUTH_TOKEN),",
+        )
 
 
 def probe(address: str) -> None:

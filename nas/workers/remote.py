@@ -100,15 +100,13 @@ class RayPool:
         if not (done or self._backlog or self._running):
             raise LookupError("every task that was submitted has been returned")
         while True:
-            try:  # hear all that has ended first: no worker waits for the caller's next question
-                number, future = self._ended.get(not done, TICK_S)
-            except Empty:
+            if ended := self._heard(wait=not done):
+                self._settle(*ended)
+            else:  # all that has ended is heard first: no worker waits for the caller's return
                 self._stop_overdue()
                 if done:
                     return done.popleft()
                 self._require_workers()
-            else:
-                self._settle(number, future)
             self._deal()
 
     def close(self) -> None:
@@ -139,6 +137,11 @@ class RayPool:
 
     def _end(self, number: int, future: Future[Any]) -> None:  # in a thread of Ray's
         self._ended.put((number, future))
+
+    def _heard(self, wait: bool) -> tuple[int, Future[Any]] | None:
+        with suppress(Empty):
+            return self._ended.get(wait, TICK_S)
+        return None
 
     def _deal(self) -> None:
         """Give every idle worker a call."""
