@@ -72,15 +72,14 @@ def mutated(space, parent, rng):
 def family(space, seed):
     rng = Random(seed)
     parents = [space.draw(rng) for _ in range(3)]
-    return [*parents, *(mutated(space, rng.choice(parents), rng) for _ in range(9))]
+    return [*parents, *(mutated(space, rng.choice(parents), rng) for _ in range(6))]
 
 
 def logits(evaluator, architecture):
     return evaluator._logits(evaluator.subnet(architecture).deploy(), evaluator._prefixes)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_reused_activations_change_no_bit(supernet, noise, seed, monkeypatch):
+def test_reused_activations_change_no_bit(supernet, noise, monkeypatch):
     skipped = []
     longest = Prefixes._longest
 
@@ -92,8 +91,8 @@ def test_reused_activations_change_no_bit(supernet, noise, seed, monkeypatch):
     monkeypatch.setattr(Prefixes, "_longest", spied)
     plain = Evaluator(supernet, noise, noise.search, IMAGES, reuse=0)
     reusing = Evaluator(supernet, noise, noise.search, IMAGES)
-    planned = family(supernet.space, seed)
-    expected = {a: logits(plain, plan_a) for a, plan_a in zip(planned, planned)}
+    planned = family(supernet.space, 0)
+    expected = {a: logits(plain, a) for a in planned}
     assert not any(skipped)
     for order in (reusing.plan(planned), planned):  # the best one, and any other
         for architecture in order:
