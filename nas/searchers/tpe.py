@@ -36,8 +36,8 @@ def propose(region: Region, known: Known, n: int, rng: np.random.Generator) -> I
             for path, score in zip(inside.paths.tolist(), inside.scores.tolist())
         ]
     )
-    some = min(n, _SOME)
-    suggested = [[study.ask(choices).params[name] for name in choices] for _ in range(some)]
+    trials = [study.ask(choices) for _ in range(min(n, _SOME))]
+    suggested = [[trial.params[name] for name in choices] for trial in trials]
     return region.follow(np.array(suggested, dtype=np.int64), rng)
 
 
