@@ -53,7 +53,7 @@ def supernet(request, noise):
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         recalibrate(network, images)
-    calibrate(network, images, method="mse")
+    calibrate(network, images, method="minmax")
     return network
 
 
