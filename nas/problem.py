@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nas.budget import Budget
-from nas.engine import Quality, Score, explore, in_budget, judge, require_found
+from nas.engine import Patience, Quality, Score, explore, in_budget, judge, require_found
 from nas.errors import RunError, UsageError
 from nas.family import SearchSpace
 from nas.graph import Graph, Ints, decode
@@ -42,8 +42,8 @@ _DRAWS = 400  # calls of a black-box cost, at most, to estimate it as a sum over
 class Additive:
     """A cost that is a sum over the choices: `function(name, value)` gives that of one.
 
-    Names are those of `space.positions()`, e.g. `blocks[2]`; a value is what stands there, `None`
-    where a `Repeat` has ended.
+    Names are those of `space.positions()`, e.g. `blocks[2]`; a value is what stands there. Where
+    a `Repeat` has ended nothing is added.
     """
 
     function: Callable[[str, Any], float]
@@ -111,6 +111,7 @@ def search_space(
     workers: int = 0,
     ray_address: str | None = None,
     timeout_s: float = 600,
+    failed_share: float = 0.25,
     out: str | Path | None = None,
     resume: bool = False,
 ) -> Exploration:
@@ -120,8 +121,9 @@ def search_space(
     position costs), `Additive`, or any function of a member; `limits` are further ones, by name,
     each a cost of the same kinds and its upper bound. `score` is a function of a member, or a
     DataFrame with a column for each field or position and one called `score`. A score that raises
-    or is not finite sets its candidate aside. With `out` every score is kept in
-    `candidates.jsonl` there, and `resume` goes on to the result of the undisturbed search.
+    or is not finite sets its candidate aside; more than `failed_share` of them end the search with
+    an `EvaluationError`. With `out` every score is kept in `candidates.jsonl` there, and `resume`
+    goes on to the result of the undisturbed search.
     """
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = _graph(space, latency)
@@ -147,7 +149,7 @@ def search_space(
     ) as pool:
         ledger = Ledger(pool, journal)
         scored = partial(_scored, space, ledger)
-        explore(asked, scored, evaluations, batch)
+        explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
         require_found(asked, regions[0])
     return _exploration(space, asked, cost, ledger)

@@ -1,0 +1,207 @@
+"""Search over a user's own space: every kind of latency and score, against brute force."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from math import isnan, nan
+
+import pandas as pd
+import pytest
+
+import nas
+from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
+from nas.records import Journal
+
+
+@dataclass(frozen=True)
+class Layer:
+    width: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Net:
+    layers: tuple[Layer, ...]
+    depth: int
+
+
+RULES = (nas.Along("width", "<="),)
+SPACE = nas.Space(
+    Net,
+    layers=nas.Repeat(
+        nas.Space(Layer, width=nas.Choice(1, 2, 3), kind=nas.Choice("a", "b")),
+        nas.Choice(2, 3),
+        rules=RULES,
+    ),
+    depth=nas.Choice(1, 2, 4),
+)
+MS = {1: 1.0, 2: 2.5, 3: 4.0}
+
+
+def everything():
+    layer = [Layer(w, k) for w in MS for k in "ab"]
+    for n in (2, 3):
+        for layers in itertools.product(layer, repeat=n):
+            if all(a.width <= b.width for a, b in itertools.pairwise(layers)):
+                yield from (Net(layers, d) for d in (1, 2, 4))
+
+
+def latency(net):
+    return 0.5 + net.depth + sum(MS[x.width] + (x.kind == "b") for x in net.layers)
+
+
+def score(net):
+    widths = [x.width + 0.3 * (x.kind == "b") for x in net.layers]
+    return sum(w * net.depth**0.5 for w in widths) - abs(widths[0] * 2 - widths[-1])
+
+
+def cost(name, value):
+    if name == "depth":
+        return value
+    return 0.0 if value is None else MS[value.width] + (value.kind == "b")
+
+
+TABLE = {p.name: {v: cost(p.name, v) for v in p.values} for p in SPACE.positions()}
+ROWS = pd.DataFrame([(n, v, ms) for n, own in TABLE.items() for v, ms in own.items()],
+                    columns=["choice", "value", "ms"])  # fmt: skip
+MEMBERS = list(everything())
+BUDGET = 11.2
+BEST = max(score(net) for net in MEMBERS if latency(net) <= BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("given", "fixed"),
+    [
+        (nas.Additive(cost, fixed=0.5), 0.0),
+        (TABLE, 0.5),
+        (ROWS, 0.5),
+        (latency, 0.0),
+    ],
+    ids=["additive", "mapping", "table", "black box"],
+)
+def test_every_kind_of_latency_keeps_the_budget_and_finds_the_optimum(given, fixed):
+    found = nas.search(BUDGET - fixed, space=SPACE, latency=given, score=score, evaluations=120)
+    assert all(
+        latency(c.architecture) == pytest.approx(c.latency + fixed) for c in found.candidates
+    )
+    assert all(c.latency <= BUDGET - fixed for c in found.candidates)
+    assert all(c.architecture in MEMBERS for c in found.candidates)  # the rule is honoured
+    assert found.best.score == pytest.approx(BEST)
+    assert found.proposals == len(found.candidates) + sum(found.rejections.values())
+    for a, b in itertools.pairwise(found.front):
+        assert a.latency <= b.latency
+        assert a.score < b.score
+    assert list(found.hypervolume) == sorted(found.hypervolume)
+
+
+def test_what_is_said_of_the_answer_is_true():
+    found = nas.search(
+        BUDGET, space=SPACE, latency=nas.Additive(cost, 0.5), score=score, evaluations=60
+    )
+    quality = found.answers[0].quality
+    assert quality.architectures == len(MEMBERS)
+    inside = sum(latency(net) <= BUDGET for net in MEMBERS)
+    assert 0.97 * inside <= quality.within_budget <= inside
+    assert quality.gap >= -1e-9
+    assert quality.gain_10_percent >= 0
+    assert quality.error > 0
+    assert not isnan(found.rank_correlation)
+
+
+def test_several_budgets_and_further_limits():
+    found = nas.search(
+        ["8ms", 12.0], space=SPACE, latency=nas.Additive(cost, 0.5), score=score, evaluations=120,
+        limits={"depth": (lambda net: float(net.depth), 2.0)},
+    )  # fmt: skip
+    for answer in found.answers:
+        best = max(score(n) for n in MEMBERS if latency(n) <= answer.budget and n.depth <= 2)
+        assert 0.99 * best <= answer.best.score <= best + 1e-9
+    assert all(c.architecture.depth <= 2 for c in found.candidates)
+
+
+def test_scores_from_a_table_and_candidates_as_one():
+    known = pd.DataFrame(
+        [{"layers[0].width": n.layers[0].width, "layers[1].width": n.layers[1].width,
+          "depth": n.depth, "score": float(n.layers[0].width * n.depth)} for n in MEMBERS]
+    ).drop_duplicates()  # fmt: skip
+    found = nas.search(9.0, space=SPACE, latency=TABLE, score=known, evaluations=50)
+    frame = found.frame()
+    assert {"layers[0].width", "layers[0].kind", "depth", "latency", "score"} <= set(frame.columns)
+    assert len(frame) == 50
+    assert (frame["score"] == frame["layers[0].width"] * frame["depth"]).all()
+    with pytest.raises(EvaluationError, match=r"set aside.*has no row"):
+        nas.search(9.0, space=SPACE, latency=TABLE, score=known[:2], evaluations=50)
+
+
+def test_a_score_that_fails_sets_its_candidate_aside():
+    def moody(net):
+        if net.depth == 4:
+            return nan
+        if net.layers[0].width == 3:
+            raise RuntimeError("out of\nmemory")
+        return score(net)
+
+    def run(share):
+        return nas.search(
+            20.0, space=SPACE, latency=TABLE, score=moody, evaluations=60, searcher="random",
+            failed_share=share,
+        )  # fmt: skip
+
+    found = run(0.9)
+    assert len(found.candidates) + len(found.set_aside) == 60
+    assert found.rejections["failed"] == len(found.set_aside)
+    reasons = set(found.set_aside.values())
+    assert any("the score is nan" in r for r in reasons)
+    assert any("RuntimeError: out of memory" in r for r in reasons)
+    with pytest.raises(EvaluationError, match=r"more than 25 %"):
+        run(0.25)
+
+
+def test_a_search_resumes_to_the_same_and_refuses_another(tmp_path):
+    settings = dict(space=SPACE, latency=TABLE, score=score, evaluations=64)
+    whole = nas.search(BUDGET, out=tmp_path / "whole", **settings)
+    calls = []
+
+    def dies(net):
+        if len(calls) == 41:
+            raise KeyboardInterrupt
+        calls.append(net)
+        return score(net)
+
+    with pytest.raises(KeyboardInterrupt):
+        nas.search(BUDGET, out=tmp_path / "part", **{**settings, "score": dies})
+    resumed = nas.search(BUDGET, out=tmp_path / "part", resume=True, **settings)
+    assert resumed == whole
+    journals = [Journal(tmp_path / name / "candidates.jsonl") for name in ("whole", "part")]
+    assert journals[0].path.read_text() == journals[1].path.read_text()
+    with pytest.raises(RunError, match="exists already"):
+        nas.search(BUDGET, out=tmp_path / "part", **settings)
+    for key, value in (("budget", 9.0), ("latency", nas.Additive(cost)), ("seed", 5)):
+        other = {"budget": BUDGET, **settings, key: value}
+        with pytest.raises(RunError, match=f"another .*{key}"):
+            nas.search(out=tmp_path / "part", resume=True, **other)
+
+
+def test_what_cannot_be_is_refused_in_one_line():
+    def refused(kind, match, **changed):
+        settings = dict(budget=BUDGET, space=SPACE, latency=TABLE, score=score)
+        with pytest.raises(kind, match=match):
+            nas.search(**settings | changed)
+
+    refused(InfeasibleError, "smallest possible has 3", budget=2.0)
+    refused(UsageError, "no unit", budget="20")
+    refused(UsageError, "nothing for depth = 4", latency={**TABLE, "depth": {1: 1, 2: 2}})
+    refused(UsageError, "cannot be a int", latency=3)
+    refused(InfeasibleError, "none of .* proposals meets", latency=lambda net: 100 + latency(net))
+    refused(InfeasibleError, "not together", budget=4.0,
+            limits={"negative": (nas.Additive(lambda n, v: 20 - cost(n, v)), 50.0)})  # fmt: skip
+    with pytest.raises(UsageError, match="needs a latency and a score"):
+        nas.search(BUDGET, space=SPACE)
+
+
+def test_a_member_that_breaks_the_rule_is_no_member():
+    net = MEMBERS[0]
+    falling = replace(net, layers=(Layer(3, "a"), Layer(1, "a")))
+    with pytest.raises(UsageError, match="width"):
+        SPACE.parse({"layers": [vars(x) for x in falling.layers], "depth": 1})
