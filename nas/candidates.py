@@ -101,9 +101,8 @@ class Scores:
             if record["drawn"] == "random":
                 self.drawn.append(architecture)
         self.shipped = set(self.known)
-        for record in [*imported, *ledger.records.values()]:
+        for record in imported:
             self._take(record)
-        self.before = set(self.known)  # what was known when this process began
 
     def _take(self, record: Record) -> None:
         if "error" in record:

@@ -96,17 +96,18 @@ class Journal:
             yield
 
     def read(self) -> list[dict[str, Any]]:
+        """All whole records: a line that was cut off, or damaged later, is as if never written."""
         if not self.path.exists():
             return []
+        text = self.path.read_text(encoding="utf-8", errors="replace")
         records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in text.split("\n")[:-1]:  # what follows the last end of a line is torn
             try:
                 record = json.loads(line)
             except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                break  # only the last line can be torn: everything before it was flushed
-            records.append(record)
+                continue
+            if isinstance(record, dict):
+                records.append(record)
         return records
 
     def append(self, record: dict[str, Any]) -> None:

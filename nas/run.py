@@ -232,7 +232,7 @@ class _Run:
             f"{f['slowest_ms']:.1f} ms; {fitting}\n"
             f"table: {len(table.rows)} rows, error on {t.held_out} other networks "
             f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
-            f"{len(self.job.scores.before):,} scores known"
+            f"{len(self.job.scores.known) + len(self.job.scores.ledger.written):,} scores known"
         )
 
     def _export(self, winner: Candidate) -> dict[str, float]:
