@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -36,7 +37,7 @@ from nas.settings import Distribution, Settings
 from nas.space import Architecture
 from nas.supernet import load_supernet, supernet_folder
 from nas.trellis import Trellis
-from nas.versions import layer_code, search_code
+from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
 
 Timed = Callable[[str], AbstractContextManager[None]]
@@ -62,6 +63,7 @@ class Job:
             Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
         )
         self.base = Path(settings.source_run) if settings.source_run else None
+        self._held = ExitStack()  # the journal's lock, and workers
 
     # --- what it stands on ---
 
@@ -73,9 +75,9 @@ class Job:
         self.feasible = [self._feasible(wanted) for wanted in self.settings.budgets]
         self.regions = [self.region(self.space, wanted) for wanted in self.settings.budgets]
         self.network, self.card = load_supernet(self.source, self.space.name, self.data)
-        imported = self._imported()
-        self._check_settings()
+        self.imported = self._imported()
         shipped = [] if self.settings.fresh else self._shipped_scores()
+        self._check_settings(shipped)
         from nas.runtimes.torch_cpu import keep_heap
 
         keep_heap()
@@ -83,14 +85,14 @@ class Job:
             self.network, self.data, self.data.search, self.settings.search_images,
             reuse=self.distribution.reuse_mb << 20,
         )  # fmt: skip
-        ledger = Ledger(self._pool(), Journal(self.folder / "candidates.jsonl"))
-        self.scores = Scores(self.space, ledger, self.evaluator.images, shipped, imported)
-        self.imported = imported
+        journal = Journal(self.folder / "candidates.jsonl")
+        self._held.enter_context(journal.locked())
+        ledger = Ledger(self._held.enter_context(self._pool()), journal)
+        self.scores = Scores(self.space, ledger, self.evaluator.images, shipped, self.imported)
         self.rng = np.random.default_rng(self.settings.seed)
 
     def close(self) -> None:
-        if hasattr(self, "scores"):
-            self.scores.ledger.pool.close()
+        self._held.close()
 
     def _pool(self) -> Pool:
         """Workers, each with the supernet and the search split; none are started before needed."""
@@ -110,8 +112,9 @@ class Job:
 
     def _table(self, device: str, given: dict[str, Path]) -> LatencyTable:
         """The table of a device: of this run, given, kept or shipped, else measured now."""
-        own = self.folder / self._table_name(device)
-        folder = own if self.resume and (own / "manifest.toml").exists() else given.get(device)
+        own, folder = self.folder / self._table_name(device), given.get(device)
+        if folder is None and self.resume and (own / "manifest.toml").exists():
+            folder = own
         if folder is None and self.base is not None:
             folder = self.base / self._table_name(device)
         if folder is None:
@@ -201,23 +204,23 @@ class Job:
         }
 
     def _identity(self) -> Record:
-        tables = {
-            device: fingerprint({k: row.median for k, row in table.rows.items() if row.usable})
-            for device, table in self.tables.items()
-        }
+        weights = (self.source / "weights.safetensors").read_bytes()
+        code = (layer_code(self.space.family), search_code(), installed("torch"))
         return {
             **self.settings.to_json(),
             "space_fingerprint": fingerprint(
                 [[p.name, repr(p.values)] for p in self.space.positions]
             ),
             "data_fingerprint": self.data.fingerprint,
-            "weights_fingerprint": self.card["fingerprint"],
-            "table_fingerprint": tables,
-            "code_fingerprint": fingerprint(layer_code(self.space.family), search_code()),
+            "weights_fingerprint": fingerprint(weights),
+            "table_fingerprint": {d: _predictions(table) for d, table in self.tables.items()},
+            "code_fingerprint": fingerprint(*code),
         }
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, shipped: Sequence[Record]) -> None:
+        """Refuse to go on with another run's directory; a new run writes down what it is."""
         identity, file = self._identity(), self.folder / "settings.json"
+        identity["scores_fingerprint"] = fingerprint([*shipped, *self.imported])
         if self.resume and file.exists():
             before = read_json(file)
             if differing := [k for k in identity if before.get(k) != identity[k]]:
@@ -225,10 +228,14 @@ class Job:
                     f"{self.folder} was made with another {' and '.join(differing)}",
                     "resume with the same options, or start a new run without --resume",
                 )
-            return
+            explicit_in_windows(before["explicit_in_windows"])  # a timing: today's may differ
+        else:
+            identity["explicit_in_windows"] = explicit_in_windows()
+            write_json(file, identity)  # from here on this is a run that can be resumed
         for device, table in self.tables.items():
-            table.save(self.folder / self._table_name(device))
-        write_json(file, identity)  # from here on this is a run that can be resumed
+            own = self.folder / self._table_name(device)
+            if not (own / "manifest.toml").exists():
+                table.save(own)
 
     def _imported(self) -> list[Record]:
         """Scores of the run that this one starts from; refused unless they would be the same."""
@@ -246,7 +253,8 @@ class Job:
             )
         own = self.base / before["source_run"] if before.get("source_run") else None
         earlier = Journal(own / "candidates.jsonl").read() if own and own.exists() else []
-        return [*earlier, *Journal(self.base / "candidates.jsonl").read()]
+        found = [*earlier, *Journal(self.base / "candidates.jsonl").read()]
+        return sorted(found, key=lambda record: str(record["id"]))  # not in the order of workers
 
     def _shipped_scores(self) -> list[Record]:
         """The journal beside the weights, where it is of these weights, data and images."""
@@ -349,6 +357,12 @@ class Job:
 
     def fits(self, architecture: Architecture, region: Region) -> bool:
         return bool(region.fits(encode(self.space, architecture)[None])[0])
+
+
+def _predictions(table: LatencyTable) -> str:
+    """A fingerprint of what a table predicts of anything."""
+    rows = {key: row.median for key, row in table.rows.items() if row.usable}
+    return fingerprint(rows, asdict(table.calibration))
 
 
 def _counted(graph: Graph, costs: dict[str, float]) -> Trellis:

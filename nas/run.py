@@ -153,7 +153,7 @@ def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Pat
     if out is not None:
         folder = Path(out)
         known = (folder / "settings.json").exists()
-        if folder.exists() and not known and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not known and not _empty(folder):
             raise RunError(f"{folder} exists and is not a run", "choose another --out")
         if known and not resume:
             raise RunError(f"{folder} exists already", "add --resume, or choose another --out")
@@ -161,13 +161,18 @@ def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Pat
     times = "-".join(str(Budget(b[settings.device])) for b in settings.budgets)
     name = f"{settings.space.replace(':', '-')}-{times}"
     runs = [p.parent for p in Path("runs").glob(f"{name}*/settings.json")]
-    unfinished = [run for run in runs if not (run / "run.json").exists()]
+    unfinished = [run for run in runs if not (run / "report.html").exists()]  # the last step
     if resume and unfinished:
         return max(unfinished, key=lambda run: (run / "settings.json").stat().st_mtime)
     folder, number = Path("runs") / name, 2
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
+
+
+def _empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a run that was killed at its start leaves there."""
+    return folder.is_dir() and all(p.name.startswith(".settings.json.") for p in folder.iterdir())
 
 
 class _Run:
