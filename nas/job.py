@@ -6,6 +6,7 @@ against these records, so that it ends as the undisturbed one would have.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -29,7 +30,7 @@ from nas.graph import Graph, Ints, decode, encode
 from nas.latency import LatencyTable, find_table
 from nas.ledger import Ledger, Record
 from nas.progress import bar, console
-from nas.records import Journal, fingerprint, read_json, write_json
+from nas.records import Journal, fingerprint, read_json, write_json, write_text
 from nas.region import Limit, Region
 from nas.scoring import Scorer, Scoring, cargo, load_scorer
 from nas.searchers import Searcher, load_propose
@@ -231,6 +232,9 @@ class Job:
             explicit_in_windows(before["explicit_in_windows"])  # a timing: today's may differ
         else:
             identity["explicit_in_windows"] = explicit_in_windows()
+            if self.imported:  # a run stands by itself, whatever becomes of the one before
+                lines = "".join(json.dumps(record) + "\n" for record in self.imported)
+                write_text(self.folder / "imported.jsonl", lines)
             write_json(file, identity)  # from here on this is a run that can be resumed
         for device, table in self.tables.items():
             own = self.folder / self._table_name(device)
@@ -251,9 +255,8 @@ class Job:
                 f"{self.base} was made with another {' and '.join(differing)}",
                 "give the same options, or search without --from",
             )
-        own = self.base / before["source_run"] if before.get("source_run") else None
-        earlier = Journal(own / "candidates.jsonl").read() if own and own.exists() else []
-        found = [*earlier, *Journal(self.base / "candidates.jsonl").read()]
+        found = [r for name in ("imported", "candidates") for r in
+                 Journal(self.base / f"{name}.jsonl").read()]  # fmt: skip
         return sorted(found, key=lambda record: str(record["id"]))  # not in the order of workers
 
     def _shipped_scores(self) -> list[Record]:
