@@ -10,11 +10,12 @@ child is scored in four ways in turn (neither, racing against the best parent, r
 one order that `Evaluator.plan` gives, on one thread. Then races with other errors, rivals and first
 looks are replayed on the outcomes. Hits must be the same to the bit in all four ways.
 
-Writes `evaluation.json` beside this file, a generation given alone into what is there (`children`
-with 24, `screened` with `--n 12`). Two cores of an AMD EPYC under a load of 6 to 8, so that CPU
-times are what to compare: 40 minutes. Expected, as sums of CPU time: 24 children 1.12x by racing
-(5 dropped, none of them as good as the rival), 1.20x by reuse, 1.41x by both; 12 screened 1.0x
-(none dropped), 1.61x, 1.62x. Within 10 % for the same seed.
+Writes `evaluation.json` beside this file, a generation given alone into what is there. It holds
+one run of `children` and one of `screened --n 12`, both on two cores of an Intel Xeon under a load
+of 4 to 8: an hour together, and CPU times are what to compare. As sums of CPU time: 24 children
+1.12x by racing (5 dropped, none of them as good as the rival), 1.20x by reuse, 1.41x by both, where
+1.12 x 1.20 is 1.34, so that 10 % more or less mean nothing; 12 screened 1.00x (none dropped),
+1.61x, 1.62x.
 """
 
 from __future__ import annotations
