@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nas.elastic import ElasticModule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A piece of a network: builder of a module, row of a latency table, unit of MAC counting.
 
@@ -45,7 +45,7 @@ class Layer:
     ) -> Layer:
         return cls(path, module, _pairs(tuple(args), tuple(args.values())), input_shape)
 
-    @cached_property
+    @property
     def sizes(self) -> dict[str, int]:
         return dict(self.args)
 
