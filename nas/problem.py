@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from hashlib import sha256
@@ -30,6 +31,7 @@ from nas.searchers import Searcher, load_propose
 from nas.space import Position, Space
 from nas.statistics import hypervolumes, pareto
 from nas.trellis import Floats, Trellis
+from nas.versions import search_code
 from nas.workers import open_pool
 
 if TYPE_CHECKING:
@@ -123,7 +125,8 @@ def search_space(
     DataFrame with a column for each field or position and one called `score`. A score that raises
     or is not finite sets its candidate aside; more than `failed_share` of them end the search with
     an `EvaluationError`. With `out` every score is kept in `candidates.jsonl` there, and `resume`
-    goes on to the result of the undisturbed search.
+    goes on to the result of the undisturbed search: with the same settings, but for `evaluations`
+    and where they are done, and a score that is the same function, as far as anybody can tell.
     """
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = _graph(space, latency)
@@ -131,23 +134,27 @@ def search_space(
                isinstance(budget, str) else [budget])]  # fmt: skip
     rng = np.random.default_rng(seed)
     cost = _Costs(space, positions, graph, latency, rng)
-    further = [
-        _Costs(space, positions, graph, other, rng).limit(name, bound)
+    others = {
+        name: (_Costs(space, positions, graph, other, rng), bound)
         for name, (other, bound) in (limits or {}).items()
-    ]
+    }
+    further = [own.limit(name, bound) for name, (own, bound) in others.items()]
     regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
-    identity = {
-        "space": fingerprint([[p.name, repr(p.values)] for p in positions]),
-        "budgets": budgets, "latency": cost.fingerprint, "limits": repr(sorted(limits or {})),
-        "seed": seed, "searcher": searcher, "sampler": sampler, "batch": batch,
-    }  # fmt: skip
-    journal = _journal(out, resume, identity)
     work = _Work(score)
-    with open_pool(
-        _made, (work,), workers=workers, address=ray_address, timeout_s=timeout_s
-    ) as pool:
-        ledger = Ledger(pool, journal)
+    identity = {
+        "space": fingerprint([[p.name, repr(p.values)] for p in positions], _edges(graph)),
+        "budget": budgets, "latency": cost.fingerprint,
+        "limits": [[name, own.fingerprint, bound] for name, (own, bound) in others.items()],
+        "score": work.fingerprint, "seed": seed, "searcher": searcher, "sampler": sampler,
+        "batch": batch, "code": search_code(),
+    }  # fmt: skip
+    with ExitStack() as held:
+        journal = _journal(out, resume, identity)
+        if journal is not None:
+            held.enter_context(journal.locked())
+        pool = open_pool(_made, (work,), workers=workers, address=ray_address, timeout_s=timeout_s)
+        ledger = Ledger(held.enter_context(pool), journal)
         scored = partial(_scored, space, ledger)
         explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
@@ -166,6 +173,10 @@ def _graph(space: Space[Any] | SearchSpace, latency: Any) -> Graph:
         manifest = getattr(latency, "manifest", {})
         return Graph.of(space, int(manifest.get("classes", 2)))
     return Graph.choices(space)
+
+
+def _edges(graph: Graph) -> list[list[list[int]]]:
+    return [[c.tolist() for c in (x.source, x.value, x.target)] for x in graph.levels]
 
 
 class _Costs:
@@ -277,6 +288,11 @@ class _Work:
                 for row in score[[*columns, "score"]].itertuples(index=False)
             }
 
+    @property
+    def fingerprint(self) -> str:
+        """Of a table of scores; a function may be mended between a run and its continuation."""
+        return "" if self.known is None else fingerprint(self.known)
+
     def __call__(self, architecture: Any) -> Record:
         if self.known is None:
             value = float(self.score(architecture))
@@ -343,6 +359,8 @@ def _journal(out: str | Path | None, resume: bool, identity: Record) -> Journal 
                 f"{folder} was made with another {' and '.join(differing)}",
                 "resume with the same, or choose another folder",
             )
+    elif (folder / "candidates.jsonl").exists():
+        raise RunError(f"{folder} has candidates of an unknown search", "choose another folder")
     else:
         write_json(file, identity)
     return Journal(folder / "candidates.jsonl")
