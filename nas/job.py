@@ -232,10 +232,11 @@ class Job:
             explicit_in_windows(before["explicit_in_windows"])  # a timing: today's may differ
         else:
             identity["explicit_in_windows"] = explicit_in_windows()
-            if self.imported:  # a run stands by itself, whatever becomes of the one before
-                lines = "".join(json.dumps(record) + "\n" for record in self.imported)
-                write_text(self.folder / "imported.jsonl", lines)
             write_json(file, identity)  # from here on this is a run that can be resumed
+        # A run stands by itself, whatever becomes of what it was started from.
+        kept = self.folder / "imported.jsonl"
+        if self.imported and not kept.exists():
+            write_text(kept, "".join(json.dumps(record) + "\n" for record in self.imported))
         for device, table in self.tables.items():
             own = self.folder / self._table_name(device)
             if not (own / "manifest.toml").exists():
@@ -245,6 +246,8 @@ class Job:
         """Scores of the run that this one starts from; refused unless they would be the same."""
         if self.base is None:
             return []
+        if self.resume and (kept := self.folder / "imported.jsonl").exists():
+            return Journal(kept).read()
         if not (self.base / "settings.json").exists():
             raise RunError(f"{self.base} is not a run", "give --from the directory of a run")
         before, identity = read_json(self.base / "settings.json"), self._identity()
