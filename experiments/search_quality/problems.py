@@ -34,6 +34,7 @@ class Problem:
     truth: object
     optimum: float
     noise: float = 0.0
+    chain: tuple = ()  # what `exact_optimum` takes besides a budget
 
     def __post_init__(self):
         drawn = self.trellis.within(self.budget).sample(2000, np.random.default_rng(0))
@@ -70,7 +71,8 @@ def chain(name, positions, values, order, alone, together, share, seed, noise=0.
         return total
 
     best = exact_optimum(cost, main, tables, order, budget)
-    return Problem(name, where, trellis, budget + 0.5, truth, best, noise)
+    own = (cost, main, tables, order)
+    return Problem(name, where, trellis, budget + 0.5, truth, best, noise, own)
 
 
 def exact_optimum(cost, main, tables, order, budget):

@@ -4,7 +4,8 @@
 four problems (`problems.py`), 20 seeds of each, for `evolution` (our default), `nsga2` (pymoo),
 `tpe` (Optuna) and `random`, all of them proposing from inside the budget, and `published`: the
 evolutionary search of once-for-all and SparseViT with its rejection sampling (population 100,
-parents 25, mutation 0.1, half mutated and half crossed). It writes `quality.json` and
+parents 25, mutation 0.1, half mutated and half crossed); `unscreened` is our evolution without its
+surrogate. It writes `quality.json` and
 `quality.png`. Expected: at equal evaluations the median gap of `evolution` is at most half of the
 best other's on every problem. Results depend on seeds only, not on the machine's speed.
 
@@ -30,7 +31,8 @@ from nas.searchers import Searcher, load_propose
 from nas.surrogate import Surrogate
 
 HERE = Path(__file__).parent
-SEARCHERS = ("evolution", "nsga2", "tpe", "random", "published")
+OTHERS = ("nsga2", "tpe", "random", "published")
+SEARCHERS = ("evolution", *OTHERS, "unscreened")
 AT = (25, 50, 75, 100, 150, 200, 250, 300)
 
 
@@ -79,9 +81,9 @@ def searched(name, problem, evaluations, seed):
         return published(problem, evaluations, rng)
     limit = Limit.additive("budget", problem.budget, problem.trellis)
     region = Region(problem.trellis.graph, [limit])
-    searcher = Searcher(
-        load_propose(name), problem.positions, [region], np.random.default_rng(seed)
-    )
+    unscreened = {"screened": 0, "population": 96} if name == "unscreened" else {}
+    propose = load_propose("evolution" if unscreened else name, **unscreened)
+    searcher = Searcher(propose, problem.positions, [region], np.random.default_rng(seed))
     explore(searcher, lambda paths: [Score(s) for s in problem.score(paths, rng)], evaluations)
     return searcher.known.paths, searcher.known.scores
 
@@ -128,7 +130,7 @@ def summary(records):
                 if "denoised" in own[0]:
                     clean = np.median([r["denoised"] for r in own], axis=0).round(4)
                     rows[name]["median_denoised"] = clean.tolist()
-        others = np.min([rows[n]["median"] for n in rows if n != "evolution"], axis=0)
+        others = np.min([rows[n]["median"] for n in rows if n in OTHERS], axis=0)
         ratio = np.array(rows["evolution"]["median"]) / np.maximum(others, 1e-9)
         found[problem] = {"searchers": rows, "ratio_to_best_other": ratio.round(3).tolist()}
     return found
