@@ -30,6 +30,7 @@ from nas.region import Limit, Region
 from nas.searchers import Searcher, load_propose
 from nas.space import Position, Space
 from nas.statistics import hypervolumes, pareto
+from nas.surrogate import one_thread
 from nas.trellis import Floats, Trellis
 from nas.versions import search_code
 from nas.workers import open_pool
@@ -228,6 +229,7 @@ class _Costs:
             self._known[path] = float(self.cost(decode(self.space, np.array(path))))
         return self._known[path]
 
+    @one_thread()
     def _estimate(
         self, graph: Graph, positions: Sequence[Position], rng: np.random.Generator
     ) -> tuple[Trellis, float]:

@@ -10,9 +10,12 @@ gives seeds, and a bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +36,26 @@ _LEARNED_FROM = (
 _PRIOR = np.log([1.0, 0.05, 0.04, 0.5, 0.05])
 _PRIOR_STD = np.array([1.0, 1.2, 1.2, 0.7, 1.7])
 _BOUNDS = [(-7.0, 4.0)] * 3 + [(-3.0, 3.0), (-12.0, 1.0)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra on one thread: with two it rounds in another way, so that a search would go
+    another way on another number of cores, and while others use these it takes ten times as long.
+    """
+    if (blas := _blas()) is None:
+        yield
+    else:
+        with blas.limit(limits=1, user_api="blas"):
+            yield
+
+
+@cache
+def _blas() -> Any:
+    """The libraries of linear algebra in this process, if the package is there that finds them."""
+    if find_spec("threadpoolctl") is None:
+        return None
+    return import_module("threadpoolctl").ThreadpoolController()
 
 
 class Fields:
@@ -119,6 +142,7 @@ class Surrogate:
         self.fields = Fields(positions)
         self._theta: Floats | None = None
 
+    @one_thread()
     def fit(self, paths: Ints, scores: Floats, noise: Floats | float = 0.0) -> Surrogate:
         """`noise` is the variance of each score as a measurement, as far as it is known."""
         x = self.fields(paths)
@@ -160,11 +184,13 @@ class Surrogate:
         x = self.fields(paths) * np.sqrt(self._kernel.weights[self.fields.owner])
         return x, self._kernel(x @ self._x.T)
 
+    @one_thread()
     def predict(self, paths: Ints) -> Floats:
         """Expected scores (n,), free of noise: also those of fitted paths."""
         mean: Floats = self._mean + self._scale * (self._towards(paths)[1] @ self._alpha)
         return mean
 
+    @one_thread()
     def posterior(self, paths: Ints) -> tuple[Floats, Floats]:
         """Expected scores (n,) and their standard deviations (n,)."""
         _, near = self._towards(paths)
@@ -172,6 +198,7 @@ class Surrogate:
         variance = np.maximum(self._kernel.variance - (known**2).sum(0), 1e-12)
         return self._mean + self._scale * (near @ self._alpha), self._scale * np.sqrt(variance)
 
+    @one_thread()
     def covariance(self, paths: Ints) -> Floats:
         """What is not known of these paths, together (n, n)."""
         x, near = self._towards(paths)
@@ -235,6 +262,7 @@ class Ridge:
     error: float  # root mean square of the leave-one-out error
 
     @classmethod
+    @one_thread()
     def fit(cls, positions: Sequence[Position], paths: Ints, scores: Floats) -> Ridge:
         own = Fields(positions)
         x, mean = cls._features(own, paths), float(scores.mean())
@@ -257,6 +285,7 @@ class Ridge:
         by_first = [rest * first[:, [k]] for k in range(values)]
         return np.concatenate([first, rest, *by_first], axis=1)
 
+    @one_thread()
     def predict(self, paths: Ints) -> Floats:
         return self.mean + self._features(self.fields, paths) @ self.weights
 
