@@ -16,8 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+Ints = NDArray[np.int_]
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
@@ -78,70 +80,88 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=160)
 
 
-def pareto(runs: Sequence[dict[str, Any]], clouds: Sequence[NDArray[np.float64]]) -> Figure:
-    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines."""
+def pareto(
+    runs: Sequence[dict[str, Any]],
+    clouds: Sequence[NDArray[np.float64]],
+    archives: Sequence[NDArray[np.float64]],
+) -> Figure:
+    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines.
+
+    `archives` hold for each run the best known network by latency, (n, 2): ms and expected top-1.
+    """
     figure = _figure(7.4, 4.2)
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
         several = len(runs) > 1
-        for run, cloud, color in zip(runs, clouds, _cycle(len(runs))):
-            name = run["run_dir"].rstrip("/").rsplit("/", 1)[-1] if several else "front"
+        for run, cloud, archive, color in zip(runs, clouds, archives, _cycle(len(runs))):
+            name = _name(run) if several else "front"
+            tint = color if several else GREY
             if len(cloud):
+                label = None if several else f"scored ({len(cloud):,})"
                 axes.scatter(
-                    cloud[:, 0],
-                    cloud[:, 1],
-                    s=7,
-                    color=color if several else GREY,
-                    alpha=0.35,
-                    lw=0,
-                    label=None if several else f"scored ({len(cloud):,})",
+                    cloud[:, 0], cloud[:, 1], s=7, color=tint, alpha=0.35, lw=0, label=label
                 )
-            front = np.array(
-                [(c["predicted_ms"], c["expected_top1_percent"]) for c in run["front"]]
-            )
-            axes.step(*front.T, where="post", color=color, lw=1.4, marker="o", ms=3.5, label=name)
-            axes.axvline(run["budget_ms"], color=RED, lw=1, ls="--")
-            axes.annotate(
-                f"{run['budget_ms']:g} ms",
-                (run["budget_ms"], 0.01),
-                color=RED,
-                rotation=90,
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 2),
-                textcoords="offset points",
-                fontsize=8,
-            )
-            winner = run["winner"]
-            axes.scatter(
-                winner["measured_ms"],
-                winner["expected_top1_percent"],
-                marker="*",
-                s=190,
-                color=color if several else RED,
-                edgecolor="white",
-                zorder=5,
-                label=f"winner{' of ' + name if several else ''} ({verb(run)})",
-            )
+            if len(archive):
+                best = np.maximum.accumulate(archive[:, 1])
+                label = None if several else "best known at any latency"
+                axes.step(archive[:, 0], best, where="post", color=tint, lw=0.9, label=label)
+            widest = run["answers"][-1]["front"]
+            front = [(c["predicted_ms"], c["expected_top1_percent"]) for c in widest]
+            axes.step(
+                *np.array(front).T, where="post", color=color, lw=1.6, marker="o", ms=3.5,
+                label=name,
+            )  # fmt: skip
+            _winners(axes, run, color if several else RED, f" of {name}" if several else "")
             if not several:
-                for b, marker in zip(run["baselines"], "sDP^v"):
-                    axes.scatter(
-                        b["measured_ms"],
-                        b["expected_top1_percent"],
-                        marker=marker,
-                        s=42,
-                        color=INK,
-                        edgecolor="white",
-                        zorder=4,
-                        label=f"{b['name']} ({verb(run)})",
-                    )
+                _baselines(axes, run)
+        _budgets(axes, {a["budget_ms"] for run in runs for a in run["answers"]})
         axes.set(
-            xlabel="latency [ms]; cloud and front as predicted",
-            ylabel="top-1 on the search split [%]\n(front and marks: noise taken out)",
+            xlabel="latency [ms]; points and lines as predicted",
+            ylabel="top-1 on the search split [%]\n(lines and marks: noise taken out)",
         )
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, loc="lower right")
     return figure
+
+
+def _budgets(axes: Axes, budgets: Iterable[float]) -> None:
+    for budget in budgets:
+        axes.axvline(budget, color=RED, lw=1, ls="--")
+        axes.annotate(
+            f"{budget:g} ms", (budget, 0.01), color=RED, rotation=90, fontsize=8,
+            xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
+        )  # fmt: skip
+
+
+def _winners(axes: Axes, run: dict[str, Any], color: str, of: str) -> None:
+    won = [a["winner"] for a in run["answers"]]
+    name = "winner" if len(won) == 1 else "winners"
+    axes.scatter(
+        [w["measured_ms"] for w in won], [w["expected_top1_percent"] for w in won],
+        marker="*", s=190, color=color, edgecolor="white", zorder=5,
+        label=f"{name}{of} ({verb(run)})",
+    )  # fmt: skip
+
+
+def _baselines(axes: Axes, run: dict[str, Any]) -> None:
+    """Each kind with a mark of its own; of several budgets only those without pruning."""
+    marks: dict[str, list[tuple[float, float]]] = {}
+    for answer in run["answers"]:
+        for b in answer["baselines"]:
+            if len(run["answers"]) == 1 or "dense" in b["name"]:
+                point = (b["measured_ms"], b["expected_top1_percent"])
+                marks.setdefault(b["name"], []).append(point)
+    for (name, points), marker in zip(marks.items(), "sDP^v"):
+        x, y = zip(*points)
+        axes.scatter(
+            x, y, marker=marker, s=42, color=INK, edgecolor="white", zorder=4,
+            label=f"{name} ({verb(run)})",
+        )  # fmt: skip
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    return str(run["run_dir"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def verb(run: Mapping[str, Any]) -> str:
@@ -171,42 +191,85 @@ def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def convergence(runs: Sequence[dict[str, Any]], journals: Sequence[list[dict[str, Any]]]) -> Figure:
-    """The best search accuracy within the budget over the candidates of the search."""
+def convergence(
+    runs: Sequence[dict[str, Any]], scored: Sequence[Sequence[Mapping[str, Any]]]
+) -> Figure:
+    """The best score within each budget over the candidates, and beneath it the hypervolume.
+
+    `scored` holds for each run its candidates in order: `predicted_ms`, `top1_percent`, and
+    whether one was `dropped`, that is, lost its race and was not scored to the end.
+    """
     figure = _figure(3.9, 3.6)
+    volumes = any(run["hypervolume"] for run in runs)
+    lines = sum(len(run["answers"]) for run in runs)
+    colors = iter(_cycle(lines))
     with mpl.rc_context(_STYLE):
-        axes = figure.add_subplot()
-        for run, journal, color in zip(runs, journals, _cycle(len(runs))):
-            own = [r["top1_percent"] for r in journal if r["origin"] == "search"]
-            if not own:
-                continue
+        axes, *below = figure.subplots(
+            1 + volumes, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + volumes]
+        ).ravel()
+        for run, own in zip(runs, scored):
+            full = np.array([not r.get("dropped") for r in own], dtype=bool)
+            tops = np.array([r["top1_percent"] for r in own])
             steps = np.arange(1, len(own) + 1)
-            axes.scatter(steps, own, s=14, color=GREY, zorder=2)
-            start = run["best_known_percent"] or -math.inf
-            best = np.maximum.accumulate([start, *own])
-            axes.step(np.arange(len(best)), best, where="post", color=color, lw=1.6)
-        axes.set(xlabel="candidates scored in this run", ylabel="best on the search split [%]")
-        axes.grid(True)
-        axes.set_axisbelow(True)
+            axes.scatter(steps[full], tops[full], s=14, color=GREY, zorder=2)
+            axes.scatter(steps[~full], tops[~full], s=14, fc="white", ec=GREY, lw=0.8, zorder=2)
+            first = GREY
+            for i, answer in enumerate(run["answers"]):
+                color = next(colors)
+                first = color if i == 0 else first
+                fits = full & np.array([r["predicted_ms"] <= answer["limit_ms"] for r in own], bool)
+                start = answer.get("best_known_percent") or math.nan
+                best = np.fmax.accumulate([start, *np.where(fits, tops, np.nan)])
+                label = f"{_name(run)}, " * (len(runs) > 1) + f"{answer['budget_ms']:g} ms"
+                axes.step(range(len(best)), best, where="post", color=color, lw=1.6, label=label)
+            for panel in below:
+                _volume(panel, run["hypervolume"], steps[full], len(own), first)
+        axes.set(ylabel="best on the\nsearch split [%]")
+        for panel in below:
+            panel.set(ylabel="hypervolume\n[% of best]")
+        for panel in (axes, *below):
+            panel.grid(True)
+            panel.set_axisbelow(True)
+        last = (axes, *below)[-1]
+        last.set(xlabel="candidates scored in this run")
+        last.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if lines > 1:
+            axes.legend(fontsize=8)
+        figure.align_ylabels()
     return figure
 
 
-def layers(winner: Sequence[tuple[str, float]], dense: Sequence[tuple[str, float]]) -> Figure:
-    """Latency by layer, the winner beside the largest dense network, in the order of running."""
-    mine, other = dict(winner), dict(dense)
-    names = [*dict.fromkeys([*(n for n, _ in dense), *(n for n, _ in winner)])]
-    names.sort(key=lambda n: _place(n, [n for n, _ in dense], [n for n, _ in winner]))
-    figure = _figure(7.4, 0.6 + 0.2 * len(names))
+def _volume(axes: Axes, volumes: Sequence[float], full: Ints, last: int, color: str) -> None:
+    """What the scored front dominates, after each candidate that was scored to the end."""
+    if not volumes:
+        return
+    known = [0] if len(volumes) > len(full) else []  # what was known before the first
+    at = [*known, *full.tolist()][: len(volumes)]
+    percent = [100 * v for v in volumes]
+    axes.step([*at, last], [*percent, percent[-1]], where="post", color=color, lw=1.6)
+
+
+def layers(networks: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure:
+    """Latency by layer in the order of running: networks with their rows, the last the largest."""
+    *_, (_, dense) = networks
+    names = list(dict.fromkeys(n for _, rows in reversed(networks) for n, _ in rows))
+    order = [n for n, _ in dense]
+    places = {n: min(_place(n, order, [m for m, _ in rows]) for _, rows in networks) for n in names}
+    names.sort(key=places.__getitem__)
+    thick = 0.76 / len(networks)
+    figure = _figure(7.4, 0.6 + 0.1 * len(names) * max(2, len(networks)))
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
         y = np.arange(len(names))
-        for values, color, shift, who in (
-            (other, GREY, -0.2, f"largest dense, {sum(other.values()):.1f} ms"),
-            (mine, BLUE, 0.2, f"winner, {sum(mine.values()):.1f} ms"),
-        ):
-            axes.barh(y + shift, [values.get(n, 0) for n in names], 0.38, color=color, label=who)
+        colors = [*_cycle(len(networks) - 1), GREY]
+        for i, ((who, rows), color) in enumerate(zip(networks, colors)):
+            own = dict(rows)
+            shift = (i - (len(networks) - 1) / 2) * thick
+            label = f"{who}, {sum(own.values()):.1f} ms"
+            axes.barh(y + shift, [own.get(n, 0) for n in names], thick, color=color, label=label)
         axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
         axes.invert_yaxis()
+        axes.margins(y=0.01)
         axes.set(xlabel="milliseconds (rows of the table, calibrated)")
         axes.grid(True, axis="x")
         axes.set_axisbelow(True)
@@ -251,11 +314,11 @@ def measured_layers(result: Mapping[str, Any], verb: str) -> Figure:
     return figure
 
 
-def _place(name: str, dense: list[str], winner: list[str]) -> float:
-    """Where a layer runs; one that only the winner has stands just before its successor."""
+def _place(name: str, dense: list[str], other: list[str]) -> float:
+    """Where a layer runs; one that only the other has stands just before its successor."""
     if name in dense:
         return dense.index(name)
-    following = [n for n in winner[winner.index(name) :] if n in dense]
+    following = [n for n in other[other.index(name) :] if n in dense] if name in other else []
     return dense.index(following[0]) - 0.5 if following else math.inf
 
 

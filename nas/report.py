@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from nas import pictures
-from nas.elastic import Network
+from nas.elastic import Network, count_params, sum_macs
 from nas.errors import RunError
 from nas.family import SearchSpace, load_space
 from nas.latency import LatencyTable
+from nas.page import above_dense, command, complete, headline, ladder, number, odds, verdict
 from nas.records import Journal, read_json, write_bytes, write_text
 from nas.space import Architecture
 
@@ -42,9 +45,14 @@ class Run:
             if (folder / "settings.json").exists():
                 fix = f"finish it: vitnas search with its options and --out {folder} --resume"
             raise RunError(f"{folder} is not a finished run", fix)
-        result = read_json(folder / "run.json")
+        result = complete(read_json(folder / "run.json"))
         cloud = np.loadtxt(folder / "cloud.csv", delimiter=",", skiprows=1, ndmin=2)
         return cls(folder, result, Journal(folder / "candidates.jsonl").read(), cloud)
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = self.result["answers"]
+        return answers
 
     @property
     def space(self) -> SearchSpace:
@@ -53,6 +61,42 @@ class Run:
     @property
     def classes(self) -> int:
         return len(self.result["classes"])
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        return LatencyTable.load(self.folder / "table")
+
+    @property
+    def command(self) -> str:
+        return command(read_json(self.folder / "settings.json"))
+
+    def command_from(self, budget_ms: float) -> str:
+        """The command line of a run that answers another budget from the scores of this one."""
+        settings = read_json(self.folder / "settings.json")
+        del settings["evaluations"]
+        budgets = [{**self.answers[0]["budgets"], self.result["device"]: budget_ms}]
+        again = {"budgets": budgets, "source_run": self.result["run_dir"]}
+        return command({**settings, **again})
+
+    @property
+    def archive(self) -> list[dict[str, float]]:
+        """The best known network by latency, as `archive.csv` has it; none from an early run."""
+        if not (path := self.folder / "archive.csv").exists():
+            return []
+        rows = csv.DictReader(path.read_text().splitlines())
+        return [{k: float(v) for k, v in row.items() if k != "id"} for row in rows]
+
+    def scored(self) -> list[dict[str, Any]]:
+        """The candidates of the search that have a score, in order, with their prediction."""
+        own = [r for r in self.journal if r["origin"] == "search" and "error" not in r]
+        found = [self.space.parse(r["architecture"]) for r in own]
+        costs = [self.table.predict(self.space, a, self.classes) for a in found]
+        return [{**r, "predicted_ms": ms} for r, ms in zip(own, costs)]
+
+    def ladder(self) -> list[tuple[float, float]]:
+        """What this run knows of round budgets: ms and the expected accuracy of the best."""
+        confidence = self.result["confidence"]
+        return ladder(self.archive, lambda ms: self.table.limit(ms, confidence))
 
     def architecture(self, entry: dict[str, Any]) -> Architecture:
         return self.space.domain.parse(entry["architecture"])
@@ -71,29 +115,24 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """
     runs = [Run.load(folder) for folder in folders]
     results = [run.result for run in runs]
+    archives = [
+        np.array([(r["predicted_ms"], r["expected_top1_percent"]) for r in run.archive])
+        for run in runs
+    ]
     figures: dict[str, Figure] = {
-        "pareto": pictures.pareto(results, [run.cloud for run in runs]),
+        "pareto": pictures.pareto(results, [run.cloud for run in runs], archives),
         "predicted": pictures.predicted_measured(results),
-        "convergence": pictures.convergence(results, [run.journal for run in runs]),
+        "convergence": pictures.convergence(results, [run.scored() for run in runs]),
     }
-    schedule = None
+    winners: list[dict[str, Any]] = []
     if len(runs) == 1:
         (run,) = runs
-        dense = next(b for b in run.result["baselines"] if b["name"] == "largest dense")
-        table = LatencyTable.load(run.folder / "table")
-        rows = [
-            [
-                (layer.path, table.cost(layer))
-                for layer in run.space.layers(run.architecture(entry), run.classes)
-            ]
-            for entry in (run.result["winner"], dense)
-        ]
-        figures["layers"] = pictures.layers(*rows)
         shown = _look(run)
+        figures["layers"] = pictures.layers(_rows(run))
         figures["kept"] = pictures.kept_windows(
             [s.pixels for s in shown], [s.title for s in shown], [s.kept for s in shown]
         )
-        schedule = _schedule(run, shown[0].kept)
+        winners = [_winner(run, answer) for answer in run.answers]
         for name, figure in figures.items():
             write_bytes(run.folder / "pictures" / f"{name}.png", pictures.png(figure))
             write_text(run.folder / "pictures" / f"{name}.svg", pictures.svg(figure))
@@ -102,34 +141,54 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         name: _img(pictures.png(figure)) if name == "kept" else pictures.svg(figure)
         for name, figure in figures.items()
     }
-    environment = Environment(
-        loader=PackageLoader("nas", "assets"), autoescape=select_autoescape(default=True)
-    )
-    environment.filters["ms"] = lambda v: "-" if v is None else f"{v:.2f}"
-    environment.filters["pct"] = lambda v: "-" if v is None else f"{v:.1f}"
-    page = environment.get_template("report.html.jinja").render(
-        runs=results, pictures=drawn, schedule=schedule, headline=[_headline(r) for r in results]
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(runs=runs, results=results, pictures=drawn, winners=winners)
     )
     path = out or runs[0].folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _headline(result: dict[str, Any]) -> str:
-    """The result in one sentence, against the best dense network that also fits."""
-    w = result["winner"]
-    used = 100 * w["measured_ms"] / result["budget_ms"]
-    text = (
-        f"{w['test_top1_percent']:.1f} % in {w['measured_ms']:.1f} ms: the winner uses "
-        f"{used:.0f} % of the {result['budget_ms']:g} ms budget"
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nas", "assets"), autoescape=select_autoescape(default=True)
     )
-    dense = next((b for b in result["baselines"] if b["name"] == "best dense"), None)
-    if dense is None:
-        return text + "; no dense network fits."
-    gain = w["test_top1_percent"] - dense["test_top1_percent"]
-    side = "above" if gain >= 0 else "below"
-    difference = f"{abs(gain):.1f} points {side}"
-    return f"{text}, {difference} the best dense network found within it."
+    environment.filters |= {
+        "ms": lambda v: "-" if v is None else f"{v:.2f}",
+        "pct": lambda v: "-" if v is None else f"{v:.1f}",
+        "short": lambda v: f"{v:g}",
+        "number": number,
+    }
+    environment.globals |= {
+        "headline": headline,
+        "above_dense": above_dense,
+        "odds": odds,
+        "verdict": verdict,
+    }
+    return environment
+
+
+def _rows(run: Run) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Milliseconds by layer of the winners and of the largest dense network."""
+    answers = run.answers
+    dense = next(b for b in answers[0]["baselines"] if b["name"] == "largest dense")
+    several = len(answers) > 1
+    entries = [
+        (f"winner within {a['budget_ms']:g} ms" if several else "winner", a["winner"])
+        for a in answers
+    ]
+    return [
+        (
+            name,
+            [
+                (layer.path, run.table.cost(layer))
+                for layer in run.space.layers(run.architecture(entry), run.classes)
+            ],
+        )
+        for name, entry in [*entries, ("largest dense", dense)]
+    ]
 
 
 @dataclass(frozen=True)
@@ -158,7 +217,7 @@ def _look(run: Run) -> list[Shown]:
         x = resize(data.tensor(pixels[i : i + 1]), architecture.resolution)
         with torch.no_grad():
             predicted = int(network(x).argmax())
-        sign = "✓" if predicted == labels[i] else f"✗ {data.classes[predicted]}"
+        sign = "✓" if predicted == labels[i] else f"\n✗ {data.classes[predicted]}"
         raw = resize(torch.from_numpy(pixels[i : i + 1]).float() / 255, architecture.resolution)
         shown.append(
             Shown(
@@ -170,9 +229,27 @@ def _look(run: Run) -> list[Shown]:
     return shown
 
 
-def _schedule(run: Run, kept: dict[str, NDArray[np.bool_]]) -> list[dict[str, Any]]:
-    """The winner stage by stage; for each block its fields and the share it works on."""
-    space, architecture = run.space, run.architecture(run.result["winner"])
+def _winner(run: Run, answer: dict[str, Any]) -> dict[str, Any]:
+    """What the winner of a budget is made of."""
+    space, architecture = run.space, run.architecture(answer["winner"])
+    layers = space.layers(architecture, run.classes)
+    return {
+        "budget_ms": answer["budget_ms"],
+        "resolution": architecture.resolution,
+        "params": sum(map(count_params, layers)),
+        "macs": sum_macs(layers).total,
+        "stages": _schedule(space, architecture, run.classes),
+    }
+
+
+def _schedule(space: SearchSpace, architecture: Architecture, classes: int) -> list[dict[str, Any]]:
+    """An architecture stage by stage; for each block its fields and the share it works on."""
+    import torch
+
+    # How many windows a block keeps depends neither on weights nor on the image.
+    side = architecture.resolution
+    with torch.no_grad():
+        kept = Network(space, architecture, classes).eval().kept(torch.rand(1, 3, side, side))
     stages: list[dict[str, Any]] = []
     state: Any = None
     for i, value in enumerate(space.domain.flatten(architecture)):
@@ -182,7 +259,8 @@ def _schedule(run: Run, kept: dict[str, NDArray[np.bool_]]) -> list[dict[str, An
         if isinstance(value, int) and i:  # the width that opens a stage
             stages.append({"width": value, "blocks": []})
         elif i and value is not None:
-            shares = [kept[layer.path].mean() for layer in part.layers if layer.path in kept]
+            paths = [layer.path for layer in part.layers]
+            shares = [float(kept[p].double().mean()) for p in paths if p in kept]
             share = float(np.mean(shares)) if shares else 1.0  # a block that cannot prune
             fields = {k: v for k, v in vars(value).items() if k != "sparsity"}
             stages[-1]["blocks"].append({"fields": fields, "kept": 100 * share})
