@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 
 from nas.graph import Ints
 from nas.space import Position
@@ -43,19 +42,14 @@ def one_thread() -> Iterator[None]:
     """Linear algebra on one thread: with two it rounds in another way, so that a search would go
     another way on another number of cores, and while others use these it takes ten times as long.
     """
-    if (blas := _blas()) is None:
+    with _blas().limit(limits=1, user_api="blas"):
         yield
-    else:
-        with blas.limit(limits=1, user_api="blas"):
-            yield
 
 
 @cache
-def _blas() -> Any:
-    """The libraries of linear algebra in this process, if the package is there that finds them."""
-    if find_spec("threadpoolctl") is None:
-        return None
-    return import_module("threadpoolctl").ThreadpoolController()
+def _blas() -> ThreadpoolController:
+    """The libraries of linear algebra in this process."""
+    return ThreadpoolController()
 
 
 class Fields:
