@@ -19,15 +19,14 @@ from typing import Any
 from nas.answers import Contest, Stopwatch, archive, can_answer, score_all, test
 from nas.budget import Budget, alternatives
 from nas.candidates import Candidate, rounded
-from nas.errors import RunError, UnknownNameError, UsageError
+from nas.errors import RunError, UnknownNameError
 from nas.evaluate import resize
 from nas.family import load_space
 from nas.job import Job, opened
 from nas.progress import console
 from nas.records import write_csv, write_json
-from nas.region import SAMPLERS
 from nas.runtimes import VERBS, load_runtime
-from nas.searchers import Searcher, searcher_names
+from nas.searchers import Searcher
 from nas.settings import Distribution, Settings
 from nas.statistics import hypervolumes
 
@@ -97,7 +96,6 @@ def search_networks(
         budgets=tuple(budgets), space=space, supernet=str(supernet), source_run=str(source_run),
         **settings,
     )  # fmt: skip
-    _check(chosen)
     the_space = load_space(space)
     folder = _run_folder(chosen, out, resume)
     job = Job(chosen, the_space, folder, Distribution(**where), resume, described)
@@ -129,23 +127,6 @@ def _known(device: str) -> bool:
     except UnknownNameError:
         return False
     return True
-
-
-def _check(settings: Settings) -> None:
-    if settings.sampler not in SAMPLERS:
-        raise UnknownNameError("sampler", settings.sampler, SAMPLERS)
-    if settings.searcher not in searcher_names():
-        raise UnknownNameError("searcher", settings.searcher, searcher_names())
-    if not 0.5 <= settings.confidence < 1:
-        raise UsageError(
-            f"a confidence is at least 0.5 and below 1, got {settings.confidence}", "e.g. 0.95"
-        )
-    if not 0 <= settings.race_error < 1:
-        raise UsageError(
-            f"the error of races is at least 0 and below 1, got {settings.race_error}", "e.g. 0.05"
-        )
-    if settings.batch < 1:
-        raise UsageError(f"a batch is at least 1, got {settings.batch}", "e.g. 8")
 
 
 def _run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:

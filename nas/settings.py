@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from nas.errors import UnknownNameError, UsageError
+from nas.region import SAMPLERS
+from nas.searchers import searcher_names
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,31 @@ class Settings:
     fresh: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        if self.searcher not in searcher_names():
+            raise UnknownNameError("searcher", self.searcher, searcher_names())
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(
+                f"a confidence is at least 0.5 and below 1, got {self.confidence}", "e.g. 0.95"
+            )
+        if not 0 <= self.race_error < 1:
+            raise UsageError(
+                f"the error of races is at least 0 and below 1, got {self.race_error}", "e.g. 0.05"
+            )
+        if self.batch < 1:
+            raise UsageError(f"a batch is at least 1, got {self.batch}", "e.g. 8")
+        if self.seed < 0:
+            raise UsageError(f"a seed is at least 0, got {self.seed}", "e.g. 0")
+        if not self.surrogate and self.searcher != "evolution":
+            raise UsageError(
+                f"the searcher {self.searcher} has no surrogate to do without",
+                "leave out --no-surrogate, or take --searcher evolution",
+            )
+        if self.source_run and not (Path(self.source_run) / "settings.json").exists():
+            raise UsageError(f"{self.source_run} is not a run", "give --from a run's directory")
+
     @property
     def device(self) -> str:
         """The device that is searched on."""
@@ -57,3 +87,10 @@ class Distribution:
     gpus: float = 0.0  # of each worker
     timeout_s: float = 600.0  # of one candidate, by workers
     reuse_mb: int = 512  # activations that candidates share, by process
+
+    def __post_init__(self) -> None:
+        if self.gpus and not self.workers and self.ray_address is None:
+            raise UsageError(
+                "GPUs are given to workers, and there are none",
+                "add --workers, or --ray-address for a cluster",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,16 +11,19 @@ import pytest
 import typer
 
 from nas import cli
-from nas.budget import Budget
+from nas.budget import Budget, alternatives, parse_count
 from nas.commands import listings
 from nas.errors import UsageError
 from nas.family import load_space, model_names
 from nas.graph import space_layers
+from nas.records import write_json
 
 OPTIONS = {
-    "search": {"--budget", "--space", "--data", "--device", "--supernet", "--out", "--resume",
-               "--evaluations", "--search-images", "--test-images", "--sampler", "--fresh",
-               "--table", "--confidence", "--seed", "--json"},
+    "search": {"--budget", "--space", "--data", "--device", "--confidence", "--max-params",
+               "--max-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
+               "--evaluations", "--search-images", "--test-images", "--searcher", "--sampler",
+               "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
+               "--gpus-per-worker", "--task-timeout", "--reuse-mb", "--seed", "--json"},
     "profile": {"--space", "--device", "--classes", "--out", "--rounds", "--minutes", "--context", "--from", "--rows", "--again",
                 "--json"},
     "audit": {"--json"},
@@ -35,6 +39,24 @@ OPTIONS = {
     "macs": {"--models", "--resolutions", "--out", "--json"},
     "list": {"--json"},
 }  # fmt: skip
+
+
+CONTRADICTORY = [f"--budget={name}={ms}ms" for name in ("a", "b") for ms in (1, 2)]
+BAD = {  # options of a search, and what the line that refuses them must say
+    ("--budget=20",): "has no unit",
+    ("--budget=ssh=",): "cannot read the budget 'ssh='",
+    ("--budget=ssh://pi@x=",): "--budget 20ms",
+    (*CONTRADICTORY,): "give several budgets for one device only",
+    ("--budget=20ms", "--max-params=5X"): "e.g. 5M, 300k or 1.5G",
+    ("--budget=20ms", "--max-macs=-3M"): "not a positive number of MACs",
+    ("--budget=20ms", "--searcher=evolutoin"): "did you mean evolution?",
+    ("--budget=20ms", "--confidence=1.5"): "e.g. 0.95",
+    ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
+    ("--budget=20ms", "--seed=-1"): "at least 0",
+    ("--budget=20ms", "--searcher=random", "--no-surrogate"): "leave out --no-surrogate",
+    ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
+    ("--budget=20ms", "--from=nowhere"): "nowhere is not a run; give --from a run's directory",
+}
 
 
 def call(capsys, *arguments):
@@ -61,16 +83,46 @@ def test_every_command_has_one_sentence_and_an_example(command, capsys):
     assert f"Example: vitnas {command}" in text
 
 
-def test_help_and_listing_devices_import_neither_torch_nor_ray():
+def test_help_listings_and_refusals_import_neither_torch_nor_ray():
+    calls = [["--help"], ["list", "devices"], ["list", "runs"]]
+    calls += [["search", *options] for options in BAD]
     code = (
         "import sys; from nas import cli\n"
-        "for words in (['--help'], ['list', 'devices'], ['search', '--budget', '20']):\n"
+        f"for words in {calls}:\n"
         "    try: cli.main(words)\n"
         "    except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_options_of_a_search_are_one_line_with_the_fix(options, capsys):
+    code, out, err = call(capsys, "search", *options)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert BAD[options] in err
+
+
+def test_the_help_of_a_search_reads_at_80_columns(capsys, monkeypatch):
+    """Options that go together stand together, whatever is new among them."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, text, _ = call(capsys, "search", "--help")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    order = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+    for together in (
+        ["--budget", "--space", "--data", "--device"],
+        ["--confidence", "--max-params", "--max-macs"],
+        ["--out", "--resume", "--from", "--fresh"],
+        ["--evaluations", "--search-images", "--test-images"],
+        ["--searcher", "--sampler", "--batch", "--surrogate", "--race-error"],
+        ["--workers", "--ray-address", "--gpus-per-worker", "--task-timeout", "--reuse-mb"],
+    ):
+        start = order.index(together[0])
+        assert order[start : start + len(together)] == together
 
 
 def test_import_nas_is_light_and_complete():
@@ -89,6 +141,58 @@ def test_import_nas_is_light_and_complete():
 )
 def test_budgets_are_read(text, ms):
     assert Budget.parse(text).latency_ms == pytest.approx(ms)
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "ms"),
+    [
+        ("20ms", "", 20),
+        ("ethos-u85-256=8ms", "ethos-u85-256", 8),
+        ("ssh://pi@x,threads=4=40ms", "ssh://pi@x,threads=4", 40),
+        ("torch-cpu,dtype=bfloat16 = 1s", "torch-cpu,dtype=bfloat16", 1000),
+    ],
+)
+def test_budgets_name_their_device(text, device, ms):
+    budget = Budget.parse(text)
+    assert budget == Budget(ms, device)
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        (["20ms"], [{"here": 20}]),
+        (["20ms", "12ms", "20ms"], [{"here": 20}, {"here": 12}]),  # one by one, each once
+        (["20ms", "npu=8ms"], [{"here": 20, "npu": 8}]),  # together
+        (["npu=8ms", "20ms"], [{"npu": 8, "here": 20}]),  # searched on the first
+        (["npu=8ms", "20ms", "12ms"], [{"here": 20, "npu": 8}, {"here": 12, "npu": 8}]),
+        (["here=20ms", "12ms"], [{"here": 20}, {"here": 12}]),
+    ],
+)
+def test_budgets_are_answered_one_by_one_or_hold_together(texts, wanted):
+    found = alternatives(map(Budget.parse, texts), "here")
+    assert [list(answer.items()) for answer in found] == [list(a.items()) for a in wanted]
+
+
+def test_budgets_that_can_be_combined_in_many_ways_are_refused():
+    texts = ["a=1ms", "b=1ms", "a=2ms", "b=2ms"]
+    with pytest.raises(UsageError, match="a and b"):
+        alternatives(map(Budget.parse, texts), "here")
+    with pytest.raises(UsageError, match="needs a budget"):
+        alternatives([], "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("5M", 5e6), ("300k", 3e5), ("1.5G", 1.5e9), ("2b", 2e9), (" 70 ", 70)]
+)
+def test_counts_are_read(text, count):
+    assert parse_count(text, "parameters") == count
+
+
+@pytest.mark.parametrize("text", ["5X", "", "M", "-1M", "0", "nan", "infk", "5 M M", "1e6"])
+def test_wrong_counts_are_refused(text):
+    with pytest.raises(UsageError, match=r"5M, 300k or 1\.5G"):
+        parse_count(text, "parameters")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +267,47 @@ def test_listings_as_json(what, capsys):
     code, out, _ = call(capsys, "list", what, "--json")
     assert code == 0
     assert isinstance(json.loads(out)[what], list)
+
+
+def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
+    """A run of several budgets, one that was stopped, and one of an earlier version."""
+    monkeypatch.chdir(tmp_path)
+
+    def answer(ms, measured, test, **others):
+        feasible = {"architectures": 9, "within_budget": 3}
+        winner = {"measured_ms": measured, "test_top1_percent": test}
+        return {"budget_ms": ms, "budgets": {"npu": ms, **others}, "feasible": feasible,
+                "winner": winner}  # fmt: skip
+
+    settings = {"space": "swin:micro", "device": "npu", "budget_ms": 20.0}
+    several = [answer(20.0, 18.5, 60.0, gpu=2.0), answer(12.0, 11.25, 58.0, gpu=2.0)]
+    budgets = {"budgets": [a["budgets"] for a in several]}
+    done = {**settings, **several[0], "answers": several, "verb": "modelled"}
+    early = {**settings, **answer(20.0, 19.0, 61.0)}
+    del early["budgets"]
+    for name, before, after in (
+        ("a", {**settings, **budgets}, done),
+        ("b", {**settings, **budgets}, None),
+        ("c", settings, early),
+    ):
+        write_json(tmp_path / "runs" / name / "settings.json", before)
+        if after:
+            write_json(tmp_path / "runs" / name / "run.json", after)
+    code, out, _ = call(capsys, "list", "runs", "--json")
+    assert code == 0
+    rows = json.loads(out)["runs"]
+    assert [[row[k] for k in ("run", "budget", "test")] for row in rows] == [
+        ["runs/a", "12 ms & 2 ms", "58.0 %"],
+        ["runs/a", "20 ms & 2 ms", "60.0 %"],
+        ["runs/b", "12 ms & 2 ms", ""],
+        ["runs/b", "20 ms & 2 ms", ""],
+        ["runs/c", "20 ms", "61.0 %"],
+    ]
+    assert [row["measured"] for row in rows] == [
+        "11.25 ms modelled", "18.50 ms modelled", "unfinished", "unfinished", "19.00 ms",
+    ]  # fmt: skip
+    code, out, _ = call(capsys, "list", "runs")
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_inspect_counts_what_the_layers_say(capsys):

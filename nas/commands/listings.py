@@ -23,7 +23,7 @@ class Listing(StrEnum):
     runs = "runs"
 
 
-_ONLY_JSON = {"bias %", "date", "folder"}  # 80 columns are few
+_ONLY_JSON = {"bias %", "date", "folder", "budgets"}  # 80 columns are few
 
 
 @app.command(name="list", epilog="Example: vitnas list models")
@@ -138,21 +138,31 @@ def _supernets() -> list[dict[str, Any]]:
 
 
 def _runs() -> list[dict[str, Any]]:
+    """A row for each budget of each run."""
+    from nas.page import complete
     from nas.records import read_json
 
     rows = []
     for path in sorted(Path("runs").glob("*/settings.json")):
-        s, done = read_json(path), path.parent / "run.json"
-        w = read_json(done)["winner"] if done.exists() else None
-        rows.append(
-            {
-                "run": str(path.parent),
-                "space": s["space"],
-                "budget": f"{s['budget_ms']:g} ms",
-                "measured": f"{w['measured_ms']:.2f} ms" if w else "unfinished",
-                "test": f"{w['test_top1_percent']:.1f} %" if w else "",
-            }
-        )
+        run, done = read_json(path), path.parent / "run.json"
+        if done.exists():
+            result = complete(read_json(done))
+            answers, verb = result["answers"], result["verb"]
+        else:
+            budgets = run.get("budgets") or [{run["device"]: run["budget_ms"]}]
+            answers, verb = [{"budgets": b, "budget_ms": b[run["device"]]} for b in budgets], ""
+        for answer in sorted(answers, key=lambda a: float(a["budget_ms"])):
+            w, how = answer.get("winner"), "" if verb == "measured" else f" {verb}"
+            rows.append(
+                {
+                    "run": str(path.parent),
+                    "space": run["space"],
+                    "budget": " & ".join(f"{ms:g} ms" for ms in answer["budgets"].values()),
+                    "measured": f"{w['measured_ms']:.2f} ms{how}" if w else "unfinished",
+                    "test": f"{w['test_top1_percent']:.1f} %" if w else "",
+                    "budgets": answer["budgets"],
+                }
+            )
     return rows
 
 

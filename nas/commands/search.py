@@ -43,18 +43,31 @@ def search(
     confidence: Annotated[
         float, typer.Option(help="That what is predicted within the budget measures within it.")
     ] = 0.95,
-    max_params: Annotated[str, typer.Option(help="At most so many parameters, e.g. 5M.")] = "",
-    max_macs: Annotated[str, typer.Option(help="At most so many MACs, e.g. 300M.")] = "",
+    max_params: Annotated[
+        str, typer.Option(metavar="COUNT", help="At most so many parameters, e.g. 5M.")
+    ] = "",
+    max_macs: Annotated[
+        str, typer.Option(metavar="COUNT", help="At most so many MACs, e.g. 300M.")
+    ] = "",
     supernet: Supernet = "",
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[DEVICE=]FOLDER", help="Latency table to use, one a device."),
+    ] = None,
     run: Annotated[
-        str, typer.Option("--out", help="Run directory; default: a new one in runs/.")
+        str,
+        typer.Option("--out", metavar="RUN", help="Run directory; default: a new one in runs/."),
     ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
     source: Annotated[
-        str, typer.Option("--from", help="Run whose scores are known: it may answer at once.")
+        str,
+        typer.Option(
+            "--from", metavar="RUN", help="Run whose scores are known: it may answer at once."
+        ),
     ] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
     evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 8,
     search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
     test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 500,
@@ -72,9 +85,6 @@ def search(
         float,
         typer.Option(help="Chance that a race drops a candidate that is not worse; 0: no races."),
     ] = 0.05,
-    reuse_mb: Annotated[
-        int, typer.Option(min=0, help="Activations that candidates share, in MB; 0: none.")
-    ] = 512,
     workers: Annotated[
         int, typer.Option(min=0, help="Worker processes (Ray); 0: none, in this process.")
     ] = 0,
@@ -85,53 +95,56 @@ def search(
     task_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds a worker may take for one candidate.")
     ] = 600,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
-    table: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[DEVICE=]FOLDER", help="Latency table to use, one a device."),
-    ] = None,
+    reuse_mb: Annotated[
+        int, typer.Option(min=0, help="Activations that candidates share, in MB; 0: none.")
+    ] = 512,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Search the most accurate architecture within a latency budget."""
     from nas.budget import Budget, alternatives, parse_count
+    from nas.settings import Distribution, Settings
 
     budgets = [Budget.parse(text) for text in budget]
-    alternatives(budgets, device)  # a contradiction is said before anything is loaded
-    params, macs = (
-        parse_count(text, what) if text else None
-        for text, what in ((max_params, "parameters"), (max_macs, "MACs"))
-    )
+    settings: dict[str, Any] = {
+        "data": data,
+        "confidence": confidence,
+        "max_params": parse_count(max_params, "parameters") if max_params else None,
+        "max_macs": parse_count(max_macs, "MACs") if max_macs else None,
+        "supernet": supernet,
+        "source_run": source,
+        "evaluations": evaluations,
+        "search_images": search_images,
+        "test_images": test_images,
+        "searcher": searcher,
+        "sampler": sampler.value,
+        "batch": batch,
+        "surrogate": surrogate,
+        "race_error": race_error,
+        "fresh": fresh,
+        "seed": seed,
+    }
+    distribution: dict[str, Any] = {
+        "workers": workers,
+        "ray_address": ray_address or None,
+        "gpus": gpus_per_worker,
+        "timeout_s": task_timeout,
+        "reuse_mb": reuse_mb,
+    }
+    # What is wrong with the options is said before anything is loaded.
+    Settings(budgets=tuple(alternatives(budgets, device)), space=space, **settings)
+    Distribution(**distribution)
     from nas.run import search_networks
 
     result = search_networks(
         budgets,
         space=space,
-        data=data,
         device=device,
-        confidence=confidence,
-        max_params=params,
-        max_macs=macs,
-        supernet=supernet,
         out=run or None,
         resume=resume,
-        source_run=source,
-        evaluations=evaluations,
-        search_images=search_images,
-        test_images=test_images,
-        searcher=searcher,
-        sampler=sampler.value,
-        batch=batch,
-        surrogate=surrogate,
-        race_error=race_error,
-        reuse_mb=reuse_mb,
-        workers=workers,
-        ray_address=ray_address or None,
-        gpus=gpus_per_worker,
-        timeout_s=task_timeout,
-        fresh=fresh,
-        seed=seed,
         table=table or (),
+        **settings,
+        **distribution,
     )
     if as_json:
         return print_json(result)
