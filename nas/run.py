@@ -19,7 +19,7 @@ from typing import Any
 from nas.answers import Contest, Stopwatch, archive, can_answer, score_all, test
 from nas.budget import Budget, alternatives
 from nas.candidates import Candidate, rounded
-from nas.errors import RunError, UnknownNameError
+from nas.errors import EvaluationError, RunError, UnknownNameError
 from nas.evaluate import resize
 from nas.family import load_space
 from nas.job import Job, opened
@@ -197,6 +197,11 @@ class _Run:
         else:
             console.print(f"answered from {job.base}: nothing new is scored", style="dim")
         score_all(job, "largest", [job.space.largest])
+        if error := job.scores.ledger.records.get(job.space.largest.id, {}).get("error"):
+            raise EvaluationError(
+                f"the largest network, which all are compared with, has no score: {error}",
+                "mend the cause; what was scored is kept",
+            )
         if not at_hand:
             dense = job.space.restrict("sparsity", 0)
             job.evolve(dense, max(1, settings.evaluations // 2), "dense")

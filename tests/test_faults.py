@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import nas
 from nas.answers import Stopwatch
@@ -30,6 +31,7 @@ from nas.campaign import profile
 from nas.data import load_data
 from nas.elastic import Network
 from nas.errors import EvaluationError, RunError
+from nas.evaluate import Evaluator
 from nas.family import load_space
 from nas.latency import LatencyTable
 from nas.records import Journal, read_json, write_json
@@ -244,7 +246,6 @@ def test_a_directory_of_another_search_is_refused_and_what_differs_named(undistu
 
 def test_rounding_does_not_depend_on_cores():
     """Two threads round otherwise than one, from about a hundred scores on."""
-    threads = pytest.importorskip("threadpoolctl")
     rng = np.random.default_rng(0)
     positions = tuple(SPACE.positions())
     sizes = [len(p.values) for p in positions]
@@ -252,7 +253,7 @@ def test_rounding_does_not_depend_on_cores():
     scores = rng.normal(size=300)
 
     def fitted(count):
-        with threads.threadpool_limits(count, user_api="blas"):
+        with threadpool_limits(count, user_api="blas"):
             surrogate = nas.Surrogate(positions).fit(paths, scores, 0.1)
             return [x.tobytes() for x in surrogate.posterior(paths)]
 
@@ -352,6 +353,21 @@ def test_a_run_of_other_networks_is_refused_and_what_differs_named(world, only_s
         pytest.raises(RunError, match="another process is writing"),
     ):
         nas.search(out=run, resume=True, **few)
+
+
+def test_without_the_network_that_all_are_compared_with_there_is_one_line(
+    world, only_search, monkeypatch, tmp_path
+):
+    whole, scored = load_space("swin:debug").largest, Evaluator.score
+
+    def score(self, architecture, *race):
+        if architecture == whole:
+            raise MemoryError("too large")
+        return scored(self, architecture, *race)
+
+    monkeypatch.setattr(Evaluator, "score", score)
+    with pytest.raises(EvaluationError, match=r"no score: MemoryError: too large .*; mend"):
+        nas.search(out=tmp_path / "run", **{**world, "evaluations": 2})
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_within_half_a_minute(world, tmp_path):
