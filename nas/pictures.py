@@ -245,7 +245,7 @@ def _volume(axes: Axes, volumes: Sequence[float], full: Ints, last: int, color: 
         return
     known = [0] if len(volumes) > len(full) else []  # what was known before the first
     at = [*known, *full.tolist()][: len(volumes)]
-    percent = [100 * v for v in volumes]
+    percent = [100 * v for v in volumes[: len(at)]]
     axes.step([*at, last], [*percent, percent[-1]], where="post", color=color, lw=1.6)
 
 
