@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from nas import pictures
+from nas.calibration import run_layer
 from nas.elastic import Network, count_params, sum_macs
 from nas.errors import RunError
 from nas.family import SearchSpace, load_space
@@ -244,12 +245,7 @@ def _winner(run: Run, answer: dict[str, Any]) -> dict[str, Any]:
 
 def _schedule(space: SearchSpace, architecture: Architecture, classes: int) -> list[dict[str, Any]]:
     """An architecture stage by stage; for each block its fields and the share it works on."""
-    import torch
-
-    # How many windows a block keeps depends neither on weights nor on the image.
-    side = architecture.resolution
-    with torch.no_grad():
-        kept = Network(space, architecture, classes).eval().kept(torch.rand(1, 3, side, side))
+    shares_of = _shares(Network(space, architecture, classes).eval())
     stages: list[dict[str, Any]] = []
     state: Any = None
     for i, value in enumerate(space.domain.flatten(architecture)):
@@ -260,11 +256,30 @@ def _schedule(space: SearchSpace, architecture: Architecture, classes: int) -> l
             stages.append({"width": value, "blocks": []})
         elif i and value is not None:
             paths = [layer.path for layer in part.layers]
-            shares = [float(kept[p].double().mean()) for p in paths if p in kept]
+            shares = [shares_of[path] for path in paths if path in shares_of]
             share = float(np.mean(shares)) if shares else 1.0  # a block that cannot prune
             fields = {k: v for k, v in vars(value).items() if k != "sparsity"}
             stages[-1]["blocks"].append({"fields": fields, "kept": 100 * share})
     return stages
+
+
+def _shares(network: Network) -> dict[str, float]:
+    """The share of its tokens that each layer that can prune works on, by path.
+
+    It depends neither on weights nor on the image, nor on precision: int8 needs ranges.
+    """
+    import torch
+
+    side = network.architecture.resolution
+    state: tuple[Any, ...] = (torch.zeros(1, 3, side, side),)
+    shares = {}
+    with torch.no_grad():
+        for layer in network.space.layers(network.architecture, network.classes):
+            module: Any = network.module(layer)
+            if (kept := module.kept(*state, **layer.sizes)) is not None:
+                shares[layer.path] = float(kept.double().mean())
+            state = run_layer(module, layer, state, bits=32)
+    return shares
 
 
 def _img(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 from dataclasses import fields
@@ -18,10 +19,12 @@ from nas import cli, export, page, stopwatch
 from nas.campaign import profile
 from nas.export import export_network
 from nas.family import load_space
+from nas.graph import Graph, decode
 from nas.records import read_json, write_json
-from nas.report import Run, write_report
+from nas.report import Run, _schedule, write_report
 from nas.settings import Settings
 from nas.stopwatch import Measurement
+from nas.trellis import Trellis
 
 SPACE = load_space("swin:debug")
 NEW = ("answers", "budgets", "quality", "hypervolume", "dropped", "set_aside", "imported_scores",
@@ -163,6 +166,25 @@ def test_the_page_tells_every_budget(finished):
     assert "(of 1 M allowed)" in text
     assert "undefined" not in text
     assert "None" not in text
+
+
+def test_the_schedule_of_any_precision_says_how_many_windows_a_block_keeps():
+    """By the row's own count of windows; int8 layers have no ranges here, and need none."""
+    graph = Graph.of(SPACE, 2)
+    paths = Trellis(graph, lambda _: 0.0).within(0.0, ticks=1).sample(40, np.random.default_rng(0))
+    found = set()
+    for path in paths:
+        architecture = decode(SPACE, path)
+        expected = [
+            100 * layer.sizes["kept"] / -((-layer.sizes["size"] // layer.sizes["window"]) ** 2)
+            for layer in SPACE.layers(architecture, 2)
+            if "kept" in layer.sizes and layer.path.endswith("_regular")
+        ]
+        stages = _schedule(SPACE, architecture, 2)
+        blocks = [block for stage in stages for block in stage["blocks"]]
+        assert [block["kept"] for block in blocks] == pytest.approx(expected)
+        found |= {block["fields"]["precision"] for block in blocks}
+    assert found == {"fp32", "int8"}
 
 
 def test_the_answers_are_in_order_and_the_first_stays_the_one_exported(finished):
