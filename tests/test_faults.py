@@ -281,7 +281,8 @@ def world(tmp_path_factory):
     network = Network(space, space.largest, 2).eval()
     save_supernet(root / "supernet", network, space.name, data, {})
     measured = profile(space, 2, folder=root / "measured", rounds=1)
-    calibration = {**measured.manifest["calibration"], "scale": 1e3, "overhead": 0.0}
+    sure = {"scale": 1e3, "overhead": 0.0, "factors": {}, "p95_percent": 5.0, "bias_percent": 0.0}
+    calibration = measured.manifest["calibration"] | sure
     manifest = {**measured.manifest, "calibration": calibration}
     LatencyTable(measured.rows, manifest, measured.references).save(root / "table")
     trellis = LatencyTable.load(root / "table").trellis(space, 2)
