@@ -1,4 +1,4 @@
-"""The whole front in one run: how near a single search gets to the optimum of each of eight budgets.
+"""The whole front in one run: how near one search gets to the optimum of each of eight budgets.
 
 `OMP_NUM_THREADS=1 python experiments/search_quality/front.py` (ten minutes on one core): the
 `knapsack` of `problems.py`, ten seeds, 300 evaluations in all. `evolution` is given all eight

@@ -2,7 +2,7 @@
 known although its accuracies are real.
 
 `python experiments/search_quality/small_supernet.py` (half an hour on two cores) writes
-`small_supernet.csv`: 3,024 architectures of `swin:micro` at 112 px (all heads; MLP ratio 2 or 4;
+`small_supernet.csv`: 2,160 architectures of `swin:micro` at 112 px (all heads; MLP ratio 2 or 4;
 sparsity 0, 40 or 80 %; one or two pairs of blocks in the last stage), each with its accuracy on 400
 images of the search split and its latency by the shipped table of torch on the CPU. Killed, it goes
 on where it was.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from nas.data import load_data
 from nas.evaluate import Evaluator
 from nas.family import SearchSpace, load_space
 from nas.graph import Graph, decode
-from nas.latency import find_table
+from nas.latency import LatencyTable, shipped_folder
 from nas.progress import bar
 from nas.records import Journal
 from nas.space import Choice, Fixed, Repeat, Space, Stage
@@ -46,7 +47,7 @@ def small_space() -> SearchSpace:
 
 
 def small_trellis(space: SearchSpace) -> Trellis:
-    table = find_table("latency_tables/torch-cpu/swin-micro")
+    table = LatencyTable.load(shipped_folder() / "torch-cpu" / "swin-micro")
     return Trellis(Graph.of(space, 10), table.cost, fixed=table.calibration.overhead)
 
 
@@ -56,8 +57,6 @@ def main() -> None:
     everything = Trellis(trellis.graph, lambda _: 0.0).within(0.0, ticks=1)
     network, _ = load_supernet(supernet_folder("swin:micro", data), "swin:micro", data)
     evaluator = Evaluator(network, data, data.search, 400, reuse=2**30)
-    import numpy as np
-
     paths = np.unique(everything.sample(40 * trellis.graph.count, np.random.default_rng(0)), axis=0)
     assert len(paths) == trellis.graph.count
     by_id = {(a := decode(space, path)).id: (a, path) for path in paths}

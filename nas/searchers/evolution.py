@@ -32,7 +32,7 @@ class Evolution:
     population: int = 96
     parents: int = 24
     mutation: float = 0.1
-    screened: int = 6  # generations on the surrogate for each real one
+    screened: int = 15  # generations on the surrogate for each real one
     random: int = 24
     surrogate: Surrogate | None = field(default=None, init=False)
     _fitted_on: int = field(default=-1, init=False)
