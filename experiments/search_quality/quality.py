@@ -90,7 +90,7 @@ def searched(name, problem, evaluations, seed):
 
 def gaps(problem, paths, scores, at):
     """The gap of the highest score among the first so many, for each number."""
-    return [problem.gap(paths[int(np.argmax(scores[:n]))]) for n in at if n <= len(scores)]
+    return [problem.gap(paths[int(np.argmax(scores[:n]))]) for n in at]
 
 
 def one(job):

@@ -135,7 +135,12 @@ class Searcher:
             if len(chosen) >= upto or (i and self._exhausted(region)):
                 return
             wanted = min((upto - len(chosen)) << i, max(_MOST, upto))
-            proposed = self.propose(region, known, wanted, self.rng)
+            stuck = i >= _TRIES // 2  # a searcher that repeats itself is helped by chance
+            proposed = (
+                region.sample(wanted, self.rng)
+                if stuck
+                else self.propose(region, known, wanted, self.rng)
+            )
             self._accept(region, proposed, chosen, upto)
 
     def _exhausted(self, region: Region) -> bool:
