@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,16 @@ settings.register_profile("vitnas", deadline=None)
 settings.load_profile("vitnas")
 
 DEBUG_SPACES = [name for name in space_names() if name.endswith(":debug")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests run on two cores beside each other; one that is `quiet`, whose times matter, alone."""
+    name = f"vitnas-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    with (Path(tempfile.gettempdir()) / name).open("w") as lock:
+        quiet = item.get_closest_marker("quiet") is not None
+        fcntl.flock(lock, fcntl.LOCK_EX if quiet else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from nas.latency import LatencyTable
 from nas.records import Journal
 from nas.runtimes import Runtime, Sample
 
+pytestmark = pytest.mark.quiet
+
 SPACE = load_space("swin:debug")
 CALL, FIRST = 3.0, 0.7  # what every call, and every first layer, costs on the device below
 

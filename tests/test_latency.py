@@ -22,6 +22,8 @@ from nas.records import Journal
 from nas.runtimes import load_runtime
 from nas.versions import layer_code
 
+pytestmark = pytest.mark.quiet
+
 SPACE = load_space("swin:debug")
 
 

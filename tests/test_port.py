@@ -13,6 +13,8 @@ from nas.errors import TableError, UsageError
 from nas.latency import LatencyTable, Row
 from nas.port import NOTE, Chosen, carry, check, choose_rows, kind_of, provenance
 
+pytestmark = pytest.mark.quiet
+
 KINDS = {"Embed": (0.2, 1.4), "Block": (0.05, 8.0), "Head": (0.02, 0.1)}
 DEVICE = {"name": "board", "batch": 1, "dtype": "float32", "threads": 1, "runtime": "torch"}
 

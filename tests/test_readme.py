@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import paint
 
+pytestmark = pytest.mark.quiet
+
 README = Path(__file__).parents[1] / "README.md"
 SMALLER = {
     "search": ["--evaluations", "2", "--search-images", "16", "--test-images", "10"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import nas
 from nas.budget import Budget
 from nas.campaign import profile
 from nas.candidates import Candidate
+from nas.elastic import count_params, sum_macs
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.family import load_space
 from nas.records import Journal, read_json
 from nas.report import Run, write_report
 from nas.space import Architecture
+
+pytestmark = pytest.mark.quiet
 
 SPACE = load_space("swin:debug")
 KEYS = {
@@ -166,6 +170,84 @@ def test_an_impossible_budget_names_the_smallest(settings, tmp_path):
         nas.search(out=tmp_path / "none", **{**settings, "budget": "0.001ms"})
     assert error.value.exit_code == 3
     assert not (tmp_path / "none").exists()
+
+
+def test_several_budgets_are_answered_from_one_run(settings, tmp_path):
+    low = settings["budget"].latency_ms
+    result = nas.search(out=tmp_path / "two", **{**settings, "budget": [low, 2 * low]})
+    assert [a["budget_ms"] for a in result["answers"]] == [low, 2 * low]
+    for answer in result["answers"]:
+        assert answer["winner"]["upper_ms"] <= answer["budget_ms"]
+        assert answer["feasible"]["within_budget"] <= 6656
+        assert {b["name"] for b in answer["baselines"]} > {"largest dense", "best dense"}
+    assert result["winner"] == result["answers"][0]["winner"]
+    known = read_json(tmp_path / "two" / "settings.json")
+    assert known["budgets"] == [{"torch-cpu": low}, {"torch-cpu": 2 * low}]
+    rows = (tmp_path / "two" / "archive.csv").read_text().splitlines()
+    assert rows[0].startswith("up_to_ms,id,predicted_ms,expected_top1_percent")
+    assert len(rows) > 2
+
+
+def test_another_run_answers_at_once_or_is_gone_on_from(finished, settings, tmp_path):
+    folder, before = finished
+    own = {k: v for k, v in settings.items() if k != "table"}
+    again = nas.search(out=tmp_path / "again", source_run=folder, **own)
+    assert again["evaluations"] == 0
+    assert again["imported_scores"] == len(Journal(folder / "candidates.jsonl").read())
+    assert not Journal(tmp_path / "again" / "candidates.jsonl").read()
+    assert again["winner"]["search_top1_percent"] == before["winner"]["search_top1_percent"]
+    more = nas.search(out=tmp_path / "more", source_run=folder, **{**own, "evaluations": 24})
+    assert more["evaluations"] == 24
+    new = {r["id"] for r in Journal(tmp_path / "more" / "candidates.jsonl").read()}
+    assert not new & {r["id"] for r in Journal(folder / "candidates.jsonl").read()}
+    with pytest.raises(RunError, match="another search_images"):
+        nas.search(out=tmp_path / "no", source_run=folder, **{**own, "search_images": 12})
+    with pytest.raises(RunError, match="is not a run"):
+        nas.search(out=tmp_path / "no", source_run=tmp_path, **own)
+
+
+def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):
+    def params(architecture):
+        return sum(count_params(layer) for layer in SPACE.layers(architecture, 2))
+
+    def macs(architecture):
+        return sum_macs(SPACE.layers(architecture, 2)).total
+
+    most = (params(SPACE.smallest) + params(SPACE.largest)) / 2
+    result = nas.search(out=tmp_path / "small", max_params=most, max_macs=macs(SPACE.largest) / 2,
+                        **settings)  # fmt: skip
+    for entry in [result["winner"], *result["front"]]:
+        architecture = SPACE.parse(json.dumps(entry["architecture"]))
+        assert params(architecture) <= most
+        assert macs(architecture) <= macs(SPACE.largest) / 2
+    with pytest.raises(InfeasibleError, match=r"at most parameters 10: the smallest possible"):
+        nas.search(out=tmp_path / "none", max_params=10, **settings)
+
+
+def test_a_second_device_holds_too_and_is_called_predicted(settings, table, tmp_path):
+    other = tmp_path / "board"
+    shutil.copytree(table, other)
+    trellis = nas.LatencyTable.load(other).trellis(SPACE, 2)
+    budget = (trellis.fastest + trellis.slowest) / 2
+    result = nas.search(
+        out=tmp_path / "run",
+        **{**settings, "budget": [settings["budget"], Budget(budget, "board")],
+           "table": [f"torch-cpu={table}", f"board={other}"]},
+    )  # fmt: skip
+    on = result["winner"]["other_devices"]["board"]
+    assert on["predicted_ms"] <= budget
+    assert on["measured_ms"] is None
+    assert result["budgets"] == {"torch-cpu": settings["budget"].latency_ms, "board": budget}
+    assert (tmp_path / "run" / "table-board" / "rows.csv").exists()
+
+
+@pytest.mark.parametrize("searcher", ["nsga2", "random"])
+def test_other_searchers_run_the_whole_way(searcher, settings, tmp_path):
+    result = nas.search(out=tmp_path / "run", searcher=searcher, race_error=0.0, reuse_mb=0,
+                        surrogate=False, **settings)  # fmt: skip
+    assert result["evaluations"] == 6
+    assert result["dropped"] == 0
+    assert result["surrogate_rank_correlation"] is None
 
 
 def test_the_rejection_sampler_works_and_counts(settings, tmp_path):

@@ -21,6 +21,8 @@ from nas.runtimes import load_runtime
 from nas.supernet import Recipe, load_supernet, train
 from nas.versions import layer_code
 
+pytestmark = pytest.mark.quiet
+
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
 
 
