@@ -55,11 +55,6 @@ class Settings:
             raise UsageError(f"a batch is at least 1, got {self.batch}", "e.g. 8")
         if self.seed < 0:
             raise UsageError(f"a seed is at least 0, got {self.seed}", "e.g. 0")
-        if not self.surrogate and self.searcher != "evolution":
-            raise UsageError(
-                f"the searcher {self.searcher} has no surrogate to do without",
-                "leave out --no-surrogate, or take --searcher evolution",
-            )
         if self.source_run and not (Path(self.source_run) / "settings.json").exists():
             raise UsageError(f"{self.source_run} is not a run", "give --from a run's directory")
 

@@ -53,7 +53,6 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--confidence=1.5"): "e.g. 0.95",
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
-    ("--budget=20ms", "--searcher=random", "--no-surrogate"): "leave out --no-surrogate",
     ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
     ("--budget=20ms", "--from=nowhere"): "nowhere is not a run; give --from a run's directory",
 }

@@ -176,7 +176,7 @@ def test_the_schedule_of_any_precision_says_how_many_windows_a_block_keeps():
     for path in paths:
         architecture = decode(SPACE, path)
         expected = [
-            100 * layer.sizes["kept"] / -((-layer.sizes["size"] // layer.sizes["window"]) ** 2)
+            100 * layer.sizes["kept"] / math.ceil(layer.sizes["size"] / layer.sizes["window"]) ** 2
             for layer in SPACE.layers(architecture, 2)
             if "kept" in layer.sizes and layer.path.endswith("_regular")
         ]
