@@ -266,7 +266,8 @@ def _schedule(space: SearchSpace, architecture: Architecture, classes: int) -> l
 def _shares(network: Network) -> dict[str, float]:
     """The share of its tokens that each layer that can prune works on, by path.
 
-    It depends neither on weights nor on the image, nor on precision: int8 needs ranges.
+    It depends neither on weights nor on precision, and int8 would need ranges; on the image only
+    where a map is padded, by which windows are kept.
     """
     import torch
 

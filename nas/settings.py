@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from nas.errors import UnknownNameError, UsageError
@@ -55,8 +54,6 @@ class Settings:
             raise UsageError(f"a batch is at least 1, got {self.batch}", "e.g. 8")
         if self.seed < 0:
             raise UsageError(f"a seed is at least 0, got {self.seed}", "e.g. 0")
-        if self.source_run and not (Path(self.source_run) / "settings.json").exists():
-            raise UsageError(f"{self.source_run} is not a run", "give --from a run's directory")
 
     @property
     def device(self) -> str:

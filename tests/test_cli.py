@@ -54,7 +54,7 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
     ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
-    ("--budget=20ms", "--from=nowhere"): "nowhere is not a run; give --from a run's directory",
+    ("--budget=20ms", "--from=nowhere"): "nowhere is not a run; give --from the directory of a run",
 }
 
 

@@ -103,6 +103,7 @@ def search(
 ) -> None:
     """Search the most accurate architecture within a latency budget."""
     from nas.budget import Budget, alternatives, parse_count
+    from nas.errors import UsageError
     from nas.settings import Distribution, Settings
 
     budgets = [Budget.parse(text) for text in budget]
@@ -132,6 +133,8 @@ def search(
         "reuse_mb": reuse_mb,
     }
     # What is wrong with the options is said before anything is loaded.
+    if source and not (Path(source) / "settings.json").exists():
+        raise UsageError(f"{source} is not a run", "give --from the directory of a run")
     Settings(budgets=tuple(alternatives(budgets, device)), space=space, **settings)
     Distribution(**distribution)
     from nas.run import search_networks
