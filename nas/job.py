@@ -70,6 +70,9 @@ class Job:
 
     def open(self, given: dict[str, Path], timed: Timed) -> None:
         """Tables, limits and weights; everything that may be wrong with a run is found here."""
+        kept = self.resume and (self.folder / "imported.jsonl").exists()
+        if self.base and not kept and not (self.base / "settings.json").exists():
+            raise RunError(f"{self.base} is not a run", "give --from the directory of a run")
         with timed("table"):
             self.tables = {device: self._table(device, given) for device in self.settings.devices}
         self.table = self.tables[self.settings.device]
@@ -117,7 +120,8 @@ class Job:
         if folder is None and self.resume and (own / "manifest.toml").exists():
             folder = own
         if folder is None and self.base is not None:
-            folder = self.base / self._table_name(device)
+            theirs = self.base / self._table_name(device)
+            folder = theirs if (theirs / "manifest.toml").exists() else None
         if folder is None:
             table = profile(self.space, self.classes, device)
         else:
@@ -248,8 +252,6 @@ class Job:
             return []
         if self.resume and (kept := self.folder / "imported.jsonl").exists():
             return Journal(kept).read()
-        if not (self.base / "settings.json").exists():
-            raise RunError(f"{self.base} is not a run", "give --from the directory of a run")
         before, identity = read_json(self.base / "settings.json"), self._identity()
         same = ("space", "data", "search_images", "space_fingerprint", "data_fingerprint",
                 "weights_fingerprint")  # fmt: skip
