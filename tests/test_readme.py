@@ -47,6 +47,14 @@ def test_every_command_of_the_readme_runs(tmp_path):
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
+def test_the_search_of_a_space_of_ones_own_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (own,) = [block for block in blocks if "nas.Additive(" in block]
+    program = [sys.executable, "-c", own]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert "Found(architecture=Net(layers=" in result.stdout, result.stderr
+
+
 def test_pictures_and_files_named_in_the_readme_exist():
     names = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README.read_text())
     for name in (a or b for a, b in names):
