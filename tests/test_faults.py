@@ -288,8 +288,8 @@ def world(tmp_path_factory):
     trellis = LatencyTable.load(root / "table").trellis(space, 2)
     return dict(
         budget=nas.Budget(0.5 * (trellis.fastest + trellis.slowest)), space=space.name,
-        data=data.name, supernet=root / "supernet", table=root / "table", evaluations=32,
-        search_images=80, test_images=8,
+        data=data.name, supernet=root / "supernet", table=root / "table", evaluations=26,
+        search_images=80, test_images=8, race_error=0.9,
     )  # fmt: skip
 
 
@@ -316,6 +316,7 @@ def test_networks_are_found_the_same_by_any_number_of_workers_and_after_a_kill(
     world, only_search, local_ray, tmp_path
 ):
     whole = nas.search(out=tmp_path / "none", **world)
+    assert whole["dropped"]  # races take part
     assert (
         len({c["top1_percent"] for c in Journal(tmp_path / "none" / "candidates.jsonl").read()}) > 3
     )
