@@ -32,6 +32,9 @@ def search_code() -> str:
     import nas
 
     folder = Path(nas.__file__).parent
-    names = ("engine", "graph", "racing", "region", "rules", "space", "surrogate", "trellis")
+    names = (
+        "candidates", "engine", "evaluate", "game", "graph", "job", "ledger", "prefix", "racing",
+        "region", "rules", "scoring", "space", "surrogate", "ticks", "trellis",
+    )  # fmt: skip
     files = [*(folder / f"{name}.py" for name in names), *(folder / "searchers").glob("*.py")]
     return fingerprint(*(file.read_bytes() for file in sorted(files)))
