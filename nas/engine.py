@@ -86,8 +86,10 @@ class Quality:
     """How far the answer may be from the best there is, and what more budget would bring.
 
     `bound` is exact for the surrogate: no path that fits is predicted above it (additive given the
-    first choice, costs rounded down). `gap` is what the answer is predicted below it;
-    `error` is the root mean square error of these predictions on scores left out of the fit.
+    first choice, costs rounded down; as far as the cost is known where it is a black box).
+    `within_budget` counts by the limit that leaves least, black boxes left out. `gap` is what the
+    answer is predicted below it; `error` is the root mean square error of these predictions on
+    scores left out of the fit.
     """
 
     bound: float | None
@@ -111,7 +113,7 @@ def judge(region: Region, known: Known, answer: Ints | None) -> Quality:
     count = region.graph.count
     inside = count
     for limit in region.limits:
-        if limit.trellis is not None and limit.bound < limit.trellis.slowest:
+        if limit.exact and limit.trellis and limit.bound < limit.trellis.slowest:
             inside = min(inside, limit.trellis.within(limit.bound, ticks=8192).count)
     bound = gap = error = gain = None
     if len(known) >= JUDGED_FROM and budget.trellis is not None:

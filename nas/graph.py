@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -289,9 +289,8 @@ def _domain(space: SearchSpace | Space[Any]) -> Space[Any]:
     return space if isinstance(space, Space) else space.domain
 
 
-@lru_cache
 def _positions(space: SearchSpace | Space[Any]) -> tuple[Position, ...]:
-    return tuple(_domain(space).positions())
+    return space.choices if isinstance(space, Space) else space.positions
 
 
 def space_layers(space: SearchSpace, classes: int) -> dict[str, Layer]:

@@ -29,7 +29,7 @@ from nas.family import SearchSpace
 from nas.graph import Graph, Ints, decode, encode
 from nas.latency import LatencyTable, find_table
 from nas.ledger import Ledger, Record
-from nas.progress import bar, console
+from nas.progress import bar, console, track
 from nas.records import Journal, fingerprint, read_json, write_json, write_text
 from nas.region import Limit, Region
 from nas.scoring import Scorer, Scoring, cargo, load_scorer
@@ -81,7 +81,7 @@ class Job:
         self.network, self.card = load_supernet(self.source, self.space.name, self.data)
         self.imported = self._imported()
         shipped = [] if self.settings.fresh else self._shipped_scores()
-        self._check_settings(shipped)
+        identity = self._checked(shipped)
         from nas.runtimes.torch_cpu import keep_heap
 
         keep_heap()
@@ -89,9 +89,11 @@ class Job:
             self.network, self.data, self.data.search, self.settings.search_images,
             reuse=self.distribution.reuse_mb << 20,
         )  # fmt: skip
+        pool = self._held.enter_context(self._pool())  # before anything is written: it may fail
         journal = Journal(self.folder / "candidates.jsonl")
+        self._write_down(identity)
         self._held.enter_context(journal.locked())
-        ledger = Ledger(self._held.enter_context(self._pool()), journal)
+        ledger = Ledger(pool, journal)
         self.scores = Scores(self.space, ledger, self.evaluator.images, shipped, self.imported)
         self.rng = np.random.default_rng(self.settings.seed)
 
@@ -167,7 +169,9 @@ class Job:
         )
         for name, most, count in counts:
             if most:
-                costs = {key: float(count(layer)) for key, layer in graph.items().items()}
+                layers = graph.items()
+                counted = track(layers.items(), name, len(layers), "layers")
+                costs = {key: float(count(layer)) for key, layer in counted}
                 limits.append(Limit.additive(name, most, _counted(graph, costs)))
         return Region(graph, limits, self.settings.sampler)
 
@@ -222,8 +226,8 @@ class Job:
             "code_fingerprint": fingerprint(*code),
         }
 
-    def _check_settings(self, shipped: Sequence[Record]) -> None:
-        """Refuse to go on with another run's directory; a new run writes down what it is."""
+    def _checked(self, shipped: Sequence[Record]) -> Record:
+        """What this run is; another run's directory is refused."""
         identity, file = self._identity(), self.folder / "settings.json"
         identity["scores_fingerprint"] = fingerprint([*shipped, *self.imported])
         if self.resume and file.exists():
@@ -234,8 +238,12 @@ class Job:
                     "resume with the same options, or start a new run without --resume",
                 )
             explicit_in_windows(before["explicit_in_windows"])  # a timing: today's may differ
-        else:
-            identity["explicit_in_windows"] = explicit_in_windows()
+        identity["explicit_in_windows"] = explicit_in_windows()
+        return identity
+
+    def _write_down(self, identity: Record) -> None:
+        file = self.folder / "settings.json"
+        if not file.exists():
             write_json(file, identity)  # from here on this is a run that can be resumed
         # A run stands by itself, whatever becomes of what it was started from.
         kept = self.folder / "imported.jsonl"

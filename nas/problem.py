@@ -133,6 +133,7 @@ def search_space(
     graph = _graph(space, latency)
     budgets = [_number(b) for b in (budget if isinstance(budget, Sequence) and not
                isinstance(budget, str) else [budget])]  # fmt: skip
+    _check(budgets, evaluations, batch, limits or {})
     rng = np.random.default_rng(seed)
     cost = _Costs(space, positions, graph, latency, rng)
     others = {
@@ -151,11 +152,13 @@ def search_space(
         "batch": batch, "code": search_code(),
     }  # fmt: skip
     with ExitStack() as held:
-        journal = _journal(out, resume, identity)
+        _refuse_other(out, resume, identity)
+        pool = open_pool(_made, (work,), workers=workers, address=ray_address, timeout_s=timeout_s)
+        held.enter_context(pool)
+        journal = _journal(out, identity)
         if journal is not None:
             held.enter_context(journal.locked())
-        pool = open_pool(_made, (work,), workers=workers, address=ray_address, timeout_s=timeout_s)
-        ledger = Ledger(held.enter_context(pool), journal)
+        ledger = Ledger(pool, journal)
         scored = partial(_scored, space, ledger)
         explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
@@ -167,6 +170,25 @@ def _number(budget: str | float | Budget) -> float:
     if isinstance(budget, str):
         budget = Budget.parse(budget)
     return budget.latency_ms if isinstance(budget, Budget) else float(budget)
+
+
+def _check(
+    budgets: Sequence[float], evaluations: int, batch: int, limits: Mapping[str, tuple[Any, float]]
+) -> None:
+    if not budgets:
+        raise UsageError("a search needs a budget", "e.g. budget=20.0")
+    bounds = {"budget": min(budgets, key=lambda b: b if math.isfinite(b) else -math.inf)}
+    for name, (_, bound) in limits.items():
+        if name == "budget":
+            raise UsageError("a further limit cannot be called budget", "give it another name")
+        bounds[name] = bound
+    for name, bound in bounds.items():
+        if not isinstance(bound, int | float) or not (math.isfinite(bound) and bound > 0):
+            raise UsageError(f"the limit {name} must be a positive number, got {bound!r}", "e.g. 5")
+    if evaluations < 1 or batch < 1:
+        raise UsageError(
+            f"evaluations and batch are at least 1, got {evaluations} and {batch}", "e.g. 200 and 8"
+        )
 
 
 def _graph(space: Space[Any] | SearchSpace, latency: Any) -> Graph:
@@ -194,6 +216,16 @@ class _Costs:
         self.space, self.cost, self.reach = space, cost, 0.0
         self.exact = True
         self._known: dict[tuple[int, ...], float] = {}
+        self._drawn: list[tuple[float, float]] = []  # true and estimated, where it is not exact
+        try:
+            self._solve(graph, positions, rng)
+        except ValueError as error:  # of the trellis
+            raise UsageError(
+                f"the latency of a choice cannot be used: {error}", "mend the table or the function"
+            ) from None
+
+    def _solve(self, graph: Graph, positions: Sequence[Position], rng: np.random.Generator) -> None:
+        cost = self.cost
         if hasattr(cost, "calibration"):  # a latency table
             self.trellis = Trellis(graph, cost.cost, fixed=cost.calibration.overhead)
         elif isinstance(cost, Additive):
@@ -217,7 +249,10 @@ class _Costs:
     def limit(self, name: str, bound: float) -> Limit:
         if self.exact:
             return Limit.additive(name, bound, self.trellis)
-        return Limit(name, bound, self.costs_of, self.trellis, bound + self.reach)
+        # What truly fits must be within reach, however wrong the estimate.
+        fitting = [estimate for true, estimate in self._drawn if true <= bound]
+        reach = max([bound + self.reach, *fitting])
+        return Limit(name, bound, self.costs_of, self.trellis, reach)
 
     def costs_of(self, paths: Ints) -> Floats:
         if self.exact:
@@ -226,7 +261,17 @@ class _Costs:
 
     def _call(self, path: tuple[int, ...]) -> float:
         if path not in self._known:
-            self._known[path] = float(self.cost(decode(self.space, np.array(path))))
+            member = decode(self.space, np.array(path))
+            try:
+                value = float(self.cost(member))
+            except Exception as error:
+                raise UsageError(
+                    f"the latency of {member} raised {type(error).__name__}: {error}",
+                    "mend the function",
+                ) from error
+            if not math.isfinite(value):
+                raise UsageError(f"the latency of {member} is {value}", "mend the function")
+            self._known[path] = value
         return self._known[path]
 
     @one_thread()
@@ -251,7 +296,9 @@ class _Costs:
         where = {p.name: {v: k for k, v in enumerate(p.values)} for p in positions}
         fixed = float(mean + sum(low))
         trellis = Trellis(graph, lambda item: costs_of[item[0]][where[item[0]][item[1]]], fixed)
-        return trellis, float(np.quantile(np.abs(trellis.costs_of(paths) - costs), 0.9))
+        estimates = trellis.costs_of(paths)
+        self._drawn = list(zip(costs.tolist(), estimates.tolist()))
+        return trellis, float(np.quantile(np.abs(estimates - costs), 0.9))
 
 
 def _table(cost: Any) -> dict[str, dict[Any, float]] | None:
@@ -283,7 +330,12 @@ class _Work:
         self.score = score
         self.known: dict[str, float] | None = None
         if not callable(score):
-            columns = [c for c in score.columns if c != "score"]
+            if "score" not in getattr(score, "columns", ()):
+                raise UsageError(
+                    f"a score cannot be {type(score).__name__} without a column called score",
+                    "give a function, or a DataFrame with a column for each choice and score",
+                )
+            columns = [c for c in score.columns if c not in ("score", "latency")]
             self.columns = columns
             self.known = {
                 _cells(dict(zip(columns, row[:-1]))): float(row[-1])
@@ -327,12 +379,25 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any]) -> str:
-    plain = {k: getattr(v, "item", lambda v=v: v)() for k, v in sorted(row.items())}
-    return json.dumps(plain)
+    """A row as text; empty cells, and whole numbers that became floats by them, as they were."""
+    plain = {k: _plain(v) for k, v in sorted(row.items())}
+    for name, value in plain.items():
+        if isinstance(value, float):
+            plain[name] = None if math.isnan(value) else int(value) if value % 1 == 0 else value
+    return json.dumps(plain, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _json(architecture: Any) -> str:
-    return json.dumps(asdict(architecture), separators=(",", ":"))
+    return json.dumps(
+        asdict(architecture),
+        separators=(",", ":"),
+        default=lambda v: getattr(v, "item", v.__str__)(),
+    )
 
 
 def _scored(space: Any, ledger: Ledger, paths: Ints) -> list[Score]:
@@ -346,10 +411,10 @@ def _scored(space: Any, ledger: Ledger, paths: Ints) -> list[Score]:
     return [Score(r.get("score", math.nan), error=r.get("error", "")) for r in records]
 
 
-def _journal(out: str | Path | None, resume: bool, identity: Record) -> Journal | None:
-    """The journal of a folder; one that belongs to another search is refused."""
+def _refuse_other(out: str | Path | None, resume: bool, identity: Record) -> None:
+    """Raise `RunError` if a folder belongs to another search."""
     if out is None:
-        return None
+        return
     folder = Path(out)
     file = folder / "settings.json"
     if file.exists():
@@ -363,9 +428,16 @@ def _journal(out: str | Path | None, resume: bool, identity: Record) -> Journal 
             )
     elif (folder / "candidates.jsonl").exists():
         raise RunError(f"{folder} has candidates of an unknown search", "choose another folder")
-    else:
+
+
+def _journal(out: str | Path | None, identity: Record) -> Journal | None:
+    """The journal of a folder, which is marked as that of this search."""
+    if out is None:
+        return None
+    file = Path(out) / "settings.json"
+    if not file.exists():
         write_json(file, identity)
-    return Journal(folder / "candidates.jsonl")
+    return Journal(Path(out) / "candidates.jsonl")
 
 
 def _exploration(space: Any, asked: Searcher, cost: _Costs, ledger: Ledger) -> Exploration:

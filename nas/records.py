@@ -78,7 +78,9 @@ class Journal:
         """Meanwhile no other process may lock this journal; `RunError` if one has."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a")
+            file = self.path.with_name(f".{self.path.name}.lock").open(
+                "a"
+            )  # `keep` makes a new file
         except OSError as error:
             raise _storage_error(self.path, error) from error
         with file:

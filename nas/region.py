@@ -95,11 +95,20 @@ class Region:
                 )
         inside = [] if self.sampler == "rejection" else [limit.within() for limit in self.limits]
         tightest = min(filter(None, inside), key=lambda within: within.count, default=None)
-        self.within = tightest or Trellis(self.graph, lambda _: 0.0).within(0.0, ticks=1)
+        self.within = tightest or _whole(self.graph)
 
     @property
     def positions(self) -> int:
         return len(self.graph.levels) - 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether what is proposed from is no estimate."""
+        return all(limit.exact or limit.trellis is None for limit in self.limits)
+
+    def anywhere(self, n: int, rng: np.random.Generator) -> Ints:
+        """Uniform draws, from the whole graph where what is proposed from is an estimate."""
+        return self.sample(n, rng) if self.exact else _whole(self.graph).sample(n, rng)
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:
         return self.within.sample(n, rng)
@@ -126,3 +135,7 @@ class Region:
     def fits(self, paths: Ints) -> np.ndarray:
         """Which of the paths (n, positions) meet every limit (n,)."""
         return np.array([cause == "" for cause in self.causes(paths)], dtype=bool)
+
+
+def _whole(graph: Graph) -> Within:
+    return Trellis(graph, lambda _: 0.0).within(0.0, ticks=1)

@@ -98,6 +98,11 @@ class Space(Generic[S]):
         for field, domain in self.domains:
             yield from domain.positions(f"{name}.{field}".lstrip("."))
 
+    @cached_property
+    def choices(self) -> tuple[Position, ...]:
+        """All positions. Kept by the space itself: others may be equal to it, as 1 is to True."""
+        return tuple(self.positions())
+
     def flatten(self, value: Any) -> Iterator[Any]:
         for field, domain in self.domains:
             yield from domain.flatten(getattr(value, field))

@@ -49,6 +49,17 @@ class Trellis:
         return mixed
 
     @cached_property
+    def step(self) -> float:
+        """What all costs are whole multiples of; 0 if that is nothing with up to three decimals."""
+        costs = np.unique(np.concatenate(self.costs))
+        for scale in (1, 10, 100, 1000):
+            whole = np.rint(costs * scale)
+            near = np.abs(costs * scale - whole) <= 1e-9 * np.maximum(whole, 1)
+            if near.all() and whole.max() < 2**53:
+                return float(np.gcd.reduce(whole.astype(np.int64))) / scale
+        return 0.0
+
+    @cached_property
     def cheapest(self) -> list[Floats]:
         """For each level and state: the cost of the cheapest way to the end (inf if none)."""
         return self._extreme(np.minimum, np.inf)
@@ -118,7 +129,7 @@ class Trellis:
         `Within.best` with costs rounded down: the best of a superset, at most one tick per position
         over the budget.
         """
-        tick = _tick(self, budget, ticks)
+        tick, ticks = _grid(self, budget, ticks)
         costs = self._in_ticks(tick, ticks, lambda x: np.floor(x + _SLACK))
         end = np.ones(ticks + 1, bool)
         return float(highest_scores(self.graph.levels, costs, scores, end)[0][0, ticks])
@@ -144,14 +155,17 @@ _SLACK = 1e-6
 _CELLS = 2**16  # ways that are looked at together, so that they stay in the cache
 
 
-def _tick(trellis: Trellis, budget: float, ticks: int) -> float:
+def _grid(trellis: Trellis, budget: float, ticks: int) -> tuple[float, int]:
+    """The size of a tick, and how many there are; exact where costs are multiples of a step."""
     room = budget - trellis.fastest
     if room < 0:
         raise InfeasibleError(
             f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",
             "raise the budget",
         )
-    return max(room / ticks, 1e-12 * abs(budget), 1e-300)
+    if trellis.step and 1 <= (whole := int(room / trellis.step + _SLACK)) <= ticks:
+        return trellis.step, whole
+    return max(room / ticks, 1e-12 * abs(budget), 1e-300), ticks
 
 
 class Within:
@@ -168,10 +182,12 @@ class Within:
         ticks: int,
         weights: Sequence[Floats] | None = None,
     ) -> None:
-        self.trellis, self.budget, self.floor, self.ticks = trellis, budget, floor, ticks
-        self.tick = _tick(trellis, budget, ticks)
+        self.trellis, self.budget, self.floor = trellis, budget, floor
+        self.tick, self.ticks = _grid(trellis, budget, ticks)
+        ticks = self.ticks
         self._costs = trellis._in_ticks(self.tick, ticks, lambda x: np.ceil(x - _SLACK))
-        band = ticks if floor <= trellis.fastest else int((budget - floor) / self.tick)
+        top = min(budget, trellis.fastest + ticks * self.tick)
+        band = ticks if floor <= trellis.fastest else int((top - floor) / self.tick + _SLACK)
         self._end = np.arange(ticks + 1) <= band
         self._weights = self._of_edges(weights) if weights else None
         self._tables = count_ways(trellis.graph.levels, self._costs, self._end, self._weights)

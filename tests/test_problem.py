@@ -200,6 +200,82 @@ def test_what_cannot_be_is_refused_in_one_line():
         nas.search(BUDGET, space=SPACE)
 
 
+@dataclass(frozen=True)
+class Cube:
+    a: int
+    b: int
+    c: int
+
+
+SIDE = nas.Choice(*range(8))
+CUBE = nas.Space(Cube, a=SIDE, b=SIDE, c=SIDE)
+CUBES = [Cube(*t) for t in itertools.product(range(8), repeat=3)]
+WHOLE = nas.Additive(lambda name, value: float(value))
+
+
+@pytest.mark.parametrize("budget", [7, 11, 13])
+def test_what_costs_exactly_the_budget_fits(budget):
+    found = nas.search(budget, space=CUBE, latency=WHOLE, score=lambda m: float(m.a * m.b * m.c),
+                       evaluations=512, searcher="random")  # fmt: skip
+    fitting = [m for m in CUBES if m.a + m.b + m.c <= budget]
+    assert found.answers[0].quality.within_budget == len(fitting) == len(found.candidates)
+
+
+@pytest.mark.parametrize(
+    ("latency", "budget"),
+    [
+        (lambda m: float(max(m.a, m.b, m.c)), 1.5),
+        (lambda m: float(max(m.a, m.b, m.c)), 3.0),
+        (lambda m: float((m.a + 1) * (m.b + 1) * (m.c + 1)), 4.0),
+        (lambda m: (m.a + m.b + m.c) ** 0.5, 1.1),
+    ],
+)
+def test_a_black_box_that_is_no_sum_is_searched_all_the_same(latency, budget):
+    found = nas.search(budget, space=CUBE, latency=latency, evaluations=60,
+                       score=lambda m: 2.0 * m.a + m.b + m.c)  # fmt: skip
+    best = max(2 * m.a + m.b + m.c for m in CUBES if latency(m) <= budget)
+    assert found.best.score == best
+    assert all(latency(c.architecture) <= budget for c in found.candidates)
+
+
+def test_a_frame_of_candidates_is_a_table_of_scores():
+    before = nas.search(BUDGET, space=SPACE, latency=TABLE, score=score, evaluations=200)
+    frame = before.frame()
+    again = nas.search(BUDGET, space=SPACE, latency=TABLE, score=frame, evaluations=20,
+                       failed_share=1.0)  # fmt: skip
+    assert len(again.candidates) > 5
+    known = {c.architecture: c.score for c in before.candidates}
+    assert all(known[c.architecture] == c.score for c in again.candidates)
+
+
+def test_equal_spaces_keep_their_own_values():
+    for values in ((1, 0), (True, False), (1.0, 0.0)):
+        space = nas.Space(Cube, a=nas.Choice(*values), b=SIDE, c=SIDE)
+        found = nas.search(5.0, space=space, latency=WHOLE, score=lambda m: float(m.a),
+                           evaluations=4, searcher="random")  # fmt: skip
+        assert all(type(c.architecture.a) is type(values[0]) for c in found.candidates)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"limits": {"x": (WHOLE, nan)}}, "must be a positive number, got nan"),
+        ({"limits": {"x": (WHOLE, "5M")}}, "must be a positive number"),
+        ({"limits": {"budget": (WHOLE, 3.0)}}, "cannot be called budget"),
+        ({"budget": nan}, "must be a positive number"),
+        ({"budget": []}, "needs a budget"),
+        ({"latency": nas.Additive(lambda n, v: nan)}, "cannot be used"),
+        ({"latency": lambda m: 1 / 0}, "raised ZeroDivisionError"),
+        ({"latency": lambda m: nan}, "is nan"),
+        ({"score": 5}, "without a column called score"),
+        ({"evaluations": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_anything_is_scored(changed, match):
+    with pytest.raises(UsageError, match=match):
+        nas.search(**{"budget": 5.0, "space": CUBE, "latency": WHOLE, "score": score, **changed})
+
+
 def test_a_member_that_breaks_the_rule_is_no_member():
     net = MEMBERS[0]
     falling = replace(net, layers=(Layer(3, "a"), Layer(1, "a")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from test_trellis import everything, random_trellis
@@ -11,6 +13,7 @@ from nas.errors import EvaluationError, InfeasibleError, UnknownNameError
 from nas.family import load_space
 from nas.region import Limit, Region
 from nas.searchers import Searcher, load_propose, searcher_names
+from nas.surrogate import Fields
 from nas.trellis import Trellis
 
 SPACE = load_space("swin:debug")
@@ -18,13 +21,17 @@ POSITIONS = SPACE.positions
 
 
 def problem(seed=0, share=0.33):
-    """Costs, a budget with a share of the space in it, additive scores, and the true optimum."""
+    """Costs, a budget with a share of the space in it, scores of fields alone and in pairs of
+    positions, and the true optimum."""
     trellis = random_trellis("swin:debug", seed)
     rng = np.random.default_rng(seed)
-    tables = [rng.normal(size=len(p.values)) for p in POSITIONS]
+    fields = Fields(POSITIONS)
+    alone = rng.normal(size=len(fields.owner))
+    pairs = [rng.normal(size=(len(a.values), len(b.values))) for a, b in pairwise(POSITIONS)]
 
     def score(paths):
-        return sum(t[paths[:, i]] for i, t in enumerate(tables))
+        together = sum(t[paths[:, i], paths[:, i + 1]] for i, t in enumerate(pairs))
+        return fields(paths) @ alone + 0.3 * together
 
     paths = np.array(list(everything("swin:debug")))
     costs, scores = trellis.costs_of(paths), score(paths)

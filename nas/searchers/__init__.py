@@ -137,7 +137,7 @@ class Searcher:
             wanted = min((upto - len(chosen)) << i, max(_MOST, upto))
             stuck = i >= _TRIES // 2  # a searcher that repeats itself is helped by chance
             proposed = (
-                region.sample(wanted, self.rng)
+                region.anywhere(wanted, self.rng)
                 if stuck
                 else self.propose(region, known, wanted, self.rng)
             )
@@ -145,9 +145,10 @@ class Searcher:
 
     def _exhausted(self, region: Region) -> bool:
         """Whether as many paths are known as the region proposes from, so that few can be left."""
-        if len(self._seen) < region.within.count:
+        count = region.within.count if region.exact else region.graph.count
+        if len(self._seen) < count:
             return False
-        return int(region.fits(np.array(sorted(self._seen))).sum()) >= region.within.count
+        return int(region.fits(np.array(sorted(self._seen))).sum()) >= count
 
     def _accept(
         self, region: Region, paths: Ints, chosen: list[tuple[int, ...]], upto: int
