@@ -330,8 +330,10 @@ def test_the_tasks_of_a_lost_node_are_done_on_another():
 
 
 WAIT = """
-import os, sys, time
+import os, signal, sys, time
 from nas.workers import open_pool
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def make():
     return lambda nap: (time.sleep(nap), os.getppid())[1]
@@ -358,6 +360,8 @@ def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed():
             )
             for _ in range(2)
         ]
+        for program in programs:
+            stack.callback(program.kill)  # a failure must not wait for it
         raylets = [Path(f"/proc/{int(program.stdout.readline())}") for program in programs]
         assert all("raylet" in (raylet / "cmdline").read_text() for raylet in raylets)
         begin = time.monotonic()
