@@ -34,6 +34,8 @@ from nas.link import Link, agent_source, printable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
 
+pytestmark = pytest.mark.quiet
+
 pytest.importorskip("onnxruntime")
 
 USERLAND = Path(os.environ.get("VITNAS_ARM64", ""))
