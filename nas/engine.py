@@ -151,11 +151,11 @@ def require_found(searcher: Searcher, region: Region) -> None:
     )
 
 
-def in_budget(region: Region, known: Known, scores: Sequence[float] | None = None) -> Ints | None:
-    """The known path with the highest score (or of `scores` beside it) that meets all limits."""
+def in_budget(region: Region, known: Known) -> Ints | None:
+    """The known path with the highest score that meets all limits."""
     fits = region.fits(known.paths)
     if not fits.any():
         return None
-    values = np.where(fits, known.scores if scores is None else np.asarray(scores), -np.inf)
+    values = np.where(fits, known.scores, -np.inf)
     best: Ints = known.paths[int(np.argmax(values))]
     return best
