@@ -26,6 +26,8 @@ from nas.statistics import pareto
 
 _MEASURED = 5  # best candidates that are re-measured, besides the front
 _ROUNDS = 10  # of three end-to-end samples of each
+_TRIES = 3  # to find one that measures within the budget, where the first ones did not
+_MARGIN = 1.03  # by which each try aims lower
 _FULL = 0.9  # share of a limit above which a network uses it
 
 
@@ -35,8 +37,9 @@ class Stopwatch:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.journal = Journal(job.folder / "measured.jsonl")
-        self.samples: dict[tuple[str, str], list[float]] = {
-            (r["device"], r["id"]): r["samples_ms"] for r in self.journal.read()
+        self.samples: dict[tuple[str, Architecture], list[float]] = {
+            (r["device"], job.space.parse(r["architecture"])): r["samples_ms"]
+            for r in self.journal.read()
         }
         self.measured: dict[Architecture, Candidate] = {}
 
@@ -45,7 +48,7 @@ class Stopwatch:
         device = self.job.settings.device
         self._run(device, [c.architecture for c in wanted])
         for candidate in wanted:
-            candidate.samples_ms = self.samples[device, candidate.architecture.id]
+            candidate.samples_ms = self.samples[device, candidate.architecture]
             self.measured.setdefault(candidate.architecture, candidate)
 
     def elsewhere(self, candidate: Candidate, wanted: dict[str, float]) -> bool:
@@ -60,7 +63,7 @@ class Stopwatch:
             try:
                 if device in self.job.described:  # else it is a label of a table
                     self._run(device, [candidate.architecture])
-                    samples = self.samples[device, candidate.architecture.id]
+                    samples = self.samples[device, candidate.architecture]
             except VitnasError as error:
                 console.print(f"{device}: predicted only ({error})", style="yellow", markup=False)
             candidate.others[device] = {
@@ -72,11 +75,17 @@ class Stopwatch:
             fits = fits and (not samples or upper_limit(samples) <= budget)
         return fits
 
+    def ratio(self, device: str) -> float:
+        """How many times as long as predicted networks take on a device now, in the median."""
+        own = [(a, samples) for (where, a), samples in self.samples.items() if where == device]
+        ratios = [median(samples) / self.job.predict_ms(a, device) for a, samples in own]
+        return median(ratios) if ratios else 1.0
+
     def _run(self, device: str, architectures: Iterable[Architecture]) -> None:
         from nas.stopwatch import measure_fresh
 
         wanted = dict.fromkeys(architectures)
-        missing = [a for a in wanted if (device, a.id) not in self.samples]
+        missing = [a for a in wanted if (device, a) not in self.samples]
         if not missing:
             return
         job = self.job
@@ -86,7 +95,7 @@ class Stopwatch:
             )  # fmt: skip
         for a, own in zip(missing, new):
             samples = [round(x, 4) for x in own.samples]
-            self.samples[device, a.id] = samples
+            self.samples[device, a] = samples
             self.journal.append({"device": device, "id": a.id, "architecture": a.to_json(),
                                  "samples_ms": samples})  # fmt: skip
 
@@ -169,18 +178,40 @@ class Contest:
         return [self.largest, *self.ranked[:_MEASURED], *self.front,
                 *(group[0] for group in self.best if group)]  # fmt: skip
 
-    def decide(self, watch: Stopwatch) -> None:
-        """The best that fits as measured is the winner; of each group likewise the best."""
+    def decide(self, watch: Stopwatch) -> bool:
+        """The best that fits as measured is the winner, if one does; of each group likewise."""
         winner = self._first_that_fits(self.ranked, watch, everywhere=True)
         if winner is None:
-            raise InfeasibleError(
-                f"every candidate predicted within {self.budget_ms:g} ms measured above it",
-                "measure the table again when the machine is quiet (vitnas profile --again), "
-                "or raise the budget",
-            )
+            return False
         self.winner = replace(winner, name="winner")
         best = [self._first_that_fits(group, watch) for group in self.best]
         self.baselines = [self.largest, *(c for c in best if c)]
+        return True
+
+    def further_inside(self, watch: Stopwatch, tries: int) -> Region:
+        """Where to search on when all that was predicted to fit has measured above the budget.
+
+        That is what fits with each device as slow as it is now, and a little more with each try.
+        Raises `InfeasibleError` where that is nothing, or after the last try.
+        """
+        slower = {d: max(1.0, watch.ratio(d)) * _MARGIN**tries for d in self.wanted}
+        try:
+            if tries > _TRIES:
+                raise InfeasibleError("")
+            region = self.job.limits.region(self.wanted, slower)
+        except InfeasibleError:
+            now = " and ".join(f"{device} {watch.ratio(device):.2f}" for device in self.wanted)
+            raise InfeasibleError(
+                f"every candidate predicted within {self.budget_ms:g} ms measured above it "
+                f"(measured over predicted: {now})",
+                "measure the table again when the machine is quiet (vitnas profile --again), "
+                "or raise the budget",
+            ) from None
+        console.print(
+            f"all that was predicted within {self.budget_ms:g} ms measured above it: searching on "
+            f"within {region.limits[0].bound:.4g} ms (predicted)", style="yellow",
+        )  # fmt: skip
+        return region
 
     def _first_that_fits(
         self, ranked: Sequence[Candidate], watch: Stopwatch, everywhere: bool = False
@@ -189,7 +220,7 @@ class Contest:
         left = list(ranked)
         while left:
             # On a day when the machine is slower than its table, skip what cannot fit.
-            ratio = median((c.measured_ms or 0) / c.predicted_ms for c in watch.measured.values())
+            ratio = watch.ratio(self.job.settings.device)
             left = [c for c in left if c.samples_ms or c.predicted_ms * ratio <= self.budget_ms]
             some, left = left[:_MEASURED], left[_MEASURED:]
             for candidate in some:

@@ -7,12 +7,9 @@ against these records, so that it ends as the undisturbed one would have.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
-from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +18,23 @@ import numpy as np
 from nas.campaign import profile
 from nas.candidates import Scores, best_hits
 from nas.data import Dataset, load_data
-from nas.elastic import count_macs, count_params, explicit_in_windows
-from nas.engine import explore, require_found
-from nas.errors import InfeasibleError, RunError, TableError
+from nas.elastic import explicit_in_windows
+from nas.engine import explore
+from nas.errors import RunError, TableError
 from nas.evaluate import Evaluator
 from nas.family import SearchSpace
-from nas.graph import Graph, Ints, decode, encode
+from nas.graph import Ints, decode, encode
 from nas.latency import LatencyTable, find_table
 from nas.ledger import Ledger, Record
-from nas.progress import bar, console, track
+from nas.limits import Limits
+from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_json, write_text
-from nas.region import Limit, Region
+from nas.region import Region
 from nas.scoring import Scorer, Scoring, cargo, load_scorer
 from nas.searchers import Searcher, load_propose
 from nas.settings import Distribution, Settings
 from nas.space import Architecture
 from nas.supernet import load_supernet, supernet_folder
-from nas.trellis import Trellis
 from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
 
@@ -76,8 +73,9 @@ class Job:
         with timed("table"):
             self.tables = {device: self._table(device, given) for device in self.settings.devices}
         self.table = self.tables[self.settings.device]
-        self.feasible = [self._feasible(wanted) for wanted in self.settings.budgets]
-        self.regions = [self.region(self.space, wanted) for wanted in self.settings.budgets]
+        self.limits = self.limits_of(self.space)
+        self.feasible = [self.limits.feasible(wanted) for wanted in self.settings.budgets]
+        self.regions = [self.limits.region(wanted) for wanted in self.settings.budgets]
         self.network, self.card = load_supernet(self.source, self.space.name, self.data)
         self.imported = self._imported()
         shipped = [] if self.settings.fresh else self._shipped_scores()
@@ -149,68 +147,8 @@ class Job:
             return "table"
         return "table-" + "".join(c if c.isalnum() or c in "-." else "_" for c in device)
 
-    @cached_property
-    def _unusable(self) -> set[str]:
-        return {key for t in self.tables.values() for key, row in t.rows.items() if not row.usable}
-
-    def region(self, space: SearchSpace, wanted: dict[str, float]) -> Region:
-        """What of a space meets these milliseconds by device, and the limits of all answers."""
-        graph = Graph.of(space, self.classes).without(self._unusable)
-        limits = []
-        for device, ms in wanted.items():
-            table = self.tables[device]
-            trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
-            reach = self.limit_ms(device, ms, trellis)
-            name = "budget" if device == self.settings.device else device
-            limits.append(Limit.additive(name, reach, trellis, "ms"))
-        counts = (
-            ("parameters", self.settings.max_params, count_params),
-            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total),
-        )
-        for name, most, count in counts:
-            if most:
-                layers = graph.items()
-                counted = track(layers.items(), name, len(layers), "layers")
-                costs = {key: float(count(layer)) for key, layer in counted}
-                limits.append(Limit.additive(name, most, _counted(graph, costs)))
-        return Region(graph, limits, self.settings.sampler)
-
-    def limit_ms(self, device: str, budget_ms: float, trellis: Trellis) -> float:
-        """What a prediction may be, to measure within the budget with the confidence asked for."""
-        limit = self.tables[device].limit(budget_ms, self.settings.confidence)
-        return limit if trellis.fastest <= limit else budget_ms
-
-    def _feasible(self, wanted: dict[str, float]) -> dict[str, Any]:
-        """The extremes of the space and how many of it fit the budget of the first device.
-
-        Raises `InfeasibleError` with the smallest possible, and what it is made of.
-        """
-        budget = wanted[self.settings.device]
-        graph = Graph.of(self.space, self.classes).without(self._unusable)
-        for device, ms in wanted.items():
-            table = self.tables[device]
-            trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
-            if trellis.fastest > ms:
-                where = "this machine" if len(wanted) == 1 else device
-                named = "" if len(wanted) == 1 else f"{device}="
-                raise InfeasibleError(
-                    f"no architecture of {self.space.name} fits {ms:g} ms on {where}: the smallest "
-                    f"possible takes {trellis.fastest:.2f} ms (predicted): "
-                    f"{_made_of(trellis, table)}",
-                    f"raise the budget: --budget {named}{ceil(trellis.fastest * 11) / 10:g}ms",
-                )
-        table = self.table
-        trellis = Trellis(graph, table.cost, fixed=table.calibration.overhead)
-        return {
-            "fastest_ms": round(trellis.fastest, 4),
-            "slowest_ms": round(trellis.slowest, 4),
-            "architectures": graph.count,
-            "within_budget": (
-                graph.count
-                if budget >= trellis.slowest
-                else trellis.within(budget, ticks=8192).count
-            ),
-        }
+    def limits_of(self, space: SearchSpace) -> Limits:
+        return Limits(self.settings, space, self.classes, self.tables)
 
     def _identity(self) -> Record:
         weights = (self.source / "weights.safetensors").read_bytes()
@@ -301,29 +239,21 @@ class Job:
         shipped = self.scores.shipped
         return [a for a in self.scores.known if a in space and (a in shipped or a.id in earlier)]
 
-    def evolve(self, space: SearchSpace, evaluations: int, origin: str) -> Searcher | None:
-        """Ask, score, tell; what is known of this space takes part. None where nothing fits."""
-        regions = [] if space is not self.space else self.regions
-        for wanted in self.settings.budgets if space is not self.space else ():
-            try:
-                regions.append(self.region(space, wanted))
-            except InfeasibleError:
-                continue
-        if not regions:
-            return None
+    def evolve(
+        self, space: SearchSpace, regions: Sequence[Region], evaluations: int, origin: str
+    ) -> Searcher:
+        """Ask inside these regions of a space, score, tell; what is known of it takes part."""
         searcher = Searcher(
             load_propose(self.settings.searcher, **self._searcher_settings()),
             space.positions, regions, self.rng,
         )  # fmt: skip
-        if known := self.prior(space):
+        if known := [a for a in self.scores.known if a in space]:
             paths = np.array([encode(space, a) for a in known])
             noise = [self.scores.noise(a) for a in known]
             searcher.tell(paths, [self.scores.known[a] for a in known], noise)
         with bar(origin, evaluations, "candidates") as advance:
             explore(searcher, self._scored(space, origin, searcher, advance), evaluations,
                     self.settings.batch)  # fmt: skip
-        if space is self.space and not len(searcher.known):
-            require_found(searcher, regions[0])
         return searcher
 
     def _searcher_settings(self) -> dict[str, Any]:
@@ -379,20 +309,6 @@ def _predictions(table: LatencyTable) -> str:
     """A fingerprint of what a table predicts of anything."""
     rows = {key: row.median for key, row in table.rows.items() if row.usable}
     return fingerprint(rows, asdict(table.calibration))
-
-
-def _counted(graph: Graph, costs: dict[str, float]) -> Trellis:
-    return Trellis(graph, lambda layer: costs[layer.key])
-
-
-def _made_of(trellis: Trellis, table: LatencyTable) -> str:
-    """The dearest kinds of layers of the cheapest architecture."""
-    total: defaultdict[str, float] = defaultdict(float)
-    for layer in trellis.graph.along(trellis.cheapest_path()):
-        total[layer.module.__name__] += table.cost(layer)
-    dearest = sorted(total.items(), key=lambda item: -item[1])
-    parts = [f"{name} {ms:.2f}" for name, ms in dearest[:4] if ms > 0]
-    return ", ".join([*parts, f"overhead {trellis.fixed:.2f}"])
 
 
 @contextmanager

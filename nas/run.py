@@ -8,23 +8,27 @@ so that it ends as the undisturbed one would have.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nas.answers import Contest, Stopwatch, archive, can_answer, score_all, test
 from nas.budget import Budget, alternatives
 from nas.candidates import Candidate, rounded
-from nas.errors import EvaluationError, RunError, UnknownNameError
+from nas.engine import require_found
+from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError
 from nas.evaluate import resize
 from nas.family import load_space
 from nas.job import Job, opened
 from nas.progress import console
 from nas.records import write_csv, write_json
+from nas.region import Region
 from nas.runtimes import VERBS, load_runtime
 from nas.searchers import Searcher
 from nas.settings import Distribution, Settings
@@ -162,22 +166,23 @@ class _Run:
     def __init__(self, job: Job, clock: Clock) -> None:
         self.job, self.settings, self.folder, self.clock = job, job.settings, job.folder, clock
         self.contests = [Contest(job, i) for i in range(len(self.settings.budgets))]
+        self.searchers: list[Searcher] = []
 
     def run(self) -> dict[str, Any]:
         clock = self.clock
         self._greet()
         with clock.part("search"):
-            searcher = self._search()
+            self._search()
         with clock.part("measure"):
             watch = Stopwatch(self.job)
             watch([c for contest in self.contests for c in contest.to_measure()])
-            for contest in self.contests:
-                contest.decide(watch)
+        for contest in self.contests:
+            self._decide(contest, watch)
         with clock.part("test"):
             test(self.job, [c for one in self.contests for c in (one.winner, *one.baselines)])
         with clock.part("export"):
             differences = self._export(self.contests[0].winner)
-        result = self._result(searcher, watch, differences)
+        result = self._result(watch, differences)
         self._write(result)
         from nas.report import write_report
 
@@ -187,15 +192,16 @@ class _Run:
         write_json(self.folder / "run.json", result)
         return result
 
-    def _search(self) -> Searcher | None:
-        """Candidates and baselines scored, ranked by expected accuracy; the searcher, if asked."""
-        job, settings = self.job, self.settings
+    def _search(self) -> None:
+        """Candidates and baselines scored, and ranked by expected accuracy."""
+        job = self.job
         at_hand = job.base is not None and all(can_answer(job, r) for r in job.regions)
-        searcher = None
-        if not at_hand:
-            searcher = job.evolve(job.space, settings.evaluations, "search")
-        else:
+        if at_hand:
             console.print(f"answered from {job.base}: nothing new is scored", style="dim")
+        else:
+            searcher = self._evolve(job.regions)
+            if not len(searcher.known):
+                require_found(searcher, job.regions[0])
         score_all(job, "largest", [job.space.largest])
         if error := job.scores.ledger.records.get(job.space.largest.id, {}).get("error"):
             raise EvaluationError(
@@ -203,14 +209,41 @@ class _Run:
                 "mend the cause; what was scored is kept",
             )
         if not at_hand:
-            dense = job.space.restrict("sparsity", 0)
-            job.evolve(dense, max(1, settings.evaluations // 2), "dense")
+            self._search_dense()
         for contest in self.contests:
             contest.score(new=not at_hand)
-        self.expected = job.scores.expected(job.space)
+        self._rank()
+
+    def _evolve(self, regions: Sequence[Region]) -> Searcher:
+        job = self.job
+        self.searchers.append(job.evolve(job.space, regions, self.settings.evaluations, "search"))
+        return self.searchers[-1]
+
+    def _search_dense(self) -> None:
+        """The baseline of dense networks has a search of its own, for the budgets that they fit."""
+        job, regions = self.job, []
+        dense = job.space.restrict("sparsity", 0)
+        limits = job.limits_of(dense)
+        for wanted in self.settings.budgets:
+            with suppress(InfeasibleError):
+                regions.append(limits.region(wanted))
+        if regions:
+            job.evolve(dense, regions, max(1, self.settings.evaluations // 2), "dense")
+
+    def _rank(self) -> None:
+        self.expected = self.job.scores.expected(self.job.space)
         for contest in self.contests:
             contest.rank(self.expected)
-        return searcher
+
+    def _decide(self, contest: Contest, watch: Stopwatch) -> None:
+        """The winner of one budget; searches on while nothing that is known measures within it."""
+        for tries in count(1):
+            with self.clock.part("measure"):
+                if contest.decide(watch):
+                    return
+            with self.clock.part("search"):
+                self._evolve([contest.further_inside(watch, tries)])
+                self._rank()
 
     def _greet(self) -> None:
         f, t, table = self.job.feasible[0], self.job.table.calibration, self.job.table
@@ -240,9 +273,7 @@ class _Run:
         formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
         return export_network(plain, images, expected, self.folder / "winner", formats)
 
-    def _result(
-        self, searcher: Searcher | None, watch: Stopwatch, differences: dict[str, float]
-    ) -> dict[str, Any]:
+    def _result(self, watch: Stopwatch, differences: dict[str, float]) -> dict[str, Any]:
         job, settings = self.job, self.settings
         answers = [contest.summary() for contest in self.contests]
         own = [r for r in job.scores.ledger.records.values() if r["origin"] == "search"]
@@ -259,9 +290,9 @@ class _Run:
             "random_draws": len(self.contests[0].groups["best of random draws"]),
             "shipped_scores": len(job.scores.shipped),
             "imported_scores": len(job.imported),
-            "proposals": searcher.proposals if searcher else 0,
-            "rejections": dict(searcher.rejections) if searcher else {},
-            "surrogate_rank_correlation": self._rank_correlation(searcher),
+            "proposals": sum(searcher.proposals for searcher in self.searchers),
+            "rejections": dict(sum((s.rejections for s in self.searchers), Counter())),
+            "surrogate_rank_correlation": self._rank_correlation(),
             "hypervolume": self._hypervolume(own),
             "verb": VERBS[job.table.measured_source],
             **answers[0],
@@ -273,8 +304,8 @@ class _Run:
             "exported": differences,
         }
 
-    def _rank_correlation(self, searcher: Searcher | None) -> float | None:
-        found = searcher.rank_correlation if searcher else float("nan")
+    def _rank_correlation(self) -> float | None:
+        found = self.searchers[0].rank_correlation if self.searchers else float("nan")
         return rounded(found) if found == found else None
 
     def _hypervolume(self, own: list[dict[str, Any]]) -> list[float]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,6 +171,37 @@ def test_an_impossible_budget_names_the_smallest(settings, tmp_path):
         nas.search(out=tmp_path / "none", **{**settings, "budget": "0.001ms"})
     assert error.value.exit_code == 3
     assert not (tmp_path / "none").exists()
+
+
+def a_machine_slower_than(table, times, monkeypatch):
+    """Every network takes `times` as long as the table says."""
+    predict = nas.LatencyTable.load(table).predict
+
+    def measure(device, space, architectures, classes, rounds, advance):
+        advance(rounds)
+        found = [predict(space, a, classes) * times for a in architectures]
+        return [SimpleNamespace(samples=[ms] * 3 * rounds) for ms in found]
+
+    monkeypatch.setattr("nas.stopwatch.measure_fresh", measure)
+
+
+def test_a_machine_slower_than_its_table_is_searched_further_inside(
+    settings, table, tmp_path, monkeypatch, capfd
+):
+    budget = settings["budget"].latency_ms / 2
+    a_machine_slower_than(table, 1.4, monkeypatch)
+    few = {**settings, "budget": budget, "evaluations": 3}
+    result = nas.search(out=tmp_path / "run", **few)
+    assert "searching on within" in capfd.readouterr().err
+    assert result["winner"]["measured_ms"] <= budget
+    assert result["winner"]["predicted_ms"] <= budget / 1.4
+    resumed = nas.search(out=tmp_path / "run", resume=True, **few)
+    same = ("winner", "front", "evaluations", "proposals", "rejections")
+    assert [resumed[key] for key in same] == [result[key] for key in same]
+    a_machine_slower_than(table, 40, monkeypatch)
+    with pytest.raises(InfeasibleError, match=r"measured over predicted: torch-cpu 40.00\)"):
+        nas.search(out=tmp_path / "none", **few)
+    assert Journal(tmp_path / "none" / "candidates.jsonl").read()
 
 
 def test_several_budgets_are_answered_from_one_run(settings, tmp_path):
