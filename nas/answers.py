@@ -108,6 +108,7 @@ class Contest:
         self.wanted = job.settings.budgets[index]
         self.budget_ms = self.wanted[job.settings.device]
         self.feasible = job.feasible[index]
+        self.exported: dict[str, Any] = {}  # where to, and the largest difference in each file
 
     @property
     def limit_ms(self) -> float:
@@ -265,6 +266,7 @@ class Contest:
             "baselines": [c.summary() for c in self.baselines],
             "front": [c.summary() for c in self.front],
             "quality": self.quality().summary(),
+            "exported": self.exported,
         }
 
     def _best_shipped(self) -> float | None:

@@ -31,11 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except _WrongUsage as error:
-        if "--json" in words:
-            fix = f"{error.ctx.command_path} --help" if error.ctx else "vitnas --help"
-            print_json({"error": {"kind": "usage", "message": error.format_message(), "fix": fix}})
+        fix = f"{error.ctx.command_path} --help" if error.ctx else "vitnas --help"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if not words:
+            error.show()  # the help
+        elif "--json" in words:
+            print_json({"error": {"kind": "usage", "message": message, "fix": fix}})
         else:
-            error.show()
+            print(f"vitnas: {message}; see {fix}", file=sys.stderr)
         sys.exit(error.exit_code)
     except VitnasError as error:
         if debug:

@@ -93,7 +93,9 @@ def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
 
 
 def _read_onnx(network: Network, images: Tensor, path: Path) -> Tensor:
-    session = _onnxruntime().InferenceSession(path.read_bytes())
+    options = _onnxruntime().SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = _onnxruntime().InferenceSession(path.read_bytes(), options)
     (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     return torch.from_numpy(output)
 

@@ -42,10 +42,14 @@ def _complete(answer: Mapping[str, Any], device: str) -> dict[str, Any]:
     feasible = answer["feasible"]
     every, fitting = feasible["architectures"], feasible["within_budget"]
     quality = {"architectures": every, "within_budget": fitting}
+    exported = answer.get("exported", {})
+    if "folder" not in exported:  # once there was one a run
+        exported = {"folder": "winner", "differences": exported}
     return {
         "budgets": {device: answer["budget_ms"]},
         "limit_ms": answer["budget_ms"],
         **answer,
+        "exported": exported,
         "quality": answer.get("quality") or {**dict.fromkeys(_NOT_JUDGED), **quality},
     }
 

@@ -134,14 +134,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             [s.pixels for s in shown], [s.title for s in shown], [s.kept for s in shown]
         )
         winners = [_winner(run, answer) for answer in run.answers]
+    drawn = {name: pictures.svg(figure) for name, figure in figures.items()}
+    if len(runs) == 1:
         for name, figure in figures.items():
-            write_bytes(run.folder / "pictures" / f"{name}.png", pictures.png(figure))
-            write_text(run.folder / "pictures" / f"{name}.svg", pictures.svg(figure))
-    drawn = {
-        # Photos are smaller as PNG, lines as SVG.
-        name: _img(pictures.png(figure)) if name == "kept" else pictures.svg(figure)
-        for name, figure in figures.items()
-    }
+            png = pictures.png(figure)
+            write_bytes(runs[0].folder / "pictures" / f"{name}.png", png)
+            write_text(runs[0].folder / "pictures" / f"{name}.svg", drawn[name])
+            if name == "kept":
+                drawn[name] = _img(png)  # photos are smaller as PNG, lines as SVG
     page = (
         _environment()
         .get_template("report.html.jinja")

@@ -20,7 +20,7 @@ from typing import Any
 
 from nas.answers import Contest, Stopwatch, archive, can_answer, score_all, test
 from nas.budget import Budget, alternatives
-from nas.candidates import Candidate, rounded
+from nas.candidates import rounded
 from nas.engine import require_found
 from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError
 from nas.evaluate import resize
@@ -32,6 +32,7 @@ from nas.region import Region
 from nas.runtimes import VERBS, load_runtime
 from nas.searchers import Searcher
 from nas.settings import Distribution, Settings
+from nas.space import Architecture
 from nas.statistics import hypervolumes
 
 
@@ -181,8 +182,8 @@ class _Run:
         with clock.part("test"):
             test(self.job, [c for one in self.contests for c in (one.winner, *one.baselines)])
         with clock.part("export"):
-            differences = self._export(self.contests[0].winner)
-        result = self._result(watch, differences)
+            self._export_winners()
+        result = self._result(watch)
         self._write(result)
         from nas.report import write_report
 
@@ -259,21 +260,31 @@ class _Run:
             f"{len(self.job.scores.known) + len(self.job.scores.ledger.written):,} scores known"
         )
 
-    def _export(self, winner: Candidate) -> dict[str, float]:
+    def _export_winners(self) -> None:
+        """That of the first budget into `winner/`, others into `winner-BUDGET/`."""
+        written: dict[Architecture, Contest] = {}
+        for contest in self.contests:
+            first = written.setdefault(contest.winner.architecture, contest)
+            if first is contest:
+                name = f"winner-{Budget(contest.budget_ms)}" if len(written) > 1 else "winner"
+                contest.exported = {"folder": name, "differences": self._export(contest, name)}
+            contest.exported = first.exported
+
+    def _export(self, contest: Contest, name: str) -> dict[str, float]:
         import torch
 
         from nas.export import export_network, onnx_installed
 
-        job = self.job
+        job, architecture = self.job, contest.winner.architecture
         pixels, _ = job.data.test.batch([0], job.space.largest.resolution)
-        images = resize(job.data.tensor(pixels), winner.architecture.resolution).contiguous()
-        plain = job.evaluator.subnet(winner.architecture)
+        images = resize(job.data.tensor(pixels), architecture.resolution).contiguous()
+        plain = job.evaluator.subnet(architecture)
         with torch.no_grad():
             expected = plain(images)
         formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
-        return export_network(plain, images, expected, self.folder / "winner", formats)
+        return export_network(plain, images, expected, self.folder / name, formats)
 
-    def _result(self, watch: Stopwatch, differences: dict[str, float]) -> dict[str, Any]:
+    def _result(self, watch: Stopwatch) -> dict[str, Any]:
         job, settings = self.job, self.settings
         answers = [contest.summary() for contest in self.contests]
         own = [r for r in job.scores.ledger.records.values() if r["origin"] == "search"]
@@ -301,7 +312,6 @@ class _Run:
             "table": asdict(job.table.calibration),
             "table_manifest": {k: v for k, v in job.table.manifest.items() if k != "calibration"},
             "supernet": {k: job.card[k] for k in ("space", "data", "fingerprint")},
-            "exported": differences,
         }
 
     def _rank_correlation(self) -> float | None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,14 @@ from hypothesis import settings
 from PIL import Image
 
 from nas.data import Dataset, load_data
-from nas.elastic import Network
-from nas.family import load_space, space_names
+from nas.elastic import Network, count_macs
+from nas.family import SearchSpace, load_space, space_names
+from nas.graph import space_layers
+from nas.latency import Calibration, LatencyTable, Row
+from nas.runtimes import load_runtime
+from nas.stopwatch import Measurement
 from nas.supernet import save_supernet
+from nas.versions import layer_code
 
 # A first example may build what the others share, and the machine may be busy.
 settings.register_profile("vitnas", deadline=None)
@@ -34,6 +40,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         quiet = item.get_closest_marker("quiet") is not None
         fcntl.flock(lock, fcntl.LOCK_EX if quiet else fcntl.LOCK_SH)
         return (yield)
+
+
+torch.set_num_threads(1)  # for fixtures of modules, too: two threads beside other tests only wait
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +88,40 @@ def debug_supernet(tmp_path_factory: pytest.TempPathFactory, photo_data: Dataset
     folder = tmp_path_factory.mktemp("supernet")
     save_supernet(folder, network, space.name, photo_data, {})
     return folder
+
+
+def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
+    """A table for two classes with rows made up from MACs; that real ones can be measured, and
+    what they are worth, is tested elsewhere."""
+    rows = {
+        key: Row(key, *(1e-3 + 1e-8 * count_macs(layer).total,) * 2, 0.0, 0.0, 1)
+        for key, layer in space_layers(space, 2).items()
+    }
+    manifest = {
+        "schema": 2,
+        "space": space.name,
+        "classes": 2,
+        "unit": "ms",
+        "source": "measured",
+        "date": "2000-01-01",
+        "rounds": 1,
+        "context": "isolated",
+        "device": load_runtime("cpu").describe(),
+        "layer_code": layer_code(space.family),
+        "calibration": asdict(Calibration(1.0, 0.0, 2, 2, 1.0, 2.0, 0.0, 1.0, 1.0)),
+    }
+    LatencyTable(rows, manifest).save(folder)
+    return LatencyTable.load(folder)
+
+
+def measure_as_predicted(
+    monkeypatch: pytest.MonkeyPatch, table: LatencyTable, times: float = 1.0
+) -> None:
+    """Every network measures what the table predicts of it, or so many times as much."""
+
+    def measure(device, space, architectures, classes, rounds, advance):
+        advance(rounds)
+        predicted = [times * table.predict(space, a, classes) for a in architectures]
+        return [Measurement([ms] * 3 * rounds, [], 1.0) for ms in predicted]
+
+    monkeypatch.setattr("nas.stopwatch.measure_fresh", measure)

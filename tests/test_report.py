@@ -10,19 +10,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
+from conftest import made_up_table, measure_as_predicted
 
 import nas
 import nas.run
-from nas import cli, export, page, stopwatch
-from nas.campaign import profile
+from nas import cli, export, page
 from nas.export import export_network
 from nas.family import load_space
 from nas.graph import Graph, decode
 from nas.records import read_json, write_json
 from nas.report import Run, _schedule, write_report
 from nas.settings import Settings
-from nas.stopwatch import Measurement
 from nas.trellis import Trellis
 
 SPACE = load_space("swin:debug")
@@ -34,21 +32,16 @@ NEW = ("answers", "budgets", "quality", "hypervolume", "dropped", "set_aside", "
 @pytest.fixture(scope="module")
 def finished(photo_data, debug_supernet, tmp_path_factory):
     """A run of two budgets whose networks take exactly what is predicted; weights alone exported."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("report")
-    table = profile(SPACE, 2, folder=folder / "table", rounds=3)
+    table = made_up_table(SPACE, folder / "table")
     trellis = table.trellis(SPACE, 2)
-    wide = round(trellis.fastest + trellis.slowest, 1) + 0.1
-
-    def measure_fresh(device, space, architectures, classes, rounds, advance):
-        predicted = (table.predict(space, a, classes) for a in architectures)
-        return [Measurement([ms] * 3 * rounds, [], 1.0) for ms in predicted]
+    wide = round(trellis.fastest + trellis.slowest, 3)
 
     def export_weights(network, images, expected, where, formats):
         return export_network(network, images, expected, where, ["safetensors"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stopwatch, "measure_fresh", measure_fresh)
+        measure_as_predicted(patch, table)
         patch.setattr(export, "export_network", export_weights)
         nas.search(
             [2 * wide, wide], space="swin:debug", data=photo_data.name, supernet=debug_supernet,

@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
-import torch
+from conftest import made_up_table, measure_as_predicted
 
 import nas
 from nas.budget import Budget
-from nas.campaign import profile
 from nas.candidates import Candidate
 from nas.elastic import count_params, sum_macs
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
@@ -24,8 +22,6 @@ from nas.family import load_space
 from nas.records import Journal, read_json
 from nas.report import Run, write_report
 from nas.space import Architecture
-
-pytestmark = pytest.mark.quiet
 
 SPACE = load_space("swin:debug")
 KEYS = {
@@ -37,17 +33,29 @@ KEYS = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table")
-    torch.set_num_threads(1)
-    profile(SPACE, 2, folder=folder, rounds=3)
+    made_up_table(SPACE, folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_predicted(table):
+    """So no noise decides these tests; a real stopwatch is in those of the whole way."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure_as_predicted(patch, nas.LatencyTable.load(table))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_onnx(monkeypatch):
+    """Seconds for each winner; the run that is `finished` has it, as it is made before this."""
+    monkeypatch.setattr("nas.export.onnx_installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
 def settings(table, photo_data, debug_supernet):
-    """A budget of twice the middle of the space: noise must not decide these tests."""
     trellis = nas.LatencyTable.load(table).trellis(SPACE, 2)
     return dict(
-        budget=Budget(trellis.fastest + trellis.slowest), space="swin:debug", data=photo_data.name,
+        budget=Budget(0.75 * (trellis.fastest + trellis.slowest)), space="swin:debug", data=photo_data.name,
         supernet=debug_supernet, table=table, evaluations=6, search_images=10, test_images=10,
     )  # fmt: skip
 
@@ -84,9 +92,7 @@ def test_the_winner_is_the_best_that_fits_as_measured(finished, settings):
     winner, budget = result["winner"], settings["budget"].latency_ms
     assert winner["upper_ms"] <= budget
     assert SPACE.domain.parse(winner["architecture"]) in SPACE
-    fitting = [
-        c["search_top1_percent"] for c in result["measured"] if c["measured_ms"] <= 0.5 * budget
-    ]
+    fitting = [c["search_top1_percent"] for c in result["measured"] if c["measured_ms"] <= budget]
     assert winner["search_top1_percent"] >= max(fitting)
 
 
@@ -98,7 +104,7 @@ def test_everything_is_written_and_loads(finished):
     assert read_json(folder / "run.json") == json.loads(json.dumps(result))
     assert {p.name for p in (folder / "winner").iterdir()} >= {
         "architecture.json", "weights.safetensors", "model.pt2"}  # fmt: skip
-    assert max(result["exported"].values()) < 1e-4
+    assert max(result["exported"]["differences"].values()) < 1e-4
     assert (
         SPACE.parse((folder / "winner" / "architecture.json").read_text()).id
         == result["winner"]["id"]
@@ -173,24 +179,13 @@ def test_an_impossible_budget_names_the_smallest(settings, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def a_machine_slower_than(table, times, monkeypatch):
-    """Every network takes `times` as long as the table says."""
-    predict = nas.LatencyTable.load(table).predict
-
-    def measure(device, space, architectures, classes, rounds, advance):
-        advance(rounds)
-        found = [predict(space, a, classes) * times for a in architectures]
-        return [SimpleNamespace(samples=[ms] * 3 * rounds) for ms in found]
-
-    monkeypatch.setattr("nas.stopwatch.measure_fresh", measure)
-
-
 def test_a_machine_slower_than_its_table_is_searched_further_inside(
     settings, table, tmp_path, monkeypatch, capfd
 ):
-    budget = settings["budget"].latency_ms / 2
-    slower = budget / (1.1 * nas.LatencyTable.load(table).trellis(SPACE, 2).fastest)
-    a_machine_slower_than(table, slower, monkeypatch)
+    budget = settings["budget"].latency_ms
+    table = nas.LatencyTable.load(table)
+    slower = budget / (1.1 * table.trellis(SPACE, 2).fastest)
+    measure_as_predicted(monkeypatch, table, slower)
     few = {**settings, "budget": budget, "evaluations": 3}
     result = nas.search(out=tmp_path / "run", **few)
     assert "searching on within" in capfd.readouterr().err
@@ -199,7 +194,7 @@ def test_a_machine_slower_than_its_table_is_searched_further_inside(
     resumed = nas.search(out=tmp_path / "run", resume=True, **few)
     same = ("winner", "front", "evaluations", "proposals", "rejections")
     assert [resumed[key] for key in same] == [result[key] for key in same]
-    a_machine_slower_than(table, 40, monkeypatch)
+    measure_as_predicted(monkeypatch, table, 40)
     with pytest.raises(InfeasibleError, match=r"measured over predicted: torch-cpu 40.00\)"):
         nas.search(out=tmp_path / "none", **few)
     assert Journal(tmp_path / "none" / "candidates.jsonl").read()
@@ -213,7 +208,11 @@ def test_several_budgets_are_answered_from_one_run(settings, tmp_path):
         assert answer["winner"]["upper_ms"] <= answer["budget_ms"]
         assert answer["feasible"]["within_budget"] <= 6656
         assert {b["name"] for b in answer["baselines"]} > {"largest dense", "best dense"}
+        where = tmp_path / "two" / answer["exported"]["folder"]
+        assert SPACE.parse((where / "architecture.json").read_text()).id == answer["winner"]["id"]
+        assert (where / "weights.safetensors").exists()
     assert result["winner"] == result["answers"][0]["winner"]
+    assert result["exported"]["folder"] == "winner"
     known = read_json(tmp_path / "two" / "settings.json")
     assert known["budgets"] == [{"torch-cpu": low}, {"torch-cpu": 2 * low}]
     rows = (tmp_path / "two" / "archive.csv").read_text().splitlines()
@@ -286,16 +285,10 @@ def test_other_searchers_run_the_whole_way(searcher, settings, tmp_path):
 def test_the_rejection_sampler_works_and_counts(settings, tmp_path):
     fastest = nas.LatencyTable.load(settings["table"]).trellis(SPACE, 2)
     budget = fastest.fastest + 0.4 * (fastest.slowest - fastest.fastest)
-    try:
-        result = nas.search(
-            out=tmp_path / "r", **{**settings, "budget": budget, "sampler": "rejection"}
-        )
-    except InfeasibleError as error:  # on a noisy machine microseconds may not fit as measured
-        assert "measured above it" in str(error)
-        records = Journal(tmp_path / "r" / "candidates.jsonl").read()
-        assert sum(r["origin"] == "search" for r in records) == 6
-    else:
-        assert result["rejections"]["over_budget"] > 0
+    result = nas.search(
+        out=tmp_path / "r", **{**settings, "budget": budget, "sampler": "rejection"}
+    )
+    assert result["rejections"]["over_budget"] > 0
 
 
 def test_unknown_names_are_refused_before_anything_runs(settings):
