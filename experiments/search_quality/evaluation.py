@@ -30,19 +30,19 @@ from statistics import median
 import numpy as np
 import torch
 
-import latency_tables
 from nas.data import load_data
 from nas.evaluate import Evaluator
 from nas.family import load_space
 from nas.graph import decode, encode
-from nas.latency import LatencyTable
+from nas.latency import LatencyTable, shipped_folder
 from nas.racing import Race
 from nas.records import Journal, read_json, write_json
 from nas.runtimes.torch_cpu import keep_heap
 from nas.supernet import load_supernet, supernet_folder
 from nas.surrogate import Surrogate
 
-SPACE, BUDGET_MS, IMAGES, PARENTS = "swin:micro", 20.0, 400, 6
+SPACE, TABLE = "swin:micro", "torch-cpu/swin-micro"
+BUDGET_MS, IMAGES, PARENTS = 20.0, 400, 6
 OUT = Path(__file__).with_name("evaluation.json")
 # Whether it races, whether it reuses activations.
 WAYS = {
@@ -51,6 +51,16 @@ WAYS = {
     "reuse": (False, True),
     "both": (True, True),
 }
+
+
+def shipped():
+    """The space, its supernet with the scenes, its folder, and its table of `torch-cpu`."""
+    torch.set_num_threads(1)
+    keep_heap()
+    space, data = load_space(SPACE), load_data("scenes")
+    folder = supernet_folder(SPACE, data)
+    network, _ = load_supernet(folder, SPACE, data)
+    return space, network, data, folder, LatencyTable.load(shipped_folder() / TABLE)
 
 
 def offspring(within, parents, n: int, rng) -> np.ndarray:
@@ -145,18 +155,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_heap()
-    space, data = load_space(SPACE), load_data("scenes")
-    folder = supernet_folder(SPACE, data)
-    network, _ = load_supernet(folder, SPACE, data)
-    tables = Path(latency_tables.__path__[0]) / "torch-cpu" / "swin-micro"
-    table = LatencyTable.load(next(tables.rglob("manifest.toml")).parent)
+    space, network, data, folder, table = shipped()
     within = table.trellis(space, network.classes).within(BUDGET_MS)
     records = Journal(folder / "scores.jsonl").read()
-    shipped = {space.parse(r["architecture"]): r["top1_percent"] for r in records}
-    fits = [a for a in shipped if table.predict(space, a, network.classes) <= BUDGET_MS]
-    scores = np.array([shipped[a] for a in fits])
+    known = {space.parse(r["architecture"]): r["top1_percent"] for r in records}
+    fits = [a for a in known if table.predict(space, a, network.classes) <= BUDGET_MS]
+    scores = np.array([known[a] for a in fits])
     paths = np.array([encode(space, a) for a in fits])
     parents = paths[np.argsort(-scores, kind="stable")[:PARENTS]]
 
