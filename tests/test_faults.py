@@ -299,7 +299,7 @@ def only_search(monkeypatch):
 
     def samples(watch, device, architectures):
         for a in architectures:
-            watch.samples[device, a.id] = [watch.job.predict_ms(a) / 2] * 9
+            watch.samples[device, a] = [watch.job.predict_ms(a) / 2] * 9
 
     monkeypatch.setattr(Stopwatch, "_run", samples)
     monkeypatch.setattr("nas.run._Run._export", lambda *_: {})
