@@ -33,8 +33,8 @@ def search_code() -> str:
 
     folder = Path(nas.__file__).parent
     names = (
-        "candidates", "engine", "evaluate", "game", "graph", "job", "ledger", "prefix", "racing",
-        "region", "rules", "scoring", "space", "surrogate", "ticks", "trellis",
+        "candidates", "engine", "evaluate", "game", "graph", "job", "ledger", "limits", "prefix",
+        "racing", "region", "rules", "scoring", "space", "surrogate", "ticks", "trellis",
     )  # fmt: skip
     files = [*(folder / f"{name}.py" for name in names), *(folder / "searchers").glob("*.py")]
     return fingerprint(*(file.read_bytes() for file in sorted(files)))
