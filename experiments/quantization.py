@@ -103,7 +103,6 @@ def latencies(networks, image) -> tuple[list[float], list[float]]:
             program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
-        options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
         feed = {session.get_inputs()[0].name: image.numpy()}
         runs.append(lambda session=session, feed=feed: session.run(None, feed))

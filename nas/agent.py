@@ -178,8 +178,6 @@ class Agent:
         self.options.inter_op_num_threads = 1
         self.options.add_session_config_entry("session.use_env_allocators", "1")
         self.options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        # Without VNNI, products of int8 would saturate.
-        self.options.add_session_config_entry("session.x64quantprecision", "1")
         return {
             "protocol": PROTOCOL,
             "machine": platform.machine(),

@@ -115,8 +115,6 @@ class OnnxRuntimeCpu(Runtime):
             options.log_severity_level = 3
             options.add_session_config_entry("session.use_env_allocators", "1")
             options.add_session_config_entry("session.set_denormal_as_zero", "1")
-            # Without VNNI, products of int8 would saturate.
-            options.add_session_config_entry("session.x64quantprecision", "1")
             self._settings = options
         return self._settings
 
