@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -32,15 +33,17 @@ _FULL = 0.9  # share of a limit above which a network uses it
 
 
 class Stopwatch:
-    """End-to-end samples of networks by device, kept in `measured.jsonl`."""
+    """End-to-end samples of networks by device, kept in `measured.jsonl`.
+
+    `samples` are those that have been asked for. What an earlier try of this run has measured is
+    taken from the journal, but not before: a resumed run decides by what it knew then.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.journal = Journal(job.folder / "measured.jsonl")
-        self.samples: dict[tuple[str, Architecture], list[float]] = {
-            (r["device"], job.space.parse(r["architecture"])): r["samples_ms"]
-            for r in self.journal.read()
-        }
+        self._kept = {(r["device"], r["id"]): r["samples_ms"] for r in self.journal.read()}
+        self.samples: dict[tuple[str, Architecture], list[float]] = {}
         self.measured: dict[Architecture, Candidate] = {}
 
     def __call__(self, wanted: Sequence[Candidate]) -> None:
@@ -82,20 +85,22 @@ class Stopwatch:
         return median(ratios) if ratios else 1.0
 
     def _run(self, device: str, architectures: Iterable[Architecture]) -> None:
+        wanted = list(dict.fromkeys(architectures))
+        if missing := [a for a in wanted if (device, a.id) not in self._kept]:
+            self._measure(device, missing)
+        self.samples |= {(device, a): self._kept[device, a.id] for a in wanted}
+
+    def _measure(self, device: str, architectures: Sequence[Architecture]) -> None:
         from nas.stopwatch import measure_fresh
 
-        wanted = dict.fromkeys(architectures)
-        missing = [a for a in wanted if (device, a) not in self.samples]
-        if not missing:
-            return
         job = self.job
         with bar("measure", _ROUNDS, "rounds") as advance:
             new = measure_fresh(
-                device, job.space, missing, job.classes, _ROUNDS, advance=advance
+                device, job.space, architectures, job.classes, _ROUNDS, advance=advance
             )  # fmt: skip
-        for a, own in zip(missing, new):
+        for a, own in zip(architectures, new):
             samples = [round(x, 4) for x in own.samples]
-            self.samples[device, a] = samples
+            self._kept[device, a.id] = samples
             self.journal.append({"device": device, "id": a.id, "architecture": a.to_json(),
                                  "samples_ms": samples})  # fmt: skip
 
@@ -195,24 +200,24 @@ class Contest:
         That is what fits with each device as slow as it is now, and a little more with each try.
         Raises `InfeasibleError` where that is nothing, or after the last try.
         """
-        slower = {d: max(1.0, watch.ratio(d)) * _MARGIN**tries for d in self.wanted}
-        try:
-            if tries > _TRIES:
-                raise InfeasibleError("")
-            region = self.job.limits.region(self.wanted, slower)
-        except InfeasibleError:
-            now = " and ".join(f"{device} {watch.ratio(device):.2f}" for device in self.wanted)
-            raise InfeasibleError(
-                f"every candidate predicted within {self.budget_ms:g} ms measured above it "
-                f"(measured over predicted: {now})",
-                "measure the table again when the machine is quiet (vitnas profile --again), "
-                "or raise the budget",
-            ) from None
-        console.print(
-            f"all that was predicted within {self.budget_ms:g} ms measured above it: searching on "
-            f"within {region.limits[0].bound:.4g} ms (predicted)", style="yellow",
-        )  # fmt: skip
-        return region
+        ratios = {device: watch.ratio(device) for device in self.wanted}
+        if tries <= _TRIES:
+            slower = {device: max(1.0, ratio) * _MARGIN**tries for device, ratio in ratios.items()}
+            with suppress(InfeasibleError):
+                region = self.job.limits.region(self.wanted, slower)
+                console.print(
+                    f"all that was predicted within {self.budget_ms:g} ms measured above it: "
+                    f"searching on within {region.limits[0].bound:.4g} ms (predicted)",
+                    style="yellow",
+                )
+                return region
+        now = " and ".join(f"{device} {ratio:.2f}" for device, ratio in ratios.items())
+        raise InfeasibleError(
+            f"every candidate predicted within {self.budget_ms:g} ms measured above it "
+            f"(measured over predicted: {now})",
+            "measure the table again when the machine is quiet (vitnas profile --again), "
+            "or raise the budget",
+        )
 
     def _first_that_fits(
         self, ranked: Sequence[Candidate], watch: Stopwatch, everywhere: bool = False

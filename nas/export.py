@@ -93,10 +93,12 @@ def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
 
 
 def _read_onnx(network: Network, images: Tensor, path: Path) -> Tensor:
-    options = _onnxruntime().SessionOptions()
-    # As the file says: fused int8 kernels saturate on x86 without VNNI.
-    options.graph_optimization_level = _onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _onnxruntime().InferenceSession(path.read_bytes(), options)
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    if network.architecture != at_precision(network.architecture, "fp32"):
+        # As the file says: fused int8 kernels saturate on x86 without VNNI.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path.read_bytes(), options)
     (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     return torch.from_numpy(output)
 

@@ -288,6 +288,9 @@ class _Run:
         job, settings = self.job, self.settings
         answers = [contest.summary() for contest in self.contests]
         own = [r for r in job.scores.ledger.records.values() if r["origin"] == "search"]
+        rejections: Counter[str] = Counter()
+        for searcher in self.searchers:
+            rejections.update(searcher.rejections)  # a sum would leave out what is 0
         return {
             "vitnas_version": version("vitnas"),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -302,7 +305,7 @@ class _Run:
             "shipped_scores": len(job.scores.shipped),
             "imported_scores": len(job.imported),
             "proposals": sum(searcher.proposals for searcher in self.searchers),
-            "rejections": dict(sum((s.rejections for s in self.searchers), Counter())),
+            "rejections": dict(rejections),
             "surrogate_rank_correlation": self._rank_correlation(),
             "hypervolume": self._hypervolume(own),
             "verb": VERBS[job.table.measured_source],

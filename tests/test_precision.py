@@ -165,7 +165,7 @@ def test_onnx_runtime_runs_the_same_integers():
     assert kinds.count("QuantizeLinear") == 2
     assert kinds.count("DequantizeLinear") in (5, 6)  # the convolution has no bias of its own
     options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturation without VNNI
     session = ort.InferenceSession(data, options)
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     # A value between two steps may fall either way by its last digit: one step of one input.

@@ -185,14 +185,15 @@ def test_a_machine_slower_than_its_table_is_searched_further_inside(
     budget = settings["budget"].latency_ms
     table = nas.LatencyTable.load(table)
     slower = budget / (1.1 * table.trellis(SPACE, 2).fastest)
-    measure_as_predicted(monkeypatch, table, slower)
+    measure_as_predicted(monkeypatch, table, slower, noise=0.1)
     few = {**settings, "budget": budget, "evaluations": 3}
     result = nas.search(out=tmp_path / "run", **few)
     assert "searching on within" in capfd.readouterr().err
     assert result["winner"]["measured_ms"] <= budget
-    assert result["winner"]["predicted_ms"] <= budget / slower
+    assert result["winner"]["predicted_ms"] <= budget / slower / 0.9
     resumed = nas.search(out=tmp_path / "run", resume=True, **few)
     same = ("winner", "front", "evaluations", "proposals", "rejections")
+    assert result["rejections"].keys() >= {"duplicate", "over_budget"}
     assert [resumed[key] for key in same] == [result[key] for key in same]
     measure_as_predicted(monkeypatch, table, 40)
     with pytest.raises(InfeasibleError, match=r"measured over predicted: torch-cpu 40.00\)"):
