@@ -27,8 +27,8 @@ from nas.calibration import METHODS, calibrate
 from nas.data import load_data
 from nas.elastic import Network
 from nas.evaluate import Evaluator, recalibrate, resize
-from nas.export import _quiet
 from nas.family import load_space
+from nas.lowering import quiet
 from nas.progress import bar
 from nas.runtimes.torch_cpu import quiet_process
 from nas.space import at_precision
@@ -98,7 +98,7 @@ def latencies(networks, image) -> tuple[list[float], list[float]]:
 
     runs = []
     for network in networks:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             network(image)
             program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from nas.answers import sparsities, uniform
 from nas.campaign import profile
 from nas.data import load_data
 from nas.evaluate import Evaluator, cores, resize
 from nas.graph import decode
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
-from nas.run import sparsities, uniform
 from nas.runtimes.torch_cpu import keep_heap
 from nas.supernet import load_supernet, supernet_folder
 

@@ -56,9 +56,9 @@ MODELS = (
 def onnx_session(model, image):
     import onnxruntime
 
-    from nas.export import _quiet
+    from nas.lowering import quiet
 
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(model, (image,), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -19,7 +19,7 @@ from nas.records import atomic_path, write_text
 from nas.space import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
-_STEPS = 0.5  # the same for int8, as a share of what int8 itself changes: see `_tolerance`
+_NUDGES, _NUDGE = 4, 1e-5  # how often and how far (relative) images move in `tolerance`
 
 
 def export_network(
@@ -29,15 +29,15 @@ def export_network(
 
     Returns the largest difference of a logit from `expected`, which the supernet gave for `images`
     (1, 3, resolution, resolution), for each file; raises `EvaluationError` if one is over 1e-3 (for
-    int8 networks: over half of what int8 itself changes).
+    int8 networks: over twice what the last digits of `images` change, see `tolerance`).
     """
     if unknown := [f for f in formats if f not in WRITERS]:
         raise UnknownNameError("format", unknown[0], WRITERS)
     write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
-    tolerance = _tolerance(network, images, expected)
     deployed = deepcopy(network).deploy()
     with torch.no_grad():
         deployed(images)  # packs the int8 weights, which the exporters then see as constants
+    allowed = tolerance(deployed, images, expected)
     differences = {}
     for name in formats:
         file, write, read = WRITERS[name]
@@ -46,7 +46,7 @@ def export_network(
                 write(network if name == "safetensors" else deployed, images, temporary)
                 output = read(network, images, temporary)
             difference = float((output - expected).abs().max())
-            if not difference <= tolerance:
+            if not difference <= allowed:
                 raise EvaluationError(
                     f"{file} gives logits that differ from the supernet's by {difference:.2g}",
                     "please report this with the architecture.json beside it",
@@ -56,10 +56,27 @@ def export_network(
 
 
 @torch.no_grad()
-def _tolerance(network: Network, images: Tensor, expected: Tensor) -> float:
-    """An input between two int8 steps goes either way by its last digit, and then a whole step."""
-    exact = network(images, at_precision(network.architecture, "fp32"))
-    return max(_TOLERANCE, _STEPS * float((exact - expected).abs().max()))
+def tolerance(network: Network, images: Tensor, expected: Tensor) -> float:
+    """By how much a logit of a right file may differ from `expected`, the network's for `images`.
+
+    In int8 an input between two steps goes either way by its last digit, and the layers after it
+    follow. So how far the logits go is measured, with images that differ from `images` by 1e-5 of
+    their values: by as much or more than those of any right file (at most 0.80 of it: 84 cases of
+    `experiments/int8_files.py`). Twice that is allowed.
+    """
+    if not _is_int8(network):
+        return _TOLERANCE
+    generator = torch.Generator().manual_seed(0)
+    moved = 0.0
+    for _ in range(_NUDGES):
+        nudged = images * (1 + _NUDGE * torch.randn(images.shape, generator=generator))
+        moved = max(moved, float((network(nudged) - expected).abs().max()))
+    return max(_TOLERANCE, 2 * moved)
+
+
+def _is_int8(network: Network) -> bool:
+    """Whether any block is."""
+    return network.architecture != at_precision(network.architecture, "fp32")
 
 
 def _write_safetensors(network: Network, images: Tensor, path: Path) -> None:
@@ -95,8 +112,7 @@ def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
 def _read_onnx(network: Network, images: Tensor, path: Path) -> Tensor:
     ort = _onnxruntime()
     options = ort.SessionOptions()
-    if network.architecture != at_precision(network.architecture, "fp32"):
-        # As the file says: fused int8 kernels saturate on x86 without VNNI.
+    if _is_int8(network):  # as the file says: fused int8 kernels saturate on x86 without VNNI
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(path.read_bytes(), options)
     (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})

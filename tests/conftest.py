@@ -42,6 +42,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files go to whichever core is free: the longest first, those that need both cores last."""
+
+    def turn(item: pytest.Item) -> int:
+        if item.get_closest_marker("quiet") is not None:
+            return 2
+        return 0 if item.path.stem in ("test_readme", "test_whole_way", "test_faults") else 1
+
+    items.sort(key=turn)
+
+
 torch.set_num_threads(1)  # for fixtures of modules, too: two threads beside other tests only wait
 
 

@@ -37,8 +37,6 @@ from nas.latency import LatencyTable
 from nas.records import Journal, read_json, write_json
 from nas.supernet import save_supernet
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:

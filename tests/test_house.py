@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +41,13 @@ def test_no_file_is_read_by_running_code():
         for call in text.split("torch.load(")[1:]:
             assert "weights_only=True" in call.partition(")")[0], path
         assert "yaml.load" not in text, path  # safe_load and compose make nothing but data
+
+
+def test_what_experiments_import_is_there():
+    """They take too long to be run here."""
+    for path in ROOT.glob("experiments/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nas"):
+                names = [alias.name for alias in node.names]
+                missing = set(names) - set(dir(importlib.import_module(node.module)))
+                assert not missing, f"{path.name}: {node.module} has no {missing}"

@@ -23,9 +23,6 @@ from nas.workers import open_pool
 from nas.workers.backlog import CALL_S, Backlog
 from nas.workers.cluster import connect, places, probe
 
-# One Ray for the file: `--dist loadgroup` keeps it on one process.
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def make(table: np.ndarray, folder: Path):
     """A worker that does to its payload what the payload says."""
