@@ -160,25 +160,28 @@ class Repeat:
     """As many items as one of `times` says; each item is one position of the flat form.
 
     `item` is the domain of every item, or a tuple with one domain for each index; `rules` hold
-    along the items.
+    along the items. None stands for no item, so no item may be None.
     """
 
-    item: Space[Any] | tuple[Space[Any], ...]
+    item: Space[Any] | Choice | tuple[Space[Any] | Choice, ...]
     times: Choice
     rules: tuple[Along, ...] = ()
 
     @cached_property
-    def items(self) -> tuple[Space[Any], ...]:
+    def items(self) -> tuple[Space[Any] | Choice, ...]:
         longest = self.times.values[-1]
         items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
         if len(items) != longest:
             raise ValueError(f"{len(items)} domains for up to {longest} items")
+        if any(isinstance(item, Choice) and None in item.values for item in items):
+            raise ValueError("a Repeat cannot hold None: use another value")
         return items
 
     def positions(self, name: str) -> Iterator[Position]:
         for i, item in enumerate(self.items):
             end = (None,) if i >= self.times.values[0] else ()
-            position = Position(f"{name}[{i}]", (*end, *item.values()))
+            values = item.values if isinstance(item, Choice) else item.values()
+            position = Position(f"{name}[{i}]", (*end, *values))
             yield position.under(name, Length(self.times.values), *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:

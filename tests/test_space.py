@@ -129,6 +129,25 @@ def test_items_of_a_repeat_may_have_domains_of_their_own():
 
 
 @dataclass(frozen=True)
+class Widths:
+    widths: tuple[int, ...]
+
+
+def test_items_of_a_repeat_may_be_plain_choices():
+    rising_widths = Repeat(Choice(1, 2, 3), Choice(2, 4), rules=(Along("widths", "<="),))
+    space = Space(Widths, widths=rising_widths)
+    plain = {Widths(w) for n in (2, 4) for w in itertools.product((1, 2, 3), repeat=n) if rising(w)}
+    found = [decode(space, np.array(path)) for path in paths_of(Graph.choices(space))]
+    assert len(found) == len(plain)
+    assert set(found) == plain
+    assert all(space.parse(asdict(w)) == w for w in found)
+    with pytest.raises(UsageError, match=r"widths\[1\] must be one of 1, 2, 3, got 5"):
+        space.parse({"widths": [1, 5]})
+    with pytest.raises(ValueError, match="cannot hold None"):
+        list(Repeat(Choice(1, None), Choice(2)).positions("x"))
+
+
+@dataclass(frozen=True)
 class Net:
     """A user's own architecture, of no family."""
 
