@@ -101,6 +101,18 @@ def debug_supernet(tmp_path_factory: pytest.TempPathFactory, photo_data: Dataset
     return folder
 
 
+@pytest.fixture(scope="module")
+def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray with two cores."""
+    from nas.workers.cluster import import_ray, start
+
+    ray = import_ray()
+    ray.cloudpickle.register_pickle_by_value(request.module)  # workers cannot import tests
+    start(ray, 2, ())
+    yield
+    ray.shutdown()
+
+
 def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
     """A table for two classes with rows made up from MACs; that real ones can be measured, and
     what they are worth, is tested elsewhere."""

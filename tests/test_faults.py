@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,17 +35,6 @@ from nas.family import load_space
 from nas.latency import LatencyTable
 from nas.records import Journal, read_json, write_json
 from nas.supernet import save_supernet
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    from nas.workers.cluster import import_ray, start
-
-    ray = import_ray()
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-    start(ray, 2, ())
-    yield
-    ray.shutdown()
 
 
 def lines(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,17 +89,6 @@ def from_both(pool) -> set[tuple[int, bool, str]]:
     while len({pid for pid, _, _ in answers}) < 2 and time.monotonic() < begin + 60:
         answers |= set(gather(pool, {str(i): ("mapped", 0) for i in range(4)}).values())
     return answers
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    from nas.workers.cluster import import_ray, start
-
-    ray = import_ray()
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-    start(ray, 2, ())
-    yield
-    ray.shutdown()
 
 
 TABLE = np.arange(1000.0) ** 2
