@@ -72,9 +72,11 @@ def _models() -> list[dict[str, Any]]:
 def _spaces() -> list[dict[str, Any]]:
     from nas.family import load_space, space_names
     from nas.graph import Graph
+    from nas.progress import track
 
     rows = []
-    for name in space_names():
+    names = list(space_names())
+    for name in track(names, "count", len(names), "spaces"):
         space = load_space(name)
         graph = Graph.of(space, 10)
         resolutions = space.positions[0].values
