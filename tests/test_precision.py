@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from nas import export
 from nas.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
 from nas.cli import main
 from nas.data import load_data
 from nas.elastic import ElasticLinear, Network
 from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
-from nas.export import export_network
+from nas.export import export_network, tolerance
 from nas.family import load_space
 from nas.lowering import quiet
 from nas.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
@@ -191,6 +192,34 @@ def test_onnx_runtime_fuses_an_exported_block_into_int8_kernels(tmp_path):
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     blocks = len(network.architecture.stages[0].blocks)
     assert kinds.count("QGemm") == 4 * blocks
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_export_is_refused_beyond_what_small_changes_of_an_image_change(
+    precision, tmp_path, monkeypatch
+):
+    space = load_space("vit:debug")
+    torch.manual_seed(0)
+    network = Network(space, space.restrict("precision", precision).largest, 5).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(8, 3, 24, 24)
+    calibrate(network, images)
+    with torch.no_grad():
+        expected = network(images[:1])
+    monkeypatch.setattr(export, "_NUDGE", 0.02)  # so small a network has no ties at 1e-5
+    allowed = tolerance(network, images[:1], expected)
+    assert allowed == 1e-3 if precision == "fp32" else allowed > 1e-3
+    file, write, _ = export.WRITERS["safetensors"]
+
+    def off_by(share):
+        read = lambda *_: expected + share * allowed  # noqa: E731
+        monkeypatch.setitem(export.WRITERS, "safetensors", (file, write, read))
+        return export_network(network, images[:1], expected, tmp_path, ["safetensors"])
+
+    assert off_by(0.9)[file] == pytest.approx(0.9 * allowed, rel=1e-2)
+    with pytest.raises(EvaluationError, match=r"differ from the supernet's by"):
+        off_by(1.1)
 
 
 # --- calibration ---
