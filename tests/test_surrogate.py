@@ -103,6 +103,28 @@ def test_expected_scores_are_nearer_to_the_truth_than_noisy_ones():
     assert truth[chosen][np.argmax(expected)] >= truth[chosen][np.argmax(noisy)]
 
 
+@pytest.mark.parametrize("count", [12, 200])  # fewer and more than there are features
+def test_the_ridge_is_that_of_least_leave_one_out_error_by_leaving_each_out(count):
+    rng = np.random.default_rng(5)
+    paths = PATHS[rng.choice(len(PATHS), count, replace=False)]
+    scores = rng.normal(50, 10, count)
+    ridge = Ridge.fit(SPACE.positions, paths, scores)
+    x, y = Ridge._features(Fields(SPACE.positions), paths), scores - scores.mean()
+    assert (len(x) < x.shape[1]) == (count == 12)
+
+    def weights(penalty, kept):
+        own = x[kept]
+        return np.linalg.solve(own.T @ own + penalty * np.eye(x.shape[1]), own.T @ y[kept])
+
+    errors, everyone = {}, np.arange(count)
+    for penalty in np.logspace(-2, 3, 21):
+        left_out = [y[i] - x[i] @ weights(penalty, everyone != i) for i in everyone]
+        errors[penalty] = float(np.mean(np.square(left_out))) ** 0.5
+    best = min(errors, key=errors.get)
+    assert ridge.error == pytest.approx(errors[best])
+    assert ridge.weights == pytest.approx(weights(best, everyone >= 0), abs=1e-6)
+
+
 def test_the_ridge_is_additive_given_the_first_choice_and_its_maximum_is_exact():
     rng = np.random.default_rng(3)
     truth = additive(rng, by_first=True)
