@@ -61,8 +61,8 @@ def tolerance(network: Network, images: Tensor, expected: Tensor) -> float:
 
     In int8 an input between two steps goes either way by its last digit, and the layers after it
     follow. So how far the logits go is measured, with images that differ from `images` by 1e-5 of
-    their values, and twice that is allowed. Of 84 right files the worst needed 1.15 times that; of
-    84 outputs of int8 kernels that saturate 96 % are refused (`experiments/int8_files.py`).
+    their values, and twice as far is allowed. Of 84 right files the worst went 1.15 times as far;
+    of 84 outputs of int8 kernels that saturate 96 % are refused (`experiments/int8_files.py`).
     """
     if not _is_int8(network):
         return _TOLERANCE

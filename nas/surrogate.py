@@ -267,12 +267,12 @@ class Ridge:
         spectrum, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
         spectrum = spectrum.clip(min=0.0)
         rows = vectors * np.sqrt(spectrum) if wide else x @ vectors
-        along = rows.T @ y
+        along, squared = rows.T @ y, rows**2
         best: tuple[float, Floats] = (np.inf, np.zeros(x.shape[1]))
         for penalty in np.logspace(-2, 3, 21):
             share = 1 / (spectrum + penalty)
             residual = y - rows @ (share * along)
-            left_out = residual / np.maximum(1 - rows**2 @ share, 1e-6)
+            left_out = residual / np.maximum(1 - squared @ share, 1e-6)
             error = float((left_out**2).mean())
             if error < best[0]:
                 best = (error, x.T @ residual / penalty)
