@@ -22,16 +22,16 @@ import onnxruntime
 import pandas as pd
 import torch
 
-import nas.precision
-from nas.calibration import calibrate
-from nas.data import load_data
-from nas.evaluate import Evaluator, resize
+import nas.layers.precision
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator, resize
 from nas.export import tolerance
-from nas.family import load_space
-from nas.lowering import quiet
+from nas.layers.calibration import calibrate
+from nas.lowering.onnx import quiet
 from nas.runtimes import load_runtime
-from nas.space import at_precision
-from nas.supernet import load_supernet, supernet_folder
+from nas.space.domains import at_precision
+from nas.space.family import load_space
+from nas.training.supernet import load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "int8_files.csv"
 IMAGES, CALIBRATION = 6, 4
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=14)
     options = parser.parse_args()
     # The same integers; without VNNI `torch._int_mm` takes 20 times as long.
-    nas.precision._integer_product = lambda q, w: (q.double() @ w.double()).to(torch.int32)
+    nas.layers.precision._integer_product = lambda q, w: (q.double() @ w.double()).to(torch.int32)
     data = load_data("scenes")
     space = load_space("swin:micro+int8")
     supernet, _ = load_supernet(supernet_folder("swin:micro", data), space.name, data)

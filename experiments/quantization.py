@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from nas.calibration import METHODS, calibrate
-from nas.data import load_data
-from nas.elastic import Network
-from nas.evaluate import Evaluator, recalibrate, resize
-from nas.family import load_space
-from nas.lowering import quiet
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator, recalibrate, resize
+from nas.layers.calibration import METHODS, calibrate
+from nas.layers.elastic import Network
+from nas.lowering.onnx import quiet
 from nas.progress import bar
 from nas.runtimes.torch_cpu import quiet_process
-from nas.space import at_precision
-from nas.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
+from nas.space.domains import at_precision
+from nas.space.family import load_space
+from nas.training.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"
 RESOLUTIONS = {"swin": 224, "vit": 168, "mobilevit": 168, "efficientvit": 160, "mobilenetv3": 160}

@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas.data import load_data
-from nas.elastic import Network, count_macs
-from nas.evaluate import Evaluator, cores
-from nas.family import load_space
-from nas.graph import Graph, decode
-from nas.latency import kendall_tau
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator, cores
+from nas.latency.table import kendall_tau
+from nas.layers.elastic import Network, count_macs
 from nas.progress import bar
 from nas.runtimes.torch_cpu import keep_heap
-from nas.statistics import spearman
-from nas.supernet import Recipe, Trainer, faster_in_bf16
-from nas.trellis import Trellis
+from nas.space.family import load_space
+from nas.strategy.statistics import spearman
+from nas.training.supernet import Recipe, Trainer, faster_in_bf16
+from nas.trellis.graph import Graph, decode
+from nas.trellis.trellis import Trellis
 
 OUT = Path(__file__).parent / "results"
 

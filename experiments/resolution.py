@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nas.data import load_data
-from nas.evaluate import Evaluator
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator
 from nas.runtimes.torch_cpu import keep_heap
-from nas.supernet import load_supernet, supernet_folder
+from nas.training.supernet import load_supernet, supernet_folder
 
 
 def main() -> None:

@@ -20,15 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from nas.answers import sparsities, uniform
-from nas.campaign import profile
-from nas.data import load_data
-from nas.evaluate import Evaluator, cores, resize
-from nas.graph import decode
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator, cores, resize
+from nas.latency.campaign import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
+from nas.run.contest import sparsities, uniform
 from nas.runtimes.torch_cpu import keep_heap
-from nas.supernet import load_supernet, supernet_folder
+from nas.training.supernet import load_supernet, supernet_folder
+from nas.trellis.graph import decode
 
 BUDGETS_MS = (6, 8, 12, 16, 20, 28, 40)
 GROUP, IMAGES, TEST_IMAGES = 8, 400, 500

@@ -30,10 +30,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import timm_models  # noqa: E402 (how timm is imported beside a CPU build of torch)
 
-from nas.checkpoint import load_weights  # noqa: E402
-from nas.elastic import Network  # noqa: E402
-from nas.family import load_space  # noqa: E402
+from nas.layers.elastic import Network  # noqa: E402
 from nas.runtimes.torch_cpu import quiet_process  # noqa: E402
+from nas.space.family import load_space  # noqa: E402
+from nas.training.pretrained import load_weights  # noqa: E402
 
 MODELS = (
     "vit_tiny_patch16_224",
@@ -56,7 +56,7 @@ MODELS = (
 def onnx_session(model, image):
     import onnxruntime
 
-    from nas.lowering import quiet
+    from nas.lowering.onnx import quiet
 
     with quiet(), torch.no_grad():
         program = torch.onnx.export(model, (image,), dynamo=True, verbose=False)

@@ -9,9 +9,9 @@ from nas.errors import UsageError
 
 if TYPE_CHECKING:
     from nas.budget import Budget
-    from nas.family import SearchSpace
-    from nas.problem import Exploration
-    from nas.space import Space
+    from nas.problem.exploration import Exploration
+    from nas.space.domains import Space
+    from nas.space.family import SearchSpace
 
     Budgets = str | float | Budget | Sequence[str | float | Budget]
 
@@ -31,12 +31,12 @@ def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> An
     """The best within a latency budget, or within each of several.
 
     `space` by name: the networks of a family, scored with the weights of a supernet and measured
-    on a device; returns what the run's `run.json` holds (`nas.run.search_networks`). `space` as a
-    `Space` of your own, with a `latency` and a `score`: no model and no device
-    (`nas.problem.search_space`); returns an `Exploration`.
+    on a device; returns what the run's `run.json` holds (`nas.run.main.search_networks`). `space`
+    as a `Space` of your own, with a `latency` and a `score`: no model and no device
+    (`nas.problem.exploration.search_space`); returns an `Exploration`.
     """
     if isinstance(space, str):
-        from nas.run import search_networks
+        from nas.run.main import search_networks
 
         networks: dict[str, Any] = search_networks(budget, space=space, **settings)
         return networks
@@ -45,6 +45,6 @@ def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> An
             "a space of your own needs a latency and a score",
             "nas.search(budget, space=..., latency=..., score=...)",
         )
-    from nas.problem import search_space
+    from nas.problem.exploration import search_space
 
     return search_space(space, budget, **settings)

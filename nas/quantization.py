@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.calibration import METHODS, calibrate, sensitivity
-from nas.checkpoint import load_weights
-from nas.data import Dataset, load_data
-from nas.elastic import Network
+from nas.data.dataset import Dataset, load_data
 from nas.errors import UnknownNameError, UsageError
-from nas.evaluate import Evaluator, resize
+from nas.evaluation.accuracy import Evaluator, resize
 from nas.export import export_network, onnx_installed
-from nas.family import load_space, model_names
+from nas.latency.end_to_end import measure_fresh
+from nas.layers.calibration import METHODS, calibrate, sensitivity
+from nas.layers.elastic import Network
 from nas.progress import bar
-from nas.report import Run
-from nas.space import Architecture, at_precision
-from nas.stopwatch import measure_fresh
-from nas.supernet import load_supernet, supernet_folder
+from nas.report.report import Run
+from nas.space.domains import Architecture, at_precision
+from nas.space.family import load_space, model_names
+from nas.training.pretrained import load_weights
+from nas.training.supernet import load_supernet, supernet_folder
 
 _SENSITIVITY_IMAGES = 16
 _ROUNDS = 10

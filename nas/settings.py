@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nas.errors import UnknownNameError, UsageError
-from nas.region import SAMPLERS
-from nas.searchers import searcher_names
+from nas.strategy.constraints import SAMPLERS
+from nas.strategy.searchers import searcher_names
 
 
 @dataclass(frozen=True)

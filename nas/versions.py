@@ -21,7 +21,10 @@ def layer_code(family: str) -> str:
     import search_spaces
 
     folder = Path(nas.__file__).parent
-    files = [folder / f"{name}.py" for name in ("convolution", "elastic", "precision", "windows")]
+    files = [
+        folder / "layers" / f"{name}.py"
+        for name in ("convolution", "elastic", "precision", "windows")
+    ]
     own = Path(next(iter(search_spaces.__path__))) / f"{family}.py"
     return fingerprint(*(file.read_bytes() for file in [*files, own] if file.exists()))
 
@@ -32,9 +35,8 @@ def search_code() -> str:
     import nas
 
     folder = Path(nas.__file__).parent
-    names = (
-        "candidates", "engine", "evaluate", "game", "graph", "job", "ledger", "limits", "prefix",
-        "racing", "region", "rules", "scoring", "space", "surrogate", "ticks", "trellis",
-    )  # fmt: skip
-    files = [*(folder / f"{name}.py" for name in names), *(folder / "searchers").glob("*.py")]
-    return fingerprint(*(file.read_bytes() for file in sorted(files)))
+    rooms = ("space", "trellis", "strategy", "evaluation", "run")
+    files = [file for room in rooms for file in (folder / room).rglob("*.py")]
+    return fingerprint(
+        *(file.read_bytes() for file in sorted([*files, folder / "workers/ledger.py"]))
+    )

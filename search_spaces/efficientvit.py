@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.convolution import (
+from nas.layers.convolution import (
     ACTIVATIONS,
     ConvNorm,
     InvertedResidual,
@@ -27,11 +27,11 @@ from nas.convolution import (
     map_window,
     on_kept_windows,
 )
-from nas.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
-from nas.family import BITS, Layer, Origin, Part
-from nas.precision import Quantizer, linear
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import kept_windows
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
+from nas.layers.precision import Quantizer, linear
+from nas.layers.windows import kept_windows
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import BITS, Layer, Origin, Part
 
 # Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
 # (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
-from nas.elastic import ElasticLinear, ElasticModule
-from nas.family import BITS, Layer, Origin, Part
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import kept_windows
+from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
+from nas.layers.elastic import ElasticLinear, ElasticModule
+from nas.layers.windows import kept_windows
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import BITS, Layer, Origin, Part
 
 # Shape suffixes: B batch, S side of the map, C width.
 # Between layers travel the map x_BSSC and the order of its windows, once scored.

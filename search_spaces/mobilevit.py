@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
-from nas.elastic import (
+from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
+from nas.layers.elastic import (
     ATTENTION_NAMES,
     ElasticAttention,
     ElasticLayerNorm,
@@ -28,9 +28,9 @@ from nas.elastic import (
     ElasticMlp,
     ElasticModule,
 )
-from nas.family import BITS, Layer, Origin, Part
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import kept_windows, window_orders, window_tokens
+from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import BITS, Layer, Origin, Part
 
 # Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
 # MobileViT blocks travel the map x_BSSC and the order of its windows, once scored. Inside them

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic import (
+from nas.layers.elastic import (
     ATTENTION_NAMES,
     ElasticAttention,
     ElasticLayerNorm,
@@ -23,9 +23,7 @@ from nas.elastic import (
     ElasticMlp,
     ElasticModule,
 )
-from nas.family import BITS, Layer, Origin, Part
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import (
+from nas.layers.windows import (
     kept_windows,
     padded,
     relative_index,
@@ -33,6 +31,8 @@ from nas.windows import (
     window_orders,
     window_tokens,
 )
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import BITS, Layer, Origin, Part
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
 # Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic import (
+from nas.layers.elastic import (
     ATTENTION_NAMES,
     ElasticAttention,
     ElasticLayerNorm,
@@ -25,9 +25,9 @@ from nas.elastic import (
     ElasticMlp,
     ElasticModule,
 )
-from nas.family import BITS, Layer, Origin, Part
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.windows import kept_windows, window_orders, window_tokens
+from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import BITS, Layer, Origin, Part
 
 # Shape suffixes: B batch, N tokens (class token first, then any distillation token), C width, G
 # side of the grid of patches. Between layers travel the tokens x_BNC and, once sorted, the patch

@@ -15,14 +15,14 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from nas.data import Dataset, load_data
-from nas.elastic import Network, count_macs
-from nas.family import SearchSpace, load_space, space_names
-from nas.graph import space_layers
-from nas.latency import Calibration, LatencyTable, Row
+from nas.data.dataset import Dataset, load_data
+from nas.latency.end_to_end import Measurement
+from nas.latency.table import Calibration, LatencyTable, Row
+from nas.layers.elastic import Network, count_macs
 from nas.runtimes import load_runtime
-from nas.stopwatch import Measurement
-from nas.supernet import save_supernet
+from nas.space.family import SearchSpace, load_space, space_names
+from nas.training.supernet import save_supernet
+from nas.trellis.graph import space_layers
 from nas.versions import layer_code
 
 # A first example may build what the others share, and the machine may be busy.
@@ -153,4 +153,4 @@ def measure_as_predicted(
         ]
         return [Measurement([ms] * 3 * rounds, [], 1.0) for ms in predicted]
 
-    monkeypatch.setattr("nas.stopwatch.measure_fresh", measure)
+    monkeypatch.setattr("nas.latency.end_to_end.measure_fresh", measure)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nas.errors import DeviceError, MissingPackageError, PreparationError, UsageError
-from nas.family import Layer, load_space
 from nas.runtimes import load_runtime
+from nas.space.family import Layer, load_space
 
 ADB = """#!/bin/sh
 [ "$1" = -s ] && [ "$2" = PHONE1 ] || { echo "adb: device '$2' not found" >&2; exit 1; }
@@ -66,7 +66,7 @@ def layers() -> tuple[Layer, ...]:
 
 
 def test_layers_are_pushed_timed_and_removed(phone: Path, layers: tuple[Layer, ...]) -> None:
-    from nas.lowering import lower
+    from nas.lowering.onnx import lower
 
     runtime = load_runtime("adb://PHONE1")
     with runtime:

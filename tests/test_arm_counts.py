@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nas.family import load_space
-from nas.link import Step
+from nas.agent.client import Step
 from nas.runtimes.ssh import _product
+from nas.space.family import load_space
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "arm_counts"))
 from count import ArmCounts

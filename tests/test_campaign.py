@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import nas.runtimes
-from nas.campaign import profile, stackable
 from nas.errors import PreparationError, RunError, TableError
-from nas.family import load_space
-from nas.graph import Graph, space_layers
-from nas.latency import LatencyTable
+from nas.latency.campaign import profile, stackable
+from nas.latency.table import LatencyTable
 from nas.records import Journal
 from nas.runtimes import Runtime, Sample
+from nas.space.family import load_space
+from nas.trellis.graph import Graph, space_layers
 
 pytestmark = pytest.mark.quiet
 
@@ -184,8 +184,8 @@ def test_a_table_is_carried_to_a_sibling_by_a_few_rows(device, tmp_path):
 def test_a_profile_survives_ten_kills(tmp_path):
     """Each at a random moment; the last one ends with every row once and no line torn."""
     code = (
-        "import sys; from pathlib import Path; from nas.family import load_space\n"
-        "from nas.campaign import profile\n"
+        "import sys; from pathlib import Path; from nas.space.family import load_space\n"
+        "from nas.latency.campaign import profile\n"
         f"profile(load_space('swin:debug'), 2, folder=Path({str(tmp_path)!r}), rounds=20)"
     )
     rng = random.Random(0)

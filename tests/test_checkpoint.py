@@ -15,10 +15,10 @@ import timm_models
 import torch
 from safetensors.torch import save, save_file
 
-from nas.checkpoint import load_weights, read_checkpoint
-from nas.elastic import Network
 from nas.errors import WeightsError
-from nas.family import load_space
+from nas.layers.elastic import Network
+from nas.space.family import load_space
+from nas.training.pretrained import load_weights, read_checkpoint
 
 NAME = "vit_tiny_patch16_224"
 

@@ -7,9 +7,9 @@ import pytest
 from conftest import paint
 from PIL import Image
 
-from nas.data import load_data
+from nas.data.dataset import load_data
+from nas.data.scenes import CLASSES, photos, render, render_batch
 from nas.errors import DataError, UnknownNameError
-from nas.scenes import CLASSES, photos, render, render_batch
 
 
 def test_a_scene_is_determined_by_split_index_canvas_and_seed():

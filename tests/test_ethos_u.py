@@ -10,12 +10,12 @@ from random import Random
 
 import pytest
 
-from nas.elastic import sum_macs
 from nas.errors import PreparationError
-from nas.family import Layer, families, load_space
+from nas.layers.elastic import sum_macs
 from nas.runtimes import ethos_u as ethos
 from nas.runtimes import load_runtime, runtimes
 from nas.runtimes.ethos_u import SETTINGS, Compiled, EthosU
+from nas.space.family import Layer, families, load_space
 
 try:
     version("ethos-u-vela")
@@ -97,7 +97,7 @@ def test_pruned_windows_run_on_the_host_and_get_no_time():
 
 
 def test_operators_that_vela_leaves_to_the_host_are_named():
-    from nas.tflite.model import Model
+    from nas.lowering.tflite.model import Model
 
     model = Model(int8=True)
     rows, columns = model.input((4, 8)), model.numbers([2, 0])

@@ -12,15 +12,15 @@ from conftest import DEBUG_SPACES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import elastic
-from nas.calibration import calibrate
-from nas.data import Dataset, Split
-from nas.elastic import Network, explicit_in_windows
-from nas.evaluate import Evaluator, recalibrate, resize
-from nas.family import load_space
-from nas.prefix import Prefixes, Step, copied, count_bytes, depth_first, forks
-from nas.racing import Race
-from nas.space import at_precision
+from nas.data.dataset import Dataset, Split
+from nas.evaluation.accuracy import Evaluator, recalibrate, resize
+from nas.evaluation.racing import Race
+from nas.evaluation.shared_prefixes import Prefixes, Step, copied, count_bytes, depth_first, forks
+from nas.layers import elastic
+from nas.layers.calibration import calibrate
+from nas.layers.elastic import Network, explicit_in_windows
+from nas.space.domains import at_precision
+from nas.space.family import load_space
 
 CLASSES, IMAGES = 30, 40
 
@@ -161,7 +161,7 @@ def test_threads_and_parts_change_no_bit(supernet, noise, threads):
 
 @pytest.fixture
 def evaluator(debug_supernet, photo_data):
-    from nas.supernet import load_supernet
+    from nas.training.supernet import load_supernet
 
     network, _ = load_supernet(debug_supernet, "swin:debug", photo_data)
     return Evaluator(network, photo_data, photo_data.train, 20)

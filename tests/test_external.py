@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from nas.audit import audit
 from nas.errors import TableError, UnknownNameError, UsageError, VitnasError
-from nas.external import PREFIX, import_table
-from nas.latency import LatencyTable
+from nas.latency.audit import audit
+from nas.latency.external import PREFIX, import_table
+from nas.latency.table import LatencyTable
 
 yaml = pytest.importorskip("yaml")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import DEBUG_SPACES
 
-from nas.calibration import calibrate
-from nas.elastic import Network, count_macs, count_params
 from nas.errors import EvaluationError, UsageError
-from nas.evaluate import recalibrate
-from nas.family import load_space, space_names
-from nas.graph import Graph, space_layers
-from nas.space import at_precision
+from nas.evaluation.accuracy import recalibrate
+from nas.layers.calibration import calibrate
+from nas.layers.elastic import Network, count_macs, count_params
+from nas.space.domains import at_precision
+from nas.space.family import load_space, space_names
+from nas.trellis.graph import Graph, space_layers
 
 SPACES = list(space_names())
 CLASSES = 5

@@ -25,16 +25,16 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 import nas
-from nas.answers import Stopwatch
-from nas.campaign import profile
-from nas.data import load_data
-from nas.elastic import Network
+from nas.data.dataset import load_data
 from nas.errors import EvaluationError, RunError
-from nas.evaluate import Evaluator
-from nas.family import load_space
-from nas.latency import LatencyTable
+from nas.evaluation.accuracy import Evaluator
+from nas.latency.campaign import profile
+from nas.latency.table import LatencyTable
+from nas.layers.elastic import Network
 from nas.records import Journal, read_json, write_json
-from nas.supernet import save_supernet
+from nas.run.contest import Stopwatch
+from nas.space.family import load_space
+from nas.training.supernet import save_supernet
 
 
 def lines(folder: Path) -> list[str]:
@@ -288,8 +288,8 @@ def only_search(monkeypatch):
             watch.samples[device, a] = [watch.job.predict_ms(a) / 2] * 9
 
     monkeypatch.setattr(Stopwatch, "_run", samples)
-    monkeypatch.setattr("nas.run._Run._export", lambda *_: {})
-    monkeypatch.setattr("nas.report.write_report", lambda *_: None)
+    monkeypatch.setattr("nas.run.main._Run._export", lambda *_: {})
+    monkeypatch.setattr("nas.report.report.write_report", lambda *_: None)
 
 
 def facts(result):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from nas.campaign import forget, profile
 from nas.errors import TableError, UnknownNameError
-from nas.family import load_space
-from nas.graph import encode, space_layers
-from nas.latency import Calibration, LatencyTable, Row, kendall_tau
+from nas.latency.campaign import forget, profile
+from nas.latency.table import Calibration, LatencyTable, Row, kendall_tau
 from nas.records import Journal
 from nas.runtimes import load_runtime
+from nas.space.family import load_space
+from nas.trellis.graph import encode, space_layers
 from nas.versions import layer_code
 
 pytestmark = pytest.mark.quiet
@@ -89,7 +89,7 @@ def test_limit_and_chance_agree(table):
 
 
 def test_a_complete_table_is_read_not_measured_again(table, folder, monkeypatch):
-    monkeypatch.setattr("nas.campaign.Campaign", None)
+    monkeypatch.setattr("nas.latency.campaign.Campaign", None)
     again = profile(SPACE, 2, folder=folder)
     assert again.rows == table.rows
     assert again.manifest == table.manifest
@@ -168,7 +168,7 @@ def test_forgetting_a_table_deletes_nothing_else(tmp_path, table):
 
 def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
     code = (
-        "from pathlib import Path; from nas.family import load_space; from nas.campaign import profile;"
+        "from pathlib import Path; from nas.space.family import load_space; from nas.latency.campaign import profile;"
         f"profile(load_space('swin:debug'), 2, folder=Path({str(tmp_path)!r}), rounds=400)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

@@ -10,9 +10,9 @@ import torch
 from conftest import DEBUG_SPACES
 
 from nas.errors import PreparationError
-from nas.family import Layer, load_space
-from nas.lowering import lower, lower_ahead
-from nas.pieces import build, inputs, run, slots
+from nas.layers.standalone import build, inputs, run, slots
+from nas.lowering.onnx import lower, lower_ahead
+from nas.space.family import Layer, load_space
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -47,7 +47,7 @@ def test_a_layer_is_exported_once(monkeypatch):
     space = load_space("vit:debug")
     (layer, *_) = space.layers(space.smallest, 5)
     first = lower([layer])
-    monkeypatch.setattr("nas.lowering._export", None)
+    monkeypatch.setattr("nas.lowering.onnx._export", None)
     assert lower([layer]) == first
     assert list(lower_ahead([layer], 1, 1)) == [layer]
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from timm.layers import make_divisible
 
-from nas.convolution import halo_tokens
-from nas.elastic import count_macs, count_params
-from nas.family import SearchSpace
+from nas.layers.convolution import halo_tokens
+from nas.layers.elastic import count_macs, count_params
+from nas.space.family import SearchSpace
 from search_spaces.mobilenetv3 import (
     LARGE_PARTS,
     MODELS,

@@ -7,11 +7,11 @@ import timm_models
 import torch
 import torch.nn.functional as F
 
-from nas.checkpoint import load_weights
-from nas.convolution import BatchNorm, MapScore
-from nas.elastic import Network
-from nas.family import load_space
-from nas.windows import kept_windows
+from nas.layers.convolution import BatchNorm, MapScore
+from nas.layers.elastic import Network
+from nas.layers.windows import kept_windows
+from nas.space.family import load_space
+from nas.training.pretrained import load_weights
 from search_spaces.mobilevit import (
     Block,
     Inner,

@@ -8,10 +8,10 @@ import torch
 from timm_models import timm
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.checkpoint import load_weights
-from nas.elastic import Network, count_macs, count_params
 from nas.errors import UnknownNameError, UsageError
-from nas.family import SearchSpace, load_space, model_names
+from nas.layers.elastic import Network, count_macs, count_params
+from nas.space.family import SearchSpace, load_space, model_names
+from nas.training.pretrained import load_weights
 from search_spaces import swin, vit
 
 MODELS = sorted(model_names())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nas.errors import TableError, UsageError
-from nas.latency import LatencyTable, Row
-from nas.port import NOTE, Chosen, carry, check, choose_rows, kind_of, provenance
+from nas.latency.port import NOTE, Chosen, carry, check, choose_rows, kind_of, provenance
+from nas.latency.table import LatencyTable, Row
 
 pytestmark = pytest.mark.quiet
 
@@ -267,7 +267,7 @@ def test_the_manifest_says_where_it_is_from_and_is_toml():
 
 
 def test_the_audit_takes_ported_rows_for_no_better_than_the_port():
-    from nas.audit import audit
+    from nas.latency.audit import audit
 
     chosen = choose_rows(OLD)
     truth = sibling(OLD, lambda kind, old: old * (1.5 if kind == "Block" else 1), noise=0.03)

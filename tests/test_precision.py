@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from nas import export
-from nas.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
 from nas.cli import main
-from nas.data import load_data
-from nas.elastic import ElasticLinear, Network
+from nas.data.dataset import load_data
 from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
 from nas.export import export_network, tolerance
-from nas.family import load_space
-from nas.lowering import quiet
-from nas.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
+from nas.layers.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
+from nas.layers.elastic import ElasticLinear, Network
+from nas.layers.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
+from nas.lowering.onnx import quiet
 from nas.quantization import quantize, subject
-from nas.space import at_precision
+from nas.space.domains import at_precision
+from nas.space.family import load_space
 
 
 def quantizer(low: float, high: float) -> Quantizer:
@@ -227,7 +227,7 @@ def test_an_export_is_refused_beyond_what_small_changes_of_an_image_change(
 
 def observed(x, method):
     layer = ElasticLinear(x.shape[-1], 4).eval()
-    from nas.calibration import _observing
+    from nas.layers.calibration import _observing
 
     with _observing([layer.input]) as (observer,):
         layer(x)

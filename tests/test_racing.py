@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, hypergeom
 
 from nas.errors import UsageError
-from nas.racing import Race, sign_test
+from nas.evaluation.racing import Race, sign_test
 
 IMAGES = 400
 

@@ -13,15 +13,16 @@ import pytest
 from conftest import made_up_table, measure_as_predicted
 
 import nas
-import nas.run
-from nas import cli, export, page
+import nas.run.main
+from nas import cli, export
 from nas.export import export_network
-from nas.family import load_space
-from nas.graph import Graph, decode
 from nas.records import read_json, write_json
-from nas.report import Run, _schedule, write_report
+from nas.report import wording as page
+from nas.report.report import Run, _schedule, write_report
 from nas.settings import Settings
-from nas.trellis import Trellis
+from nas.space.family import load_space
+from nas.trellis.graph import Graph, decode
+from nas.trellis.trellis import Trellis
 
 SPACE = load_space("swin:debug")
 NEW = ("answers", "budgets", "quality", "hypervolume", "dropped", "set_aside", "imported_scores",
@@ -131,7 +132,7 @@ def test_the_command_of_a_run_makes_the_same_settings(changed, monkeypatch, caps
         found.update(given, budgets=nas.budget.alternatives(budgets, device))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nas.run, "search_networks", search_networks)
+    monkeypatch.setattr(nas.run.main, "search_networks", search_networks)
     line = page.command(wanted)
     with pytest.raises(SystemExit):
         cli.main(shlex.split(line)[1:])

@@ -19,11 +19,11 @@ import tomli_w
 import torch
 from conftest import DEBUG_SPACES
 
-from nas.elastic import ElasticModule
 from nas.errors import PreparationError, UsageError, VitnasError
-from nas.family import Layer, SearchSpace, load_space
+from nas.layers.elastic import ElasticModule
 from nas.runtimes import CONTEXTS, SOURCES, Runtime, load_runtime, runtimes
-from nas.space import Architecture
+from nas.space.domains import Architecture
+from nas.space.family import Layer, SearchSpace, load_space
 
 NAMES = list(runtimes())
 REQUIRED = {

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_trellis import everything, random_trellis
 
-from nas.engine import Score, explore
 from nas.errors import EvaluationError, InfeasibleError, UnknownNameError
-from nas.family import load_space
-from nas.region import Limit, Region
-from nas.searchers import Searcher, load_propose, searcher_names
-from nas.surrogate import Fields
-from nas.trellis import Trellis
+from nas.space.family import load_space
+from nas.strategy.constraints import Limit, Region
+from nas.strategy.loop import Score, explore
+from nas.strategy.searchers import Searcher, load_propose, searcher_names
+from nas.strategy.surrogate import Fields
+from nas.trellis.trellis import Trellis
 
 SPACE = load_space("swin:debug")
 POSITIONS = SPACE.positions

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UsageError
-from nas.family import load_space
-from nas.graph import Graph, decode, encode
-from nas.rules import Along
-from nas.space import Architecture, Choice, Fixed, Repeat, Space, Stage, restrict, rewrite
+from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage, restrict, rewrite
+from nas.space.family import load_space
+from nas.space.rules import Along
+from nas.trellis.graph import Graph, decode, encode
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ import numpy as np
 import pytest
 import torch
 
-from nas import agent as agent_module
-from nas import link as link_module
-from nas.agent import Agent, Refusal, emulator
-from nas.campaign import profile
+from nas.agent import client as link_module
+from nas.agent import server as agent_module
+from nas.agent.client import Link, agent_source, printable
+from nas.agent.server import Agent, Refusal, emulator
 from nas.errors import DeviceError, PreparationError, UsageError
-from nas.family import Layer, load_space
-from nas.graph import Graph
-from nas.latency import LatencyTable
-from nas.link import Link, agent_source, printable
+from nas.latency.campaign import profile
+from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
+from nas.space.family import Layer, load_space
+from nas.trellis.graph import Graph
 
 pytestmark = pytest.mark.quiet
 
@@ -86,8 +86,8 @@ def test_agent_runs_on_python_3_8_with_the_standard_library() -> None:
 
 
 def test_chained_and_fused_models_compute_what_torch_does(layers: tuple[Layer, ...]) -> None:
-    from nas.lowering import lower
-    from nas.pieces import build, inputs, run, slots
+    from nas.layers.standalone import build, inputs, run, slots
+    from nas.lowering.onnx import lower
 
     torch.manual_seed(0)
     state = inputs(layers[0], 1)

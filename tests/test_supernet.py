@@ -14,13 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nas.data import load_data
-from nas.elastic import Network
+from nas.data.dataset import load_data
 from nas.errors import RunError, VitnasError, WeightsError
-from nas.evaluate import Evaluator, resize
-from nas.family import load_space
+from nas.evaluation.accuracy import Evaluator, resize
+from nas.layers.elastic import Network
 from nas.records import Journal, read_json
-from nas.supernet import Recipe, Trainer, check_device, load_supernet, supernet_folder, train
+from nas.space.family import load_space
+from nas.training.supernet import (
+    Recipe,
+    Trainer,
+    check_device,
+    load_supernet,
+    supernet_folder,
+    train,
+)
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
 
@@ -70,8 +77,8 @@ def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos
     code = f"""
 import torch; torch.set_num_threads(1)
 from pathlib import Path
-from nas.data import load_data
-from nas.supernet import Recipe, train
+from nas.data.dataset import load_data
+from nas.training.supernet import Recipe, train
 train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
       checkpoint_s=0)
 """

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 from test_trellis import everything, random_trellis
 
-from nas.family import load_space
-from nas.space import Position
-from nas.statistics import hypervolumes, pareto, spearman
-from nas.surrogate import _PRIOR, Fields, Ridge, Surrogate, _negative_evidence
+from nas.space.domains import Position
+from nas.space.family import load_space
+from nas.strategy.statistics import hypervolumes, pareto, spearman
+from nas.strategy.surrogate import _PRIOR, Fields, Ridge, Surrogate, _negative_evidence
 
 SPACE = load_space("swin:debug")
 PATHS = np.array(list(everything("swin:debug")))

@@ -8,10 +8,10 @@ import pytest
 import timm_models
 import torch
 
-from nas.checkpoint import load_weights
-from nas.elastic import Network, count_params, sum_macs
-from nas.family import load_space
-from nas.windows import kept_windows, shift_mask, window_orders, window_tokens
+from nas.layers.elastic import Network, count_params, sum_macs
+from nas.layers.windows import kept_windows, shift_mask, window_orders, window_tokens
+from nas.space.family import load_space
+from nas.training.pretrained import load_weights
 from search_spaces.swin import Block, Swin, WindowBlock
 
 
@@ -52,7 +52,7 @@ def test_macs_agree_with_fvcore(monkeypatch):
     def explicit(q, k, v, bias):
         return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
 
-    monkeypatch.setattr("nas.elastic._attend", explicit)
+    monkeypatch.setattr("nas.layers.elastic._attend", explicit)
     space = load_space("vit:micro")
     network = Network(space, space.largest, 10).eval()
     with warnings.catch_warnings():

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.errors import PreparationError
-from nas.family import Layer, families, load_space
-from nas.pieces import build, inputs, run, slots
-from nas.tflite.layout import Value, concatenated, plain, reshaped, rolled, sliced
-from nas.tflite.lowering import at_one_precision, lower, lower_steps
-from nas.tflite.model import OPERATORS, Model
+from nas.layers.standalone import build, inputs, run, slots
+from nas.lowering.tflite.layout import Value, concatenated, plain, reshaped, rolled, sliced
+from nas.lowering.tflite.lowering import at_one_precision, lower, lower_steps
+from nas.lowering.tflite.model import OPERATORS, Model
+from nas.space.family import Layer, families, load_space
 
 interpreter = pytest.importorskip(
     "ai_edge_litert.interpreter", reason="needs LiteRT: pip install ai-edge-litert"

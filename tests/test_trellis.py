@@ -17,11 +17,11 @@ from scipy.stats import chisquare
 from test_space import NET, all_nets, obeys
 
 from nas.errors import InfeasibleError
-from nas.family import load_space
-from nas.game import solve_game
-from nas.graph import Graph, decode, encode, space_layers
-from nas.space import Choice, rewrite
-from nas.trellis import Trellis, contradiction
+from nas.space.domains import Choice, rewrite
+from nas.space.family import load_space
+from nas.trellis.graph import Graph, decode, encode, space_layers
+from nas.trellis.matrix_game import solve_game
+from nas.trellis.trellis import Trellis, contradiction
 
 seeds = st.integers(0, 2**32 - 1)
 ENUMERABLE = 20_000  # tuples of values, allowed or not

@@ -10,11 +10,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from nas.checkpoint import load_weights
-from nas.elastic import ElasticAttention, ElasticMlp, Network, count_params
-from nas.family import SearchSpace, load_space
-from nas.space import Architecture, Stage
-from nas.windows import kept_windows
+from nas.layers.elastic import ElasticAttention, ElasticMlp, Network, count_params
+from nas.layers.windows import kept_windows
+from nas.space.domains import Architecture, Stage
+from nas.space.family import SearchSpace, load_space
+from nas.training.pretrained import load_weights
 from search_spaces.vit import DEBUG, Block, ViT
 
 CLASSES = 5

@@ -27,11 +27,11 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from nas.agent.client import Hello, Link, agent_source
 from nas.errors import DeviceError, MissingPackageError, VitnasError
-from nas.family import Layer, load_space
-from nas.link import Hello, Link, agent_source
 from nas.runtimes import Program
 from nas.runtimes.ssh import AgentRuntime
+from nas.space.family import Layer, load_space
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "arm_counts.csv"
@@ -141,7 +141,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runtime = ArmCounts(arguments.userland)
     if arguments.table:
-        from nas.campaign import profile
+        from nas.latency.campaign import profile
 
         table = profile(load_space(arguments.table), 10, runtime, arguments.out)
         print(len(table.rows), table.manifest["unit"], table.calibration)

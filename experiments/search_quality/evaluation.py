@@ -30,16 +30,16 @@ from statistics import median
 import numpy as np
 import torch
 
-from nas.data import load_data
-from nas.evaluate import Evaluator
-from nas.family import load_space
-from nas.graph import decode, encode
-from nas.latency import LatencyTable, shipped_folder
-from nas.racing import Race
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.racing import Race
+from nas.latency.table import LatencyTable, shipped_folder
 from nas.records import Journal, read_json, write_json
 from nas.runtimes.torch_cpu import keep_heap
-from nas.supernet import load_supernet, supernet_folder
-from nas.surrogate import Surrogate
+from nas.space.family import load_space
+from nas.strategy.surrogate import Surrogate
+from nas.training.supernet import load_supernet, supernet_folder
+from nas.trellis.graph import decode, encode
 
 SPACE, TABLE = "swin:micro", "torch-cpu/swin-micro"
 BUDGET_MS, IMAGES, PARENTS = 20.0, 400, 6

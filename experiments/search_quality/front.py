@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from problems import exact_optimum, knapsack
 
-from nas.engine import Score, explore
-from nas.region import Limit, Region
-from nas.searchers import Searcher, load_propose
+from nas.strategy.constraints import Limit, Region
+from nas.strategy.loop import Score, explore
+from nas.strategy.searchers import Searcher, load_propose
 
 SHARES = np.linspace(0.1, 0.6, 8)
 EVALUATIONS, BATCH = 320, 32

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nas.graph import Graph
-from nas.space import Position
-from nas.trellis import Trellis
+from nas.space.domains import Position
+from nas.trellis.graph import Graph
+from nas.trellis.trellis import Trellis
 
 HERE = Path(__file__).parent
 

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from problems import EVALUATIONS, PROBLEMS
 
-from nas.engine import Score, explore
-from nas.region import Limit, Region
-from nas.searchers import Searcher, load_propose
-from nas.surrogate import Surrogate
+from nas.strategy.constraints import Limit, Region
+from nas.strategy.loop import Score, explore
+from nas.strategy.searchers import Searcher, load_propose
+from nas.strategy.surrogate import Surrogate
 
 HERE = Path(__file__).parent
 OTHERS = ("nsga2", "tpe", "random", "published")
@@ -139,7 +139,7 @@ def summary(records):
 def draw(found, path):
     from matplotlib.figure import Figure
 
-    from nas.pictures import SERIES
+    from nas.report.pictures import SERIES
 
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     for axes, (problem, own) in zip(figure.subplots(2, 2).flat, found.items()):

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nas.data import load_data
-from nas.evaluate import Evaluator
-from nas.family import SearchSpace, load_space
-from nas.graph import Graph, decode
-from nas.latency import LatencyTable, shipped_folder
+from nas.data.dataset import load_data
+from nas.evaluation.accuracy import Evaluator
+from nas.latency.table import LatencyTable, shipped_folder
 from nas.progress import bar
 from nas.records import Journal
-from nas.space import Choice, Fixed, Repeat, Space, Stage
-from nas.supernet import load_supernet, supernet_folder
-from nas.trellis import Trellis
+from nas.space.domains import Choice, Fixed, Repeat, Space, Stage
+from nas.space.family import SearchSpace, load_space
+from nas.training.supernet import load_supernet, supernet_folder
+from nas.trellis.graph import Graph, decode
+from nas.trellis.trellis import Trellis
 
 HERE = Path(__file__).parent
 WIDTHS = ((48,), (96,), (128, 192))

@@ -35,11 +35,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nas.elastic import count_macs
-from nas.family import Layer, load_space, space_names
-from nas.graph import Graph
-from nas.latency import LatencyTable, shipped_folder
-from nas.trellis import Trellis, Within
+from nas.latency.table import LatencyTable, shipped_folder
+from nas.layers.elastic import count_macs
+from nas.space.family import Layer, load_space, space_names
+from nas.trellis.graph import Graph
+from nas.trellis.trellis import Trellis, Within
 
 OUT = Path(__file__).with_suffix(".json")
 COMPARED = ("swin:micro", "efficientvit:b3", "vit:base")

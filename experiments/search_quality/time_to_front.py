@@ -39,18 +39,18 @@ import numpy as np
 from evaluation import BUDGET_MS, shipped
 from matplotlib.figure import Figure
 
-from nas.candidates import Scores, best_hits
-from nas.engine import BATCH, explore
-from nas.evaluate import Evaluator
-from nas.graph import decode
-from nas.ledger import Ledger
-from nas.pictures import BLUE, GREEN, INK, RED, SAND
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.score_task import Scorer
 from nas.records import Journal, write_json
-from nas.region import Limit, Region
-from nas.scoring import Scorer
-from nas.searchers import Searcher, load_propose
-from nas.statistics import hypervolumes
+from nas.report.pictures import BLUE, GREEN, INK, RED, SAND
+from nas.run.scores import Scores, best_hits
+from nas.strategy.constraints import Limit, Region
+from nas.strategy.loop import BATCH, explore
+from nas.strategy.searchers import Searcher, load_propose
+from nas.strategy.statistics import hypervolumes
+from nas.trellis.graph import decode
 from nas.workers import InProcess
+from nas.workers.ledger import Ledger
 
 OUT = Path(__file__).with_name("time_to_front.json")
 BUDGETS_MS = (8.0, 12.0, 16.0, BUDGET_MS)

@@ -48,7 +48,7 @@ def find_architecture(
     """The space, architecture and classes that ARCH (JSON or its file), RUN or MODEL stands for."""
     from dataclasses import replace
 
-    from nas.family import load_space
+    from nas.space.family import load_space
 
     is_json = what.lstrip().startswith("{")
     path = Path("" if is_json else what)
@@ -56,7 +56,7 @@ def find_architecture(
         space = load_space(space_name)
         architecture = space.parse(what if is_json else path.read_text(errors="replace"))
     elif what and path.is_dir():
-        from nas.report import Run
+        from nas.report.report import Run
 
         run = Run.load(path)
         space, classes = run.space, run.classes

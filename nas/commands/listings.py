@@ -48,9 +48,9 @@ def list_(
 
 
 def _models() -> list[dict[str, Any]]:
-    from nas.elastic import count_params, sum_macs
-    from nas.family import load_space, model_names
+    from nas.layers.elastic import count_params, sum_macs
     from nas.progress import track
+    from nas.space.family import load_space, model_names
 
     rows = []
     names = list(model_names())
@@ -70,9 +70,9 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _spaces() -> list[dict[str, Any]]:
-    from nas.family import load_space, space_names
-    from nas.graph import Graph
     from nas.progress import track
+    from nas.space.family import load_space, space_names
+    from nas.trellis.graph import Graph
 
     rows = []
     names = list(space_names())
@@ -111,7 +111,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    from nas.latency import saved_tables
+    from nas.latency.table import saved_tables
 
     rows = []
     for folder, table in saved_tables():
@@ -132,7 +132,7 @@ def _tables() -> list[dict[str, Any]]:
 
 def _supernets() -> list[dict[str, Any]]:
     from nas.records import read_json
-    from nas.supernet import ASSETS
+    from nas.training.supernet import ASSETS
 
     cards = [read_json(path) for path in sorted(ASSETS.glob("*/supernet.json"))]
     keys = ("space", "data", "largest_search_top1_percent", "smallest_search_top1_percent")
@@ -141,8 +141,8 @@ def _supernets() -> list[dict[str, Any]]:
 
 def _runs() -> list[dict[str, Any]]:
     """A row for each budget of each run."""
-    from nas.page import complete
     from nas.records import read_json
+    from nas.report.wording import complete
 
     rows = []
     for path in sorted(Path("runs").glob("*/settings.json")):

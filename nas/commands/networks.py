@@ -22,7 +22,7 @@ from nas.commands import (
     print_json,
 )
 from nas.errors import UsageError
-from nas.family import LARGEST_PX
+from nas.space.family import LARGEST_PX
 
 
 @app.command(epilog="Example: vitnas inspect vit_base_patch16_224 --resolution 384")
@@ -39,8 +39,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs and predicted latency of an architecture, layer by layer."""
-    from nas.elastic import count_macs, count_params
-    from nas.latency import known_table
+    from nas.latency.table import known_table
+    from nas.layers.elastic import count_macs, count_params
     from nas.runtimes import load_runtime
 
     runtime = load_runtime(device)
@@ -99,11 +99,11 @@ def macs(
     names = _items(models, "--models", "names", "vit_base_patch16_224")
     sides = [_pixels(item) for item in _items(resolutions, "--resolutions", "pixels", "224,448")]
     path = figure_path(figure)
-    from nas.scaling import macs_by_resolution
+    from nas.report.macs import macs_by_resolution
 
     result = macs_by_resolution(names, sides)
     if path:
-        from nas import pictures
+        from nas.report import pictures
 
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures.save(pictures.macs(result), path)

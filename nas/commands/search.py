@@ -137,7 +137,7 @@ def search(
         raise UsageError(f"{source} is not a run", "give --from the directory of a run")
     Settings(budgets=tuple(alternatives(budgets, device)), space=space, **settings)
     Distribution(**distribution)
-    from nas.run import search_networks
+    from nas.run.main import search_networks
 
     result = search_networks(
         budgets,
@@ -206,9 +206,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
-    from nas.data import load_data
-    from nas.supernet import Recipe, check_device
-    from nas.supernet import train as run_train
+    from nas.data.dataset import load_data
+    from nas.training.supernet import Recipe, check_device
+    from nas.training.supernet import train as run_train
 
     check_device(device)
     recipe = Recipe(seed=seed).scaled(images)
@@ -229,7 +229,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the report of one run again, or one page with several side by side."""
-    from nas.report import write_report
+    from nas.report.report import write_report
 
     path = write_report(runs, None if len(runs) == 1 else Path(page))
     if as_json:
@@ -248,7 +248,7 @@ def export(
     import torch
 
     from nas.export import export_network
-    from nas.report import Run
+    from nas.report.report import Run
 
     network = Run.load(run).winner()
     architecture = network.architecture

@@ -21,7 +21,7 @@ from nas.commands import (
 )
 
 if TYPE_CHECKING:
-    from nas.latency import LatencyTable as Latencies
+    from nas.latency.table import LatencyTable as Latencies
 
 
 @app.command(epilog="Example: vitnas profile --device onnxruntime-cpu --space swin:micro")
@@ -47,10 +47,10 @@ def profile(
     """Measure the latency table of a device for a space; goes on where it was stopped."""
     from dataclasses import asdict
 
-    from nas.campaign import profile as run_profile
-    from nas.family import load_space
-    from nas.latency import LatencyTable, table_folder
+    from nas.latency.campaign import profile as run_profile
+    from nas.latency.table import LatencyTable, table_folder
     from nas.runtimes import load_runtime
+    from nas.space.family import load_space
 
     the_space = load_space(space)
     where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
@@ -115,11 +115,11 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """What is wrong with a latency table: copies, slips, outliers, gaps, stale code."""
-    from nas.audit import as_json as json_of
-    from nas.audit import audit as run_audit
-    from nas.audit import shortened
-    from nas.family import load_space
-    from nas.latency import find_table
+    from nas.latency.audit import as_json as json_of
+    from nas.latency.audit import audit as run_audit
+    from nas.latency.audit import shortened
+    from nas.latency.table import find_table
+    from nas.space.family import load_space
 
     table = find_table(name)
     space = None if table.manifest["source"] == "external" else table.manifest["space"]
@@ -155,7 +155,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Bring a table of others into this schema, as an external one: to look at, not to search."""
-    from nas.external import import_table
+    from nas.latency.external import import_table
 
     table = import_table(file, form, unit, device)
     table.save(Path(folder))
@@ -181,10 +181,10 @@ def measure(
     """Measure an architecture end to end in a fresh process, beside its prediction by layer."""
     import numpy as np
 
-    from nas.latency import known_table
+    from nas.latency.end_to_end import measure_fresh
+    from nas.latency.table import known_table
     from nas.progress import bar
     from nas.runtimes import VERBS, load_runtime
-    from nas.stopwatch import measure_fresh
 
     path = figure_path(figure)
     runtime = load_runtime(device)
@@ -226,7 +226,7 @@ def measure(
         result["overhead_ms"] = table.calibration.overhead
         result["interval_ms"] = [round(ms, 4) for ms in table.interval(predicted, 0.95)]
     if path:
-        from nas import pictures
+        from nas.report import pictures
 
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures.save(pictures.measured_layers(result, verb), path)

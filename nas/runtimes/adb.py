@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nas.agent.client import printable
 from nas.errors import (
     DeviceError,
     MissingPackageError,
@@ -26,10 +27,9 @@ from nas.errors import (
     UsageError,
     VitnasError,
 )
-from nas.family import Layer
-from nas.link import printable
-from nas.lowering import PACKAGES, VERSION, lower, lower_ahead
+from nas.lowering.onnx import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample
+from nas.space.family import Layer
 
 LIMIT_S = 600
 RUNS = 10  # of which the tool gives the median, after one that it drops

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from nas.errors import PreparationError
-from nas.family import Layer
+from nas.lowering.tflite import LOWERING
 from nas.records import write_text
 from nas.runtimes import Program, Runtime, Sample
-from nas.tflite import LOWERING
+from nas.space.family import Layer
 from nas.versions import installed
 
 TIME_LIMIT_S = 600  # a whole network takes 1-30 s
@@ -145,7 +145,7 @@ class EthosU(Runtime):
         """Consecutive layers as one model, compiled once in a process and once on a machine."""
         key = "\n".join(layer.key for layer in layers)
         if key not in self._known:
-            from nas.tflite.lowering import lower
+            from nas.lowering.tflite.lowering import lower
 
             model = lower(layers)
             self._known[key] = (
@@ -167,7 +167,7 @@ class EthosU(Runtime):
 
 
 def _lowered_or_empty(layer: Layer) -> bytes:
-    from nas.tflite.lowering import lower
+    from nas.lowering.tflite.lowering import lower
 
     with suppress(PreparationError):
         return lower([layer]).data

@@ -1,4 +1,4 @@
-"""LiteRT on the CPU in int8: the models of `nas.tflite`, run by the interpreter with XNNPACK."""
+"""LiteRT on the CPU in int8: models of `nas.lowering.tflite`, interpreted with XNNPACK."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nas.errors import PreparationError
-from nas.family import Layer
+from nas.lowering.tflite import LOWERING
 from nas.runtimes import Program, Runtime, timed
 from nas.runtimes.torch_cpu import describe_host, host_conditions
-from nas.tflite import LOWERING
+from nas.space.family import Layer
 from nas.versions import installed
 
 
@@ -52,7 +52,7 @@ class LiteRtCpu(Runtime):
             Interpreter,
         )
 
-        from nas.tflite.lowering import lower
+        from nas.lowering.tflite.lowering import lower
 
         model = lower(layers)
         if model.dynamic:

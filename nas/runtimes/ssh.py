@@ -1,7 +1,7 @@
 """Any Linux device with Python and onnxruntime, over SSH: `ssh://USER@HOST[:PORT]`.
 
-The agent (`nas.agent`) is sent with every connection; nothing is installed or left there. It says
-what processor it runs on, and whether that is a real one: times of an emulated processor mean
+The agent (`nas.agent.server`) is sent with every connection; nothing is installed or left there.
+It says what processor it runs on, and whether that is a real one: times of an emulated processor mean
 nothing and are never called measured.
 """
 
@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from nas.agent.client import OLD_PYTHON, Hello, Link, Step
 from nas.errors import DeviceError, MissingPackageError, UsageError, VitnasError
-from nas.family import Layer
-from nas.link import OLD_PYTHON, Hello, Link, Step
-from nas.lowering import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
+from nas.lowering.onnx import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample, check_option
+from nas.space.family import Layer
 
 ADDRESS = re.compile(
     r"(?:(?P<user>[\w.][\w.-]*)@)?(?P<host>[\w.][\w.-]*|\[[0-9A-Fa-f:.%\w]+\])(?::(?P<port>\d+))?"
@@ -128,7 +128,7 @@ class AgentRuntime(Runtime):
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
-        from nas.pieces import inputs, slots
+        from nas.layers.standalone import inputs, slots
 
         if self._link is None:
             raise DeviceError(f"{self.device} is not connected", "use it in a `with` block")

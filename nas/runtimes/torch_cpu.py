@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nas.errors import PreparationError
-from nas.family import Layer
 from nas.runtimes import Program, Runtime, Sample, check_option
+from nas.space.family import Layer
 from nas.versions import installed
 
 
@@ -62,7 +62,7 @@ class TorchCpu(Runtime):
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         import torch
 
-        from nas.pieces import build, inputs
+        from nas.layers.standalone import build, inputs
 
         dtype = getattr(torch, self.dtype)
         steps = build(layers, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Measuring on another machine: a program without dependencies, and its client."""

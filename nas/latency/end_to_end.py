@@ -1,0 +1,142 @@
+"""Whole networks measured end to end, in a fresh process.
+
+As a program (`python -m nas.latency.end_to_end`) it is that process: it reads `{"device", "space",
+"classes", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
+per round to stdout, and last `{"samples": [[...], ...], "layers": [...], "wall_over_cpu": [...]}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import nas
+from nas.errors import EvaluationError, PreparationError, VitnasError
+from nas.runtimes import Sample, load_runtime, visit
+from nas.space.domains import Architecture
+from nas.space.family import SearchSpace, load_space
+
+WARM_UP = 1  # rounds
+
+
+class Measurement(NamedTuple):
+    """Samples of one network, in the unit of its runtime."""
+
+    samples: list[float]  # of whole inferences
+    layers: list[list[float]]  # of each layer, in network order; nothing if not asked for
+    wall_over_cpu: float  # well above 1 if the process was held up; 0 if the device does not tell
+
+
+def measure_fresh(
+    device: str,
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    classes: int,
+    rounds: int = 10,
+    layers: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Measurement]:
+    """Whole networks on a device, in turns in a fresh process, three samples of each a round.
+
+    With `layers` every round also times each network layer by layer.
+    """
+    request = {
+        "device": device,
+        "space": space.name,
+        "classes": classes,
+        "architectures": [a.to_json() for a in architectures],
+        "rounds": rounds,
+        "layers": layers,
+    }
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "nas.latency.end_to_end",
+        ],  # -P: never a `nas` of the working folder
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(nas.__file__).parents[1])},
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    try:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise EvaluationError(*answer["error"])
+            if "samples" in answer:
+                columns = (answer[key] for key in ("samples", "layers", "wall_over_cpu"))
+                return [Measurement(*own) for own in zip(*columns)]
+            advance(1)
+        raise EvaluationError(
+            f"the measuring process failed: {process.stderr.read().strip().splitlines()[-1:]}",
+            "run the same command with --debug",
+        )
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _main() -> None:
+    try:
+        _measure(json.loads(sys.stdin.read()))
+    except VitnasError as error:
+        print(json.dumps({"error": [error.message, error.fix]}), flush=True)
+
+
+def _measure(request: dict[str, Any]) -> None:
+    space = load_space(request["space"])
+    architectures = [space.parse(text) for text in request["architectures"]]
+    networks = [space.layers(a, request["classes"]) for a in architectures]
+    with load_runtime(request["device"]) as runtime:
+        try:
+            whole = [runtime.prepare(layers, fused=True) for layers in networks]
+            split = networks if request["layers"] else []
+            parts = [runtime.prepare(layers, fused=False) for layers in split]
+        except PreparationError as error:
+            raise EvaluationError(error.message, error.fix) from None
+        samples: list[list[Sample]] = [[] for _ in networks]
+        parted: list[list[list[Sample]]] = [[[] for _ in own] for own in networks]
+        warm_up = 0 if runtime.exact else WARM_UP
+        for turn in range(warm_up + (1 if runtime.exact else request["rounds"])):
+            for i in range(len(networks)):
+                for programs, found in ((whole, [samples[i]]), (parts, parted[i])):
+                    for timed in visit(programs[i], runtime) if programs else ():
+                        for own, sample in zip(found, timed if turn >= warm_up else ()):
+                            own.append(sample)
+            if turn >= warm_up:
+                print(json.dumps({"done": turn - warm_up + 1}), flush=True)
+    answer = {
+        "samples": [_walls(own) for own in samples],
+        "layers": [[_walls(own) for own in layers] for layers in parted],
+        "wall_over_cpu": [_held_up(own) for own in samples],
+    }
+    print(json.dumps(answer), flush=True)
+
+
+def _walls(samples: Sequence[Sample]) -> list[float]:
+    return [round(sample.wall, 5) for sample in samples]
+
+
+def _held_up(samples: Sequence[Sample]) -> float:
+    known = [sample.wall / sample.cpu for sample in samples if sample.cpu > 0]
+    return round(median(known), 3) if known else 0.0
+
+
+if __name__ == "__main__":
+    _main()

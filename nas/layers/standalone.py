@@ -1,0 +1,64 @@
+"""Layers as torch modules that can be timed or lowered: built, filled, deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.layers.elastic import Deployable, explicit_in_windows
+from nas.space.family import Layer
+
+Steps = list[tuple[nn.Module, dict[str, int]]]
+
+
+def build(
+    layers: Sequence[Layer], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Steps:
+    """Plain modules with weights that need no drawing; the time does not depend on them."""
+    explicit_in_windows()
+    steps: Steps = []
+    for layer in layers:
+        with torch.device("meta"):
+            module: nn.Module = layer.build()
+        module = module.to_empty(device="cpu").eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(0.01)  # not zero, and far from denormal numbers
+            for buffer in module.buffers():
+                buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
+        for part in module.modules():
+            if isinstance(part, Deployable):
+                part.deploy()
+        steps.append((module.to(device, dtype), layer.sizes))
+    return steps
+
+
+def inputs(
+    layer: Layer, batch: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Any, ...]:
+    """Random inputs of a layer: its state as it arrives."""
+    state = layer.module.inputs(batch, layer.input_shape, **layer.sizes)
+    return tuple(_moved(item, dtype, device) for item in state)
+
+
+def _moved(item: Any, dtype: torch.dtype, device: str) -> Any:
+    if isinstance(item, Tensor):
+        return item.to(device, dtype) if item.is_floating_point() else item.to(device)
+    return tuple(_moved(part, dtype, device) for part in item) if isinstance(item, tuple) else item
+
+
+def run(steps: Steps, state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One pass."""
+    for module, sizes in steps:
+        state = module(*state, **sizes)
+    return state
+
+
+def slots(state: Any) -> list[Tensor | None]:
+    """The tensors of a state, flat; None where there is none."""
+    if isinstance(state, tuple):
+        return [tensor for item in state for tensor in slots(item)]
+    return [state]

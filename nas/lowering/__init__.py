@@ -1,0 +1,1 @@
+"""Layers and networks in the file formats of other runtimes: ONNX and TensorFlow Lite."""

@@ -1,0 +1,1 @@
+"""What a person reads after a run: the HTML page, its wording and its pictures."""

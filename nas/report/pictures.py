@@ -1,0 +1,454 @@
+"""The pictures of a report, drawn with matplotlib from what a run has recorded."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int_]
+INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
+TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
+SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
+_LINES = (BLUE, RED, GREEN, "#7a5aa6", "#b07d12", INK)  # dark enough for text
+_PRODUCTS = "attention_matmul_macs"
+_KINDS: dict[str, Any] = {  # of MACs, and how their curves look
+    _PRODUCTS: {"lw": 1.6, "marker": "o", "ms": 4},
+    "macs": {"lw": 1.3, "ls": (0, (4, 2)), "marker": "o", "ms": 4, "mfc": "white"},
+}
+_RING: Any = {"marker": "o", "ms": 10, "mfc": "none", "mew": 1.2}
+_STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#e5e9ee",
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "vitnas",
+}
+
+
+def _figure(width: float, height: float) -> Figure:
+    with mpl.rc_context(_STYLE):
+        return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand inside a page."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    # Fixed sizes would not shrink with the page; the viewBox stays.
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text[text.index("<svg") :]).replace(
+        ' width="', ' data-width="', 1
+    )
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the suffix of `path` names."""
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, dpi=160)
+
+
+def pareto(
+    runs: Sequence[dict[str, Any]],
+    clouds: Sequence[NDArray[np.float64]],
+    archives: Sequence[NDArray[np.float64]],
+) -> Figure:
+    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines.
+
+    `archives` hold for each run the best known network by latency, (n, 2): ms and expected top-1.
+    """
+    figure = _figure(7.4, 4.2)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        several = len(runs) > 1
+        for run, cloud, archive, color in zip(runs, clouds, archives, _cycle(len(runs))):
+            name = _name(run) if several else "front"
+            tint = color if several else GREY
+            if len(cloud):
+                label = None if several else f"scored ({len(cloud):,})"
+                axes.scatter(
+                    cloud[:, 0], cloud[:, 1], s=7, color=tint, alpha=0.35, lw=0, label=label
+                )
+            if len(archive):
+                best = np.maximum.accumulate(archive[:, 1])
+                label = None if several else "best known at any latency"
+                axes.step(archive[:, 0], best, where="post", color=tint, lw=0.9, label=label)
+            widest = run["answers"][-1]["front"]
+            front = [(c["predicted_ms"], c["expected_top1_percent"]) for c in widest]
+            axes.step(
+                *np.array(front).T, where="post", color=color, lw=1.6, marker="o", ms=3.5,
+                label=name,
+            )  # fmt: skip
+            _winners(axes, run, color if several else RED, f" of {name}" if several else "")
+            if not several:
+                _baselines(axes, run)
+        _budgets(axes, {a["budget_ms"] for run in runs for a in run["answers"]})
+        axes.set(
+            xlabel="latency [ms]; points and lines as predicted",
+            ylabel="top-1 on the search split [%]\n(lines and marks: noise taken out)",
+        )
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _budgets(axes: Axes, budgets: Iterable[float]) -> None:
+    for budget in budgets:
+        axes.axvline(budget, color=RED, lw=1, ls="--")
+        axes.annotate(
+            f"{budget:g} ms", (budget, 0.01), color=RED, rotation=90, fontsize=8,
+            xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points",
+        )  # fmt: skip
+
+
+def _winners(axes: Axes, run: dict[str, Any], color: str, of: str) -> None:
+    won = [a["winner"] for a in run["answers"]]
+    name = "winner" if len(won) == 1 else "winners"
+    axes.scatter(
+        [w["measured_ms"] for w in won], [w["expected_top1_percent"] for w in won],
+        marker="*", s=190, color=color, edgecolor="white", zorder=5,
+        label=f"{name}{of} ({verb(run)})",
+    )  # fmt: skip
+
+
+def _baselines(axes: Axes, run: dict[str, Any]) -> None:
+    """Each kind with a mark of its own; of several budgets only those without pruning."""
+    marks: dict[str, list[tuple[float, float]]] = {}
+    for answer in run["answers"]:
+        for b in answer["baselines"]:
+            if len(run["answers"]) == 1 or "dense" in b["name"]:
+                point = (b["measured_ms"], b["expected_top1_percent"])
+                marks.setdefault(b["name"], []).append(point)
+    for (name, points), marker in zip(marks.items(), "sDP^v"):
+        x, y = zip(*points)
+        axes.scatter(
+            x, y, marker=marker, s=42, color=INK, edgecolor="white", zorder=4,
+            label=f"{name} ({verb(run)})",
+        )  # fmt: skip
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    return str(run["run_dir"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def verb(run: Mapping[str, Any]) -> str:
+    """What may be said of a run's latencies: measured, or modelled."""
+    return str(run.get("verb", "measured"))
+
+
+def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Every re-measured network: predicted against measured, and the band of the table's p95."""
+    figure = _figure(3.9, 3.6)
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        top = 0.0
+        for run, color in zip(runs, _cycle(len(runs))):
+            points = np.array([(c["measured_ms"], c["predicted_ms"]) for c in run["measured"]])
+            axes.scatter(points[:, 0], points[:, 1], s=22, color=color, edgecolor="white", zorder=3)
+            top = max(top, float(points.max()) * 1.06)
+        line = np.array([0, top])
+        p95 = max(run["table"]["p95_percent"] for run in runs) / 100
+        axes.plot(line, line, color=GREY, lw=1)
+        axes.fill_between(line, line * (1 - p95), line * (1 + p95), color=GREY, alpha=0.2, lw=0)
+        how = verb(runs[0])
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{how} [ms]", ylabel="predicted [ms]")
+        axes.set_aspect("equal")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def convergence(
+    runs: Sequence[dict[str, Any]], scored: Sequence[Sequence[Mapping[str, Any]]]
+) -> Figure:
+    """The best score within each budget over the candidates, and beneath it the hypervolume.
+
+    `scored` holds for each run its candidates in order: `predicted_ms`, `top1_percent`, and
+    whether one was `dropped`, that is, lost its race and was not scored to the end.
+    """
+    figure = _figure(3.9, 3.6)
+    volumes = any(run["hypervolume"] for run in runs)
+    lines = sum(len(run["answers"]) for run in runs)
+    colors = iter(_cycle(lines))
+    with mpl.rc_context(_STYLE):
+        axes, *below = figure.subplots(
+            1 + volumes, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + volumes]
+        ).ravel()
+        for run, own in zip(runs, scored):
+            full = np.array([not r.get("dropped") for r in own], dtype=bool)
+            tops = np.array([r["top1_percent"] for r in own])
+            steps = np.arange(1, len(own) + 1)
+            axes.scatter(steps[full], tops[full], s=14, color=GREY, zorder=2)
+            axes.scatter(steps[~full], tops[~full], s=14, fc="white", ec=GREY, lw=0.8, zorder=2)
+            first = GREY
+            for i, answer in enumerate(run["answers"]):
+                color = next(colors)
+                first = color if i == 0 else first
+                fits = full & np.array([r["predicted_ms"] <= answer["limit_ms"] for r in own], bool)
+                start = answer.get("best_known_percent") or math.nan
+                best = np.fmax.accumulate([start, *np.where(fits, tops, np.nan)])
+                label = f"{_name(run)}, " * (len(runs) > 1) + f"{answer['budget_ms']:g} ms"
+                axes.step(range(len(best)), best, where="post", color=color, lw=1.6, label=label)
+            for panel in below:
+                _volume(panel, run["hypervolume"], steps[full], len(own), first)
+        axes.set(ylabel="best on the\nsearch split [%]")
+        for panel in below:
+            panel.set(ylabel="hypervolume\n[% of best]")
+        for panel in (axes, *below):
+            panel.grid(True)
+            panel.set_axisbelow(True)
+        last = (axes, *below)[-1]
+        last.set(xlabel="candidates scored in this run")
+        last.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if lines > 1:
+            axes.legend(fontsize=8)
+        figure.align_ylabels()
+    return figure
+
+
+def _volume(axes: Axes, volumes: Sequence[float], full: Ints, last: int, color: str) -> None:
+    """What the scored front dominates, after each candidate that was scored to the end."""
+    if not volumes:
+        return
+    known = [0] if len(volumes) > len(full) else []  # what was known before the first
+    at = [*known, *full.tolist()][: len(volumes)]
+    percent = [100 * v for v in volumes[: len(at)]]
+    axes.step([*at, last], [*percent, percent[-1]], where="post", color=color, lw=1.6)
+
+
+def layers(networks: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure:
+    """Latency by layer in the order of running: networks with their rows, the last the largest."""
+    *_, (_, dense) = networks
+    names = list(dict.fromkeys(n for _, rows in reversed(networks) for n, _ in rows))
+    order = [n for n, _ in dense]
+    places = {n: min(_place(n, order, [m for m, _ in rows]) for _, rows in networks) for n in names}
+    names.sort(key=places.__getitem__)
+    thick = 0.76 / len(networks)
+    figure = _figure(7.4, 0.6 + 0.1 * len(names) * max(2, len(networks)))
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        y = np.arange(len(names))
+        colors = [*_cycle(len(networks) - 1), GREY]
+        for i, ((who, rows), color) in enumerate(zip(networks, colors)):
+            own = dict(rows)
+            shift = (i - (len(networks) - 1) / 2) * thick
+            label = f"{who}, {sum(own.values()):.1f} ms"
+            axes.barh(y + shift, [own.get(n, 0) for n in names], thick, color=color, label=label)
+        axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set(xlabel="milliseconds (rows of the table, calibrated)")
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def measured_layers(result: Mapping[str, Any], verb: str) -> Figure:
+    """One network by layer, predicted and measured, and the stack of predictions beside the total.
+
+    `result` is what `vitnas measure --json` prints.
+    """
+    rows, unit = result["layers"], result["unit"]
+    y = np.arange(len(rows))
+    figure = _figure(7.4, max(2.6, 0.9 + 0.2 * len(rows)))
+    with mpl.rc_context(_STYLE):
+        axes, stack = figure.subplots(1, 2, width_ratios=(4, 1))
+        mine = [row["measured_ms"] for row in rows]
+        if result["predicted_ms"] is None:
+            axes.barh(y, mine, 0.6, color=BLUE, label=f"{verb}, in network order")
+        else:
+            theirs = [row["predicted_ms"] for row in rows]
+            axes.barh(y - 0.2, theirs, 0.38, color=GREY, label="predicted (calibrated row)")
+            axes.barh(y + 0.2, mine, 0.38, color=BLUE, label=f"{verb}, in network order")
+            low = result["overhead_ms"]
+            stack.bar(0, low, 0.7, color=GREY)
+            for row in theirs:
+                stack.bar(0, row, 0.7, bottom=low, color=GREY, edgecolor="white", linewidth=0.4)
+                low += row
+        stack.bar(1, result["measured_ms"], 0.7, color=BLUE)
+        spread = ([result["measured_ms"] - result["measured_p20_ms"]],
+                  [result["measured_p95_ms"] - result["measured_ms"]])  # fmt: skip
+        stack.errorbar([1], [result["measured_ms"]], yerr=spread, color="black", capsize=3)
+        stack.set_xticks((0, 1), ("predicted", verb), fontsize=7.5, rotation=30)
+        stack.set(title=f"whole, {unit}")
+        axes.set_yticks(y, [row["layer"].replace("_", " ") for row in rows], fontsize=7.5)
+        axes.invert_yaxis()
+        axes.set(xlabel=unit, title=f"{result['id']} on {result['device']['name']}")
+        axes.grid(True, axis="x")
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _place(name: str, dense: list[str], other: list[str]) -> float:
+    """Where a layer runs; one that only the other has stands just before its successor."""
+    if name in dense:
+        return dense.index(name)
+    following = [n for n in other[other.index(name) :] if n in dense] if name in other else []
+    return dense.index(following[0]) - 0.5 if following else math.inf
+
+
+def kept_windows(
+    images: Sequence[NDArray[np.float64]],
+    labels: Sequence[str],
+    maps: Sequence[dict[str, NDArray[np.bool_]]],
+) -> Figure:
+    """Test images in rows, blocks in columns; what a block leaves out is darkened.
+
+    `images` are (side, side, 3) in [0, 1]; `maps` hold for each image the tokens by block.
+    """
+    names = list(maps[0])
+    per_row = min(8, len(names) + 1)
+    lines = math.ceil((len(names) + 1) / per_row)
+    figure = _figure(7.4, 0.98 * lines * len(images) * 8 / per_row + 0.1)
+    with mpl.rc_context(_STYLE):
+        grid = figure.subplots(len(images) * lines, per_row, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for i, (image, label, own) in enumerate(zip(images, labels, maps)):
+            low, high = np.quantile(image, (0.02, 0.995))
+            image = np.clip((image - low) / max(high - low, 1e-6), 0, 1) ** 0.7  # for the eye
+            cells = grid[i * lines : (i + 1) * lines].ravel()
+            cells[0].imshow(image)
+            cells[0].set_title(label, fontsize=7)
+            for axes, name in zip(cells[1:], names):
+                kept = own[name]
+                scale = -(-len(image) // len(kept))
+                mask = np.kron(kept, np.ones((scale, scale)))[: len(image), : len(image), None]
+                axes.imshow(np.clip(image * (0.25 + 0.75 * mask) + (1 - mask) * TINT, 0, 1))
+                title = name.replace("stage", "s").replace("_", " ")
+                axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
+    return figure
+
+
+def macs(result: dict[str, Any]) -> Figure:
+    """MACs over resolution on logarithmic axes, curves labelled with their fitted power.
+
+    `result` is what `nas.report.macs.macs_by_resolution` returns. Solid: the two attention
+    products; dashed: the whole model; a ring where the products become half of it.
+    """
+    figure = _figure(7.4, 4.8)
+    sides = sorted({row["resolution"] for row in result["rows"]})
+    with mpl.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        axes.set(xscale="log", yscale="log")
+        labels: list[tuple[float, str, str, str]] = []
+        for i, (slope, half) in enumerate(zip(result["slopes"], result["half"])):
+            color = _LINES[i % len(_LINES)]
+            for kind, line in _KINDS.items():
+                counts = [r[kind] for r in result["rows"] if r["model"] == slope["model"]]
+                if not all(counts):
+                    continue
+                axes.plot(sides, counts, color=color, **line)
+                power = "" if slope[kind] is None else f"  $R^{{{slope[kind]:.2f}}}$"
+                whole = kind == "macs"
+                text = f"{slope['model']}{', whole' if whole else ''}{power}"
+                labels.append((counts[-1], text, color, "normal" if whole else "bold"))
+                if not whole and half[kind] and half[kind] > sides[0]:
+                    _ring(axes, half[kind], sides, counts, color)
+        _label_ends(axes, sides[-1], labels)
+        axes.set_xticks(sides, _staggered(sides))
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="resolution R [pixels]", ylabel="multiply-accumulates of one image")
+        names = ("the two attention products", "whole model")
+        keys = [Line2D([], [], color=INK, label=n, **_KINDS[k]) for n, k in zip(names, _KINDS)]
+        if any(half[_PRODUCTS] for half in result["half"]):
+            keys.append(Line2D([], [], color=INK, lw=0, label="products are half of it", **_RING))
+        axes.legend(handles=keys, loc="best", fontsize=8, handlelength=3.2)
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _staggered(sides: Sequence[int]) -> list[str]:
+    """Labels of the ticks, one line lower where they would run into the one before."""
+    labels: list[str] = []
+    for i, side in enumerate(sides):
+        near = i > 0 and side < 1.25 * sides[i - 1] and not labels[-1].startswith("\n")
+        labels.append(f"\n{side}" if near else f"{side}")
+    return labels
+
+
+def _ring(axes: Axes, side: int, sides: list[int], counts: list[int], color: str) -> None:
+    """Where the products have become half of the whole model."""
+    y = np.exp(np.interp(np.log(side), np.log(sides), np.log(counts)))
+    axes.plot([side], [y], mec=color, **_RING)
+    text = axes.annotate(
+        f"{side} px",
+        (side, y),
+        xytext=(7, -5),
+        textcoords="offset points",
+        fontsize=8,
+        va="top",
+        color=color,
+    )
+    text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+
+
+def _label_ends(axes: Axes, side: float, labels: Sequence[tuple[float, str, str, str]]) -> None:
+    """Names beside the last points of curves, moved apart where they would overlap."""
+    low, high = np.log(axes.get_ylim())
+    wanted = (np.log([y for y, *_ in labels]) - low) / (high - low)
+    for (y, text, color, weight), place in zip(labels, _apart(wanted, 0.042)):
+        axes.annotate(
+            text,
+            (side, y),
+            xytext=(1.035, place),
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            color=color,
+            fontweight=weight,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _apart(wanted: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Positions near those wanted with at least `gap` between neighbours."""
+    places = wanted.copy()
+    order = np.argsort(places, kind="stable")
+    for _ in range(200):
+        for below, above in pairwise(order):
+            if (lack := gap - (places[above] - places[below])) > 0:
+                places[below] -= lack / 2
+                places[above] += lack / 2
+    return places
+
+
+def _cycle(n: int) -> Iterable[str]:
+    return [SERIES[i % len(SERIES)] for i in range(n)]

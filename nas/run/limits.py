@@ -1,0 +1,116 @@
+"""What the answers of a run must keep to: milliseconds by device, parameters, MACs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+from nas.errors import InfeasibleError
+from nas.latency.table import LatencyTable
+from nas.layers.elastic import count_macs, count_params
+from nas.progress import track
+from nas.settings import Settings
+from nas.space.family import SearchSpace
+from nas.strategy.constraints import Limit, Region
+from nas.trellis.graph import Graph
+from nas.trellis.trellis import Trellis
+
+_TICKS = 8192  # with which what fits a budget is counted
+
+
+class Limits:
+    """The graph of a space, and a trellis over it for everything that limits an answer.
+
+    `tables` by device. A layer that one of them found to be unusable is in no architecture.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        space: SearchSpace,
+        classes: int,
+        tables: Mapping[str, LatencyTable],
+    ) -> None:
+        self.settings, self.space, self.tables = settings, space, tables
+        unusable = {key for t in tables.values() for key, row in t.rows.items() if not row.usable}
+        self.graph = Graph.of(space, classes).without(unusable)
+        self.times = {
+            device: Trellis(self.graph, table.cost, fixed=table.calibration.overhead)
+            for device, table in tables.items()
+        }
+
+    @cached_property
+    def counts(self) -> list[Limit]:
+        """Of parameters and MACs, where they are limited."""
+        found = []
+        for name, most, count in (
+            ("parameters", self.settings.max_params, count_params),
+            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total),
+        ):
+            if most:
+                layers = self.graph.items()
+                counted = track(layers.items(), name, len(layers), "layers")
+                costs = {key: float(count(layer)) for key, layer in counted}
+                found.append(Limit.additive(name, most, _counted(self.graph, costs)))
+        return found
+
+    def region(
+        self, wanted: Mapping[str, float], slower: Mapping[str, float] | None = None
+    ) -> Region:
+        """What of the space meets these milliseconds by device, and all counts.
+
+        `slower` says how many times as long as its table says each device takes now.
+        """
+        limits = []
+        for device, ms in wanted.items():
+            reach = self._reach(device, ms / (slower or {}).get(device, 1.0))
+            name = "budget" if device == self.settings.device else device
+            limits.append(Limit.additive(name, reach, self.times[device], "ms"))
+        return Region(self.graph, [*limits, *self.counts], self.settings.sampler)
+
+    def _reach(self, device: str, budget_ms: float) -> float:
+        """What a prediction may be, to measure within the budget with the confidence asked for."""
+        limit = self.tables[device].limit(budget_ms, self.settings.confidence)
+        return limit if self.times[device].fastest <= limit else budget_ms
+
+    def feasible(self, wanted: Mapping[str, float]) -> dict[str, Any]:
+        """The extremes of the space and how many of it fit the budget of the first device.
+
+        Raises `InfeasibleError` with the smallest possible, and what it is made of.
+        """
+        for device, ms in wanted.items():
+            if (fastest := self.times[device].fastest) > ms:
+                where = "this machine" if len(wanted) == 1 else device
+                named = "" if len(wanted) == 1 else f"{device}="
+                raise InfeasibleError(
+                    f"no architecture of {self.space.name} fits {ms:g} ms on {where}: the smallest "
+                    f"possible takes {fastest:.2f} ms (predicted): {self._made_of(device)}",
+                    f"raise the budget: --budget {named}{ceil(fastest * 11) / 10:g}ms",
+                )
+        budget, trellis = wanted[self.settings.device], self.times[self.settings.device]
+        everything = budget >= trellis.slowest
+        return {
+            "fastest_ms": round(trellis.fastest, 4),
+            "slowest_ms": round(trellis.slowest, 4),
+            "architectures": self.graph.count,
+            "within_budget": (
+                self.graph.count if everything else trellis.within(budget, ticks=_TICKS).count
+            ),
+        }
+
+    def _made_of(self, device: str) -> str:
+        """The dearest kinds of layers of the fastest architecture."""
+        trellis, table = self.times[device], self.tables[device]
+        total: defaultdict[str, float] = defaultdict(float)
+        for layer in self.graph.along(trellis.cheapest_path()):
+            total[layer.module.__name__] += table.cost(layer)
+        dearest = sorted(total.items(), key=lambda item: -item[1])
+        parts = [f"{name} {ms:.2f}" for name, ms in dearest[:4] if ms > 0]
+        return ", ".join([*parts, f"overhead {trellis.fixed:.2f}"])
+
+
+def _counted(graph: Graph, costs: Mapping[str, float]) -> Trellis:
+    return Trellis(graph, lambda layer: costs[layer.key])

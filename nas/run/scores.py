@@ -1,0 +1,173 @@
+"""What a search knows of an architecture, and where its scores come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from math import ceil, sqrt
+from typing import Any
+
+import numpy as np
+
+from nas.evaluation.score_task import Payload
+from nas.evaluation.shared_prefixes import depth_first, layer_names
+from nas.space.domains import Architecture
+from nas.space.family import SearchSpace
+from nas.strategy.loop import JUDGED_FROM, Score
+from nas.strategy.surrogate import Surrogate
+from nas.trellis.graph import encode
+from nas.workers.ledger import Ledger, Record, Task
+
+# Correlation of two subnets' hits image by image (measured on `swin:micro`: 0.51): that part of the
+# noise, whether the images are easy, is the same for all and does not disturb a comparison.
+SHARED = 0.5
+_GROUP = 16  # candidates that share what their first layers compute
+
+
+@dataclass
+class Candidate:
+    """An architecture of this run with what is known of it; `_ms` on the first device."""
+
+    name: str
+    architecture: Architecture
+    predicted_ms: float
+    search_top1_percent: float
+    expected_top1_percent: float  # the same without its noise, as far as the surrogate knows
+    samples_ms: list[float] = field(default_factory=list)
+    test_top1_percent: float | None = None
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # on further devices, by name
+
+    @property
+    def measured_ms(self) -> float | None:
+        return float(np.median(self.samples_ms)) if self.samples_ms else None
+
+    @property
+    def measured_p95_ms(self) -> float | None:
+        return float(np.percentile(self.samples_ms, 95)) if self.samples_ms else None
+
+    @property
+    def upper_ms(self) -> float:
+        return upper_limit(self.samples_ms)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "id": self.architecture.id,
+            "architecture": asdict(self.architecture),
+            "predicted_ms": round(self.predicted_ms, 4),
+            "measured_ms": rounded(self.measured_ms),
+            "measured_p95_ms": rounded(self.measured_p95_ms),
+            "search_top1_percent": round(self.search_top1_percent, 3),
+            "expected_top1_percent": round(self.expected_top1_percent, 3),
+            "test_top1_percent": rounded(self.test_top1_percent),
+            **({"other_devices": self.others} if self.others else {}),
+        }
+
+
+def upper_limit(samples_ms: Sequence[float]) -> float:
+    """The upper 95 % confidence limit of the median (by order statistics); inf unmeasured."""
+    n = len(samples_ms)
+    if not n:
+        return float("inf")
+    return sorted(samples_ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))]
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class Scores:
+    """Search-split accuracies in percent: of the shipped journal, of this run's, or evaluated.
+
+    `images` are those of the search split that a full score is of. A candidate that lost its race
+    was seen on fewer; it informs the surrogate, and cannot win.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        ledger: Ledger,
+        images: int,
+        shipped: Sequence[Record] = (),
+        imported: Sequence[Record] = (),
+    ) -> None:
+        self.space, self.ledger, self.images = space, ledger, images
+        self.known: dict[Architecture, float] = {}
+        self.seen: dict[Architecture, int] = {}  # images, where not all
+        self.drawn: list[Architecture] = []  # of the shipped ones, those drawn at random
+        for record in shipped:
+            architecture = space.parse(record["architecture"])
+            self.known[architecture] = record["top1_percent"]
+            if record["drawn"] == "random":
+                self.drawn.append(architecture)
+        self.shipped = set(self.known)
+        for record in imported:
+            self._take(record)
+
+    def _take(self, record: Record) -> None:
+        if "error" in record:
+            return
+        architecture = self.space.parse(record["architecture"])
+        self.known[architecture] = record["top1_percent"]
+        if record["dropped"]:
+            self.seen[architecture] = record["images"]
+
+    def noise(self, architecture: Architecture) -> float:
+        """The variance of a score that differs between subnets, in points squared."""
+        share = min(max(self.known[architecture] / 100, 0.02), 0.98)
+        return 1e4 * (1 - SHARED) * share * (1 - share) / self.seen.get(architecture, self.images)
+
+    def full(self, space: SearchSpace) -> list[Architecture]:
+        """Those of a space that were evaluated to the end: what may win."""
+        return [a for a in self.known if a not in self.seen and a in space]
+
+    def fitting(self, space: SearchSpace) -> dict[Architecture, float]:
+        """The shipped scores of this space (or of a part of one)."""
+        return {a: self.known[a] for a in self.known if a in self.shipped and a in space}
+
+    def __call__(
+        self,
+        architectures: Sequence[Architecture],
+        origin: str,
+        rival: Callable[[Architecture], str] = lambda _: "",
+        done: Callable[[Record], None] = lambda _: None,
+    ) -> list[Score]:
+        """The score of each; `rival` gives the packed hits of what each races against."""
+        new = [a for a in architectures if a not in self.known]
+        layers = [layer_names(self.space.layers(a, 2)) for a in new]
+        tasks = []
+        order = [new[i] for i in depth_first(layers)]
+        for start in range(0, len(order), _GROUP):
+            group = order[start : start + _GROUP]
+            siblings = tuple(a.to_json() for a in group)
+            for a, text in zip(group, siblings):
+                header = {"origin": origin, "architecture": text}
+                tasks.append(Task(a.id, Payload(text, rival(a), siblings), header))
+        failed: dict[str, str] = {}
+        for record in self.ledger.score(tasks, done):
+            self._take(record)
+            failed[record["id"]] = record.get("error", "")
+        return [
+            Score(error=failed[a.id]) if failed.get(a.id) else Score(self.known[a], self.noise(a))
+            for a in architectures
+        ]
+
+    def expected(self, space: SearchSpace) -> dict[Architecture, float]:
+        """Every score known of a space, its noise taken out by a surrogate fitted to all of them.
+
+        Choosing by raw scores would choose luck: of a thousand on 400 images the best is some seven
+        points too high. With too few scores for a surrogate these are the scores themselves.
+        """
+        known = [a for a in self.known if a in space]
+        scores = np.array([self.known[a] for a in known])
+        if len(known) >= JUDGED_FROM:
+            paths = np.array([encode(space, a) for a in known])
+            noise = np.array([self.noise(a) for a in known])
+            scores = Surrogate(space.positions).fit(paths, scores, noise).predict(paths)
+        return dict(zip(known, scores.tolist()))
+
+
+def best_hits(records: Iterable[Record], fits: Callable[[Record], bool]) -> str:
+    """The packed hits of the best record that was evaluated to the end and fits; "" for none."""
+    full = [r for r in records if r.get("dropped") is False and fits(r)]
+    return str(max(full, key=lambda r: (r["top1_percent"], r["id"]))["hits"]) if full else ""

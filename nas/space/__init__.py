@@ -1,0 +1,1 @@
+"""The vocabulary of search spaces: choices, rules, architectures, layers and families."""

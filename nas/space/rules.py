@@ -1,0 +1,141 @@
+"""Rules between the choices of a space: what a walk over them remembers, and what it refuses.
+
+A rule belongs to a container (`Fixed`, `Repeat`) and holds within it. Its last value is part of the
+walk's state from its first position to its last and no longer, so that states stay few. All that
+goes over choices one by one asks the same `Walk`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nas.errors import UsageError
+
+if TYPE_CHECKING:
+    from nas.space.domains import Position
+
+_RELATIONS = {
+    "<=": (operator.le, "must not decrease"),
+    ">=": (operator.ge, "must not increase"),
+    "==": (operator.eq, "must stay the same"),
+}
+
+Last = tuple[Any, ...]  # what a rule remembers; () is nothing
+
+
+class Rule(Protocol):
+    def reads(self, name: str, value: Any) -> Last:
+        """What the rule is about in the value of a position."""
+
+    def after(self, last: Last, name: str, value: Any) -> Last | None:
+        """What to remember after this value; None if it is not allowed after `last`."""
+
+
+@dataclass(frozen=True)
+class Along:
+    """Each value of `field` has a relation to the next one in a container.
+
+    `<=`: they do not decrease, `>=`: they do not increase, `==`: they stay the same. The field may
+    be at any depth: of the entries, of their parts, or the name of the container itself.
+    """
+
+    field: str
+    relation: str
+
+    def __post_init__(self) -> None:
+        if self.relation not in _RELATIONS:
+            raise ValueError(f"a relation is one of {', '.join(_RELATIONS)}, got {self.relation!r}")
+
+    def reads(self, name: str, value: Any) -> Last:
+        return tuple(_found(name, value, self.field))
+
+    def after(self, last: Last, name: str, value: Any) -> Last | None:
+        holds = _RELATIONS[self.relation][0]
+        for found in self.reads(name, value):
+            if last and not holds(last[0], found):
+                return None
+            last = (found,)
+        return last
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `UsageError` if the container `name` has a `value` that breaks the rule."""
+        if self.after((), name, value) is None:
+            got = ", ".join(map(str, self.reads(name, value)))
+            raise UsageError(
+                f"{name}: {self.field} {_RELATIONS[self.relation][1]} from one to the next "
+                f"({self.relation}), got {got}"
+            )
+
+
+def _found(name: str, value: Any, field: str) -> Iterator[Any]:
+    """The values of `field` in a value called `name`, in order, whatever contains them."""
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from _found(name, entry, field)
+    elif value is not None and name.rpartition(".")[2].partition("[")[0] == field:
+        yield value
+    elif is_dataclass(value):
+        for inner in value.__dataclass_fields__:
+            yield from _found(inner, getattr(value, inner), field)
+
+
+_ENDED = -1
+
+
+@dataclass(frozen=True)
+class Length:
+    """A sequence ends (its values are None from there on) after one of `times` items."""
+
+    times: tuple[int, ...]
+
+    def reads(self, name: str, value: Any) -> Last:
+        return (value,)
+
+    def after(self, last: Last, name: str, value: Any) -> Last | None:
+        length = last[0] if last else 0
+        if value is None:
+            return (_ENDED,) if length == _ENDED or length in self.times else None
+        return None if length == _ENDED else (length + 1,)
+
+
+class Walk:
+    """One choice after another: what to remember for the rules of the positions."""
+
+    def __init__(self, positions: Sequence[Position]) -> None:
+        spans: dict[tuple[str, Rule], list[int]] = {}
+        for i, position in enumerate(positions):
+            for container, rule in position.rules:
+                span = spans.setdefault((container, rule), [])
+                span += [i] if any(rule.reads(position.name, v) for v in position.values) else []
+        self._names = [position.name for position in positions]
+        self._start: tuple[Last, ...] = ((),) * len(spans)
+        self._at: list[list[tuple[int, Rule, bool]]] = [[] for _ in positions]
+        for slot, ((container, rule), span) in enumerate(spans.items()):
+            if not span:
+                raise ValueError(f"{rule}: {container} has no choice of that name")
+            for i in span:
+                self._at[i].append((slot, rule, i == span[-1]))
+
+    def advance(self, index: int, last: tuple[Last, ...] | None, value: Any) -> Any:
+        """What to remember after `value` at position `index`; None if a rule forbids it.
+
+        `last` is what this returned at the position before, None at the first.
+        """
+        last = self._start if last is None else last
+        for slot, rule, over in self._at[index]:
+            after = rule.after(last[slot], self._names[index], value)
+            if after is None:
+                return None
+            last = (*last[:slot], () if over else after, *last[slot + 1 :])
+        return last
+
+    def allows(self, values: Sequence[Any]) -> bool:
+        """Whether these values, one for each position, obey all rules."""
+        last = self._start
+        for i, value in enumerate(values):
+            if (last := self.advance(i, last, value)) is None:
+                return False
+        return True

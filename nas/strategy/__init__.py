@@ -1,0 +1,1 @@
+"""Which architectures a search tries next, and what it knows of those not tried."""

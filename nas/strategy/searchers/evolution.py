@@ -1,0 +1,134 @@
+"""Evolution inside the limits, its children screened by a surrogate: the default.
+
+After the evolutionary search of once-for-all (Cai et al., ICLR 2020) and SparseViT (CVPR 2023),
+with two differences: children come from the trellis, so that none is thrown away for its latency,
+and many generations run on a surrogate for each candidate that is scored for real. Candidates are
+screened by expected improvement (Jones et al., 1998), and those scored together are chosen one
+after the other as if the ones before were known, so that they do not all ask the same question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import ndtr
+
+from nas.strategy.constraints import Region
+from nas.strategy.searchers import Known
+from nas.strategy.surrogate import Ridge, Surrogate
+from nas.trellis.graph import Ints
+from nas.trellis.trellis import Floats
+
+
+@dataclass(eq=False)
+class Evolution:
+    """How the population moves on; population, parents and mutation after once-for-all.
+
+    `screened=0` is evolution without a surrogate. A surrogate is fitted from `random` scores on;
+    before, candidates are uniform draws.
+    """
+
+    population: int = 96
+    parents: int = 24
+    mutation: float = 0.1
+    screened: int = 15  # generations on the surrogate for each real one
+    random: int = 24
+    surrogate: Surrogate | None = field(default=None, init=False)
+    _fitted_on: int = field(default=-1, init=False)
+
+    def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
+        if self.screened and len(known) >= self.random:
+            return self._screen(self._fit(known), region, known, n, rng)
+        inside = known.within(region)
+        if self.screened or len(inside) < self.population:
+            return region.sample(n, rng)
+        return self._vary(region, inside.best(self.parents), n, rng)
+
+    def _fit(self, known: Known) -> Surrogate:
+        if self.surrogate is None:
+            self.surrogate = Surrogate(known.positions)
+        if self._fitted_on != len(known):
+            self.surrogate.fit(known.paths, known.scores, known.noise)
+            self._fitted_on = len(known)
+        return self.surrogate
+
+    def _screen(
+        self, surrogate: Surrogate, region: Region, known: Known, n: int, rng: np.random.Generator
+    ) -> Ints:
+        inside = known.within(region)
+        expected = surrogate.predict(inside.paths) if len(inside) else np.zeros(0)
+        best = float(expected.max(initial=-np.inf))
+        half = self.population // 2
+        start = [inside.paths[np.argsort(-expected, kind="stable")[:half]]]
+        start += [region.sample(half, rng), self._seed(region, known)]
+        pool = np.unique(np.concatenate(start), axis=0)
+        gain = _gain(surrogate, pool, best)
+        for _ in range(self.screened):
+            top = np.argsort(-gain, kind="stable")[:half]
+            pool, gain = pool[top], gain[top]
+            children = self._vary(region, pool, self.population, rng)
+            children = np.unique(children[~_among(children, pool)], axis=0)
+            pool = np.concatenate([pool, children])
+            gain = np.concatenate([gain, _gain(surrogate, children, best)])
+        new = ~_among(pool, known.paths)
+        pool, gain = pool[new], gain[new]
+        # Limits that the trellis does not hold would otherwise fill the list with what they reject.
+        fits = region.fits(pool) if len(region.limits) > 1 else np.ones(len(pool), bool)
+        pool, gain = pool[fits], gain[fits]
+        order = np.argsort(-gain, kind="stable")[: max(4 * n, 128)]
+        return _apart(surrogate, pool[order], best, n)
+
+    def _seed(self, region: Region, known: Known) -> Ints:
+        """What would be best if choices only added up, as the trellis finds it."""
+        ridge = Ridge.fit(known.positions, known.paths, known.scores)
+        path, score = ridge.maximise(region.within.best)
+        return np.array([path]) if np.isfinite(score) else known.paths[:0]
+
+    def _vary(self, region: Region, parents: Ints, n: int, rng: np.random.Generator) -> Ints:
+        """Half crossed pairs, half mutated copies."""
+        first, second = (parents[rng.integers(len(parents), size=n)] for _ in range(2))
+        half = n // 2
+        crossed = region.crossover(first[:half], second[:half], rng)
+        return np.concatenate([crossed, region.mutate(first[half:], self.mutation, rng)])
+
+
+def _among(paths: Ints, others: Ints) -> np.ndarray:
+    known = set(map(tuple, others.tolist()))
+    return np.array([tuple(path) in known for path in paths.tolist()], dtype=bool)
+
+
+def _gain(surrogate: Surrogate, paths: Ints, best: float) -> Floats:
+    return _improvement(*surrogate.posterior(paths), best) if len(paths) else np.zeros(0)
+
+
+def _improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
+    """Expected improvement on `best`; the mean where there is nothing to improve on."""
+    if not np.isfinite(best):
+        return mean
+    z = (mean - best) / deviation
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    gain: Floats = deviation * (z * ndtr(z) + density)
+    return gain
+
+
+def _apart(surrogate: Surrogate, paths: Ints, best: float, n: int) -> Ints:
+    """The paths, `n` of them first: each the best given that those before it are known."""
+    if len(paths) <= 1:
+        return paths
+    mean, covariance = surrogate.predict(paths), surrogate.covariance(paths)
+    order: list[int] = []
+    left = np.ones(len(paths), bool)
+    for _ in range(min(n, len(paths))):
+        deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
+        gain = np.where(left, _improvement(mean, deviation, best), -np.inf)
+        chosen = int(np.argmax(gain))
+        order.append(chosen)
+        left[chosen] = False
+        column = covariance[:, chosen]
+        covariance = covariance - np.outer(column, column) / max(column[chosen], 1e-12)
+    return paths[[*order, *np.flatnonzero(left)]]
+
+
+def make(**settings: float) -> Evolution:
+    return Evolution(**settings)  # type: ignore[arg-type]

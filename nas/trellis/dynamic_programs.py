@@ -1,0 +1,70 @@
+"""Dynamic programming over what is left of a budget, in whole ticks, from the last level back.
+
+`end` (ticks + 1,) says with how many ticks left a path may end. An edge that costs more than all
+ticks cannot be taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.trellis.graph import Ints, Level
+
+Floats = NDArray[np.float64]
+
+
+def count_ways(
+    levels: Sequence[Level],
+    costs: Sequence[Ints],
+    end: NDArray[np.bool_],
+    weights: Sequence[Floats] | None = None,
+) -> list[Floats]:
+    """For each level and the end, (states, 2, ticks + 1): the ways on, before them as many zeros.
+
+    With `l` ticks left there are `table[state, 1, l]` ways (or the sum of the products of their
+    weights, which are by level and edge); the zeros are what an edge that costs `c > l` finds at
+    `l - c`.
+    """
+    width = len(end)
+    tables = [np.zeros((1, 2, width))]
+    tables[0][0, 1] = end
+    for i in range(len(levels) - 1, -1, -1):
+        level = levels[i]
+        table = np.zeros((level.sources, 2, width))
+        rows, after = list(table[:, 1]), list(tables[0][:, 1])
+        weight = weights[i].tolist() if weights else itertools.repeat(1.0)
+        edges = zip(level.source.tolist(), level.target.tolist(), costs[i].tolist(), weight)
+        for s, t, c, w in edges:
+            if c < width:
+                row, on = rows[s][c:], after[t][: width - c]
+                np.add(row, on if w == 1.0 else w * on, out=row)
+        tables.insert(0, table)
+    return tables
+
+
+def highest_scores(
+    levels: Sequence[Level],
+    costs: Sequence[Ints],
+    scores: Sequence[Floats],
+    end: NDArray[np.bool_],
+) -> list[Floats]:
+    """For each level and the end, (states, ticks + 1): the highest score of a way on.
+
+    `scores[position][value]` of all but the last level, which has nothing to choose.
+    """
+    width = len(end)
+    tables = [np.where(end, 0.0, -np.inf)[None]]
+    gains = [*scores, np.zeros(1)]
+    for level, cost, gain in zip(levels[::-1], costs[::-1], gains[::-1]):
+        table = np.full((level.sources, width), -np.inf)
+        rows, after = list(table), list(tables[0])
+        edges = zip(level.source.tolist(), level.target.tolist(), cost.tolist(), gain[level.value])
+        for s, t, c, g in edges:
+            if c < width:
+                np.maximum(rows[s][c:], g + after[t][: width - c], out=rows[s][c:])
+        tables.insert(0, table)
+    return tables
