@@ -1,7 +1,8 @@
 """Layers as ONNX: each exported once and kept on disk, whole networks composed of them.
 
 Between layers travels a state: tensors in numbered slots (see `nas.layers.standalone.slots`),
-for instance a map and the orders of its windows. A piece says which slots it takes and what it leaves in them.
+for instance a map and the orders of its windows. A piece says which slots it takes and what it
+leaves in them.
 """
 
 from __future__ import annotations

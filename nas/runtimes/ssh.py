@@ -1,8 +1,8 @@
 """Any Linux device with Python and onnxruntime, over SSH: `ssh://USER@HOST[:PORT]`.
 
 The agent (`nas.agent.server`) is sent with every connection; nothing is installed or left there.
-It says what processor it runs on, and whether that is a real one: times of an emulated processor mean
-nothing and are never called measured.
+It says what processor it runs on, and whether that is a real one: times of an emulated processor
+mean nothing and are never called measured.
 """
 
 from __future__ import annotations
