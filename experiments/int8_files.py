@@ -26,11 +26,11 @@ import nas.layers.precision
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator, resize
 from nas.export import tolerance
-from nas.layers.calibration import calibrate
+from nas.families import load_space
 from nas.lowering.onnx import quiet
+from nas.network.calibration import calibrate
 from nas.runtimes import load_runtime
-from nas.space.domains import at_precision
-from nas.space.family import load_space
+from nas.space.architecture import at_precision
 from nas.training.supernet import load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "int8_files.csv"

@@ -22,8 +22,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from nas.families import load_space
 from nas.runtimes import Program, Runtime, load_runtime
-from nas.space.family import load_space
 
 OUT = Path(__file__).parent / "results"
 SPARSITIES, CLASSES = (0, 20, 40, 60, 80), 10

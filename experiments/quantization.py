@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator, recalibrate, resize
-from nas.layers.calibration import METHODS, calibrate
-from nas.layers.elastic import Network
+from nas.families import load_space
 from nas.lowering.onnx import quiet
+from nas.network.calibration import METHODS, calibrate
+from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.torch_cpu import quiet_process
-from nas.space.domains import at_precision
-from nas.space.family import load_space
+from nas.space.architecture import at_precision
 from nas.training.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"

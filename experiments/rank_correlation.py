@@ -24,11 +24,12 @@ import torch
 
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator, cores
+from nas.families import load_space
 from nas.latency.table import kendall_tau
-from nas.layers.elastic import Network, count_macs
+from nas.network.macs import count_macs
+from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.torch_cpu import keep_heap
-from nas.space.family import load_space
 from nas.strategy.statistics import spearman
 from nas.training.supernet import Recipe, Trainer, faster_in_bf16
 from nas.trellis.graph import Graph, decode

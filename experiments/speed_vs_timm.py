@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import timm_models  # noqa: E402 (how timm is imported beside a CPU build of torch)
 
-from nas.layers.elastic import Network  # noqa: E402
+from nas.families import load_space  # noqa: E402
+from nas.network.network import Network  # noqa: E402
 from nas.runtimes.torch_cpu import quiet_process  # noqa: E402
-from nas.space.family import load_space  # noqa: E402
 from nas.training.pretrained import load_weights  # noqa: E402
 
 MODELS = (

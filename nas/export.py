@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
-from nas.layers.elastic import Network
 from nas.lowering.onnx import quiet
+from nas.network.network import Network
 from nas.records import atomic_path, write_text
-from nas.space.domains import at_precision
+from nas.space.architecture import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
 _NUDGES, _NUDGE = 4, 1e-5  # how often and how far (relative) images move in `tolerance`

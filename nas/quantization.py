@@ -14,13 +14,13 @@ from nas.data.dataset import Dataset, load_data
 from nas.errors import UnknownNameError, UsageError
 from nas.evaluation.accuracy import Evaluator, resize
 from nas.export import export_network, onnx_installed
+from nas.families import load_space, model_names
 from nas.latency.end_to_end import measure_fresh
-from nas.layers.calibration import METHODS, calibrate, sensitivity
-from nas.layers.elastic import Network
+from nas.network.calibration import METHODS, calibrate, sensitivity
+from nas.network.network import Network
 from nas.progress import bar
 from nas.report.report import Run
-from nas.space.domains import Architecture, at_precision
-from nas.space.family import load_space, model_names
+from nas.space.architecture import Architecture, at_precision
 from nas.training.pretrained import load_weights
 from nas.training.supernet import load_supernet, supernet_folder
 

@@ -30,8 +30,10 @@ from nas.layers.convolution import (
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
 from nas.layers.precision import Quantizer, linear
 from nas.layers.windows import kept_windows
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import BITS, Layer, Origin, Part
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, Origin
+from nas.space.layer import Layer, Part
 
 # Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
 # (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its

@@ -18,8 +18,10 @@ from torch import Tensor
 from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
 from nas.layers.elastic import ElasticLinear, ElasticModule
 from nas.layers.windows import kept_windows
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import BITS, Layer, Origin, Part
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, Origin
+from nas.space.layer import Layer, Part
 
 # Shape suffixes: B batch, S side of the map, C width.
 # Between layers travel the map x_BSSC and the order of its windows, once scored.

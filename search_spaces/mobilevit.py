@@ -29,8 +29,10 @@ from nas.layers.elastic import (
     ElasticModule,
 )
 from nas.layers.windows import kept_windows, window_orders, window_tokens
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import BITS, Layer, Origin, Part
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, Origin
+from nas.space.layer import Layer, Part
 
 # Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
 # MobileViT blocks travel the map x_BSSC and the order of its windows, once scored. Inside them

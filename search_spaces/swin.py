@@ -31,8 +31,10 @@ from nas.layers.windows import (
     window_orders,
     window_tokens,
 )
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import BITS, Layer, Origin, Part
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, Origin
+from nas.space.layer import Layer, Part
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
 # Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.

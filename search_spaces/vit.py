@@ -26,8 +26,10 @@ from nas.layers.elastic import (
     ElasticModule,
 )
 from nas.layers.windows import kept_windows, window_orders, window_tokens
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import BITS, Layer, Origin, Part
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, Origin
+from nas.space.layer import Layer, Part
 
 # Shape suffixes: B batch, N tokens (class token first, then any distillation token), C width, G
 # side of the grid of patches. Between layers travel the tokens x_BNC and, once sorted, the patch

@@ -16,11 +16,13 @@ from hypothesis import settings
 from PIL import Image
 
 from nas.data.dataset import Dataset, load_data
+from nas.families import load_space, space_names
 from nas.latency.end_to_end import Measurement
 from nas.latency.table import Calibration, LatencyTable, Row
-from nas.layers.elastic import Network, count_macs
+from nas.network.macs import count_macs
+from nas.network.network import Network
 from nas.runtimes import load_runtime
-from nas.space.family import SearchSpace, load_space, space_names
+from nas.space.family import SearchSpace
 from nas.training.supernet import save_supernet
 from nas.trellis.graph import space_layers
 from nas.versions import layer_code

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nas.errors import DeviceError, MissingPackageError, PreparationError, UsageError
+from nas.families import load_space
 from nas.runtimes import load_runtime
-from nas.space.family import Layer, load_space
+from nas.space.layer import Layer
 
 ADB = """#!/bin/sh
 [ "$1" = -s ] && [ "$2" = PHONE1 ] || { echo "adb: device '$2' not found" >&2; exit 1; }

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nas.agent.client import Step
+from nas.families import load_space
 from nas.runtimes.ssh import _product
-from nas.space.family import load_space
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "arm_counts"))
 from count import ArmCounts

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from nas.families import load_space
 from nas.latency.audit import as_json, audit, shortened
 from nas.latency.audit.copies import copied
 from nas.latency.audit.outliers import kinds, layer_kind
 from nas.latency.table import Calibration, LatencyTable, Reference, Row
-from nas.space.family import load_space
 from nas.trellis.graph import Graph, decode, space_layers
 from nas.versions import layer_code
 

@@ -16,11 +16,11 @@ import pytest
 
 import nas.runtimes
 from nas.errors import PreparationError, RunError, TableError
+from nas.families import load_space
 from nas.latency.campaign import profile, stackable
 from nas.latency.table import LatencyTable
 from nas.records import Journal
 from nas.runtimes import Runtime, Sample
-from nas.space.family import load_space
 from nas.trellis.graph import Graph, space_layers
 
 pytestmark = pytest.mark.quiet

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from nas.errors import WeightsError
-from nas.layers.elastic import Network
-from nas.space.family import load_space
+from nas.families import load_space
+from nas.network.network import Network
 from nas.training.pretrained import load_weights, read_checkpoint
 
 NAME = "vit_tiny_patch16_224"

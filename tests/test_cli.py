@@ -14,8 +14,8 @@ from nas import cli
 from nas.budget import Budget, alternatives, parse_count
 from nas.commands import listings
 from nas.errors import UsageError
+from nas.families import load_space, model_names
 from nas.records import write_json
-from nas.space.family import load_space, model_names
 from nas.trellis.graph import space_layers
 
 OPTIONS = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nas.families import load_space
 from nas.layers.convolution import InvertedResidual
-from nas.layers.elastic import count_macs
 from nas.layers.windows import kept_windows
-from nas.space.family import load_space
+from nas.network.macs import count_macs
 from search_spaces.efficientvit import (
     AttentionBlock,
     ConvBlock,

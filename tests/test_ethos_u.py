@@ -11,11 +11,12 @@ from random import Random
 import pytest
 
 from nas.errors import PreparationError
-from nas.layers.elastic import sum_macs
+from nas.families import families, load_space
+from nas.network.macs import sum_macs
 from nas.runtimes import ethos_u as ethos
 from nas.runtimes import load_runtime, runtimes
 from nas.runtimes.ethos_u import SETTINGS, Compiled, EthosU
-from nas.space.family import Layer, families, load_space
+from nas.space.layer import Layer
 
 try:
     version("ethos-u-vela")

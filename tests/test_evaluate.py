@@ -16,11 +16,12 @@ from nas.data.dataset import Dataset, Split
 from nas.evaluation.accuracy import Evaluator, recalibrate, resize
 from nas.evaluation.racing import Race
 from nas.evaluation.shared_prefixes import Prefixes, Step, copied, count_bytes, depth_first, forks
+from nas.families import load_space
 from nas.layers import elastic
-from nas.layers.calibration import calibrate
-from nas.layers.elastic import Network, explicit_in_windows
-from nas.space.domains import at_precision
-from nas.space.family import load_space
+from nas.layers.elastic import explicit_in_windows
+from nas.network.calibration import calibrate
+from nas.network.network import Network
+from nas.space.architecture import at_precision
 
 CLASSES, IMAGES = 30, 40
 

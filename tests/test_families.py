@@ -10,10 +10,11 @@ from conftest import DEBUG_SPACES
 
 from nas.errors import EvaluationError, UsageError
 from nas.evaluation.accuracy import recalibrate
-from nas.layers.calibration import calibrate
-from nas.layers.elastic import Network, count_macs, count_params
-from nas.space.domains import at_precision
-from nas.space.family import load_space, space_names
+from nas.families import load_space, space_names
+from nas.network.calibration import calibrate
+from nas.network.macs import count_macs, count_params
+from nas.network.network import Network
+from nas.space.architecture import at_precision
 from nas.trellis.graph import Graph, space_layers
 
 SPACES = list(space_names())

@@ -28,12 +28,12 @@ import nas
 from nas.data.dataset import load_data
 from nas.errors import EvaluationError, RunError
 from nas.evaluation.accuracy import Evaluator
+from nas.families import load_space
 from nas.latency.campaign import profile
 from nas.latency.table import LatencyTable
-from nas.layers.elastic import Network
+from nas.network.network import Network
 from nas.records import Journal, read_json, write_json
 from nas.run.contest import Stopwatch
-from nas.space.family import load_space
 from nas.training.supernet import save_supernet
 
 

@@ -14,11 +14,11 @@ import pytest
 from scipy.stats import kendalltau
 
 from nas.errors import TableError, UnknownNameError
+from nas.families import load_space
 from nas.latency.campaign import forget, profile
 from nas.latency.table import Calibration, LatencyTable, Row, kendall_tau
 from nas.records import Journal
 from nas.runtimes import load_runtime
-from nas.space.family import load_space
 from nas.trellis.graph import encode, space_layers
 from nas.versions import layer_code
 

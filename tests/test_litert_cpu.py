@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nas.errors import PreparationError
+from nas.families import load_space
 from nas.runtimes import load_runtime
-from nas.space.family import load_space
 
 pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install 'vitnas[litert]'")
 

@@ -10,9 +10,10 @@ import torch
 from conftest import DEBUG_SPACES
 
 from nas.errors import PreparationError
-from nas.layers.standalone import build, inputs, run, slots
+from nas.families import load_space
 from nas.lowering.onnx import lower, lower_ahead
-from nas.space.family import Layer, load_space
+from nas.network.standalone import build, inputs, run, slots
+from nas.space.layer import Layer
 
 ort = pytest.importorskip("onnxruntime")
 

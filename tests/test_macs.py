@@ -8,9 +8,9 @@ from fractions import Fraction
 import pytest
 from test_cli import call
 
-from nas.layers.elastic import count_macs, sum_macs
+from nas.families import load_space, model_names
+from nas.network.macs import count_macs, sum_macs
 from nas.report.macs import exponent, macs_by_resolution
-from nas.space.family import load_space, model_names
 
 VIT, SWIN = "vit_base_patch16_224", "swin_base_patch4_window7_224"
 

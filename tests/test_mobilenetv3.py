@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import make_divisible
 
 from nas.layers.convolution import halo_tokens
-from nas.layers.elastic import count_macs, count_params
+from nas.network.macs import count_macs, count_params
 from nas.space.family import SearchSpace
 from search_spaces.mobilenetv3 import (
     LARGE_PARTS,

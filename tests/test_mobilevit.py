@@ -7,10 +7,10 @@ import timm_models
 import torch
 import torch.nn.functional as F
 
+from nas.families import load_space
 from nas.layers.convolution import BatchNorm, MapScore
-from nas.layers.elastic import Network
 from nas.layers.windows import kept_windows
-from nas.space.family import load_space
+from nas.network.network import Network
 from nas.training.pretrained import load_weights
 from search_spaces.mobilevit import (
     Block,

@@ -9,8 +9,10 @@ from timm_models import timm
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.errors import UnknownNameError, UsageError
-from nas.layers.elastic import Network, count_macs, count_params
-from nas.space.family import SearchSpace, load_space, model_names
+from nas.families import load_space, model_names
+from nas.network.macs import count_macs, count_params
+from nas.network.network import Network
+from nas.space.family import SearchSpace
 from nas.training.pretrained import load_weights
 from search_spaces import swin, vit
 

@@ -17,13 +17,14 @@ from nas.cli import main
 from nas.data.dataset import load_data
 from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
 from nas.export import export_network, tolerance
-from nas.layers.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
-from nas.layers.elastic import ElasticLinear, Network
+from nas.families import load_space
+from nas.layers.elastic import ElasticLinear
 from nas.layers.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, rounded, scale_zero
 from nas.lowering.onnx import quiet
+from nas.network.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
+from nas.network.network import Network
 from nas.quantization import quantize, subject
-from nas.space.domains import at_precision
-from nas.space.family import load_space
+from nas.space.architecture import at_precision
 
 
 def quantizer(low: float, high: float) -> Quantizer:
@@ -227,7 +228,7 @@ def test_an_export_is_refused_beyond_what_small_changes_of_an_image_change(
 
 def observed(x, method):
     layer = ElasticLinear(x.shape[-1], 4).eval()
-    from nas.layers.calibration import _observing
+    from nas.network.calibration import _observing
 
     with _observing([layer.input]) as (observer,):
         layer(x)

@@ -16,11 +16,11 @@ import nas
 import nas.run.main
 from nas import cli, export
 from nas.export import export_network
+from nas.families import load_space
 from nas.records import read_json, write_json
 from nas.report import wording as page
 from nas.report.report import Run, _schedule, write_report
 from nas.settings import Settings
-from nas.space.family import load_space
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 

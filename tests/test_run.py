@@ -16,12 +16,12 @@ from conftest import made_up_table, measure_as_predicted
 import nas
 from nas.budget import Budget
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
-from nas.layers.elastic import count_params, sum_macs
+from nas.families import load_space
+from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json
 from nas.report.report import Run, write_report
 from nas.run.scores import Candidate
-from nas.space.domains import Architecture
-from nas.space.family import load_space
+from nas.space.architecture import Architecture
 
 SPACE = load_space("swin:debug")
 KEYS = {

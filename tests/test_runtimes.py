@@ -20,10 +20,12 @@ import torch
 from conftest import DEBUG_SPACES
 
 from nas.errors import PreparationError, UsageError, VitnasError
+from nas.families import load_space
 from nas.layers.elastic import ElasticModule
 from nas.runtimes import CONTEXTS, SOURCES, Runtime, load_runtime, runtimes
-from nas.space.domains import Architecture
-from nas.space.family import Layer, SearchSpace, load_space
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 
 NAMES = list(runtimes())
 REQUIRED = {

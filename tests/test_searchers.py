@@ -9,7 +9,7 @@ import pytest
 from test_trellis import everything, random_trellis
 
 from nas.errors import EvaluationError, InfeasibleError, UnknownNameError
-from nas.space.family import load_space
+from nas.families import load_space
 from nas.strategy.constraints import Limit, Region
 from nas.strategy.loop import Score, explore
 from nas.strategy.searchers import Searcher, load_propose, searcher_names

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import latency_tables
+from nas.families import load_space
 from nas.latency.audit import ERROR, audit
 from nas.latency.table import LatencyTable
 from nas.runtimes import runtimes
-from nas.space.family import load_space
 
 FOLDER = Path(next(iter(latency_tables.__path__)))
 TABLES = sorted(path.parent for path in FOLDER.glob("*/*/manifest.toml"))

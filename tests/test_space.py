@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nas.errors import UsageError
-from nas.space.domains import Architecture, Choice, Fixed, Repeat, Space, Stage, restrict, rewrite
-from nas.space.family import load_space
+from nas.families import load_space
+from nas.space.architecture import Architecture, Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space, restrict, rewrite
 from nas.space.rules import Along
 from nas.trellis.graph import Graph, decode, encode
 

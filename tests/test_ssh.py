@@ -27,11 +27,12 @@ from nas.agent import server as agent_module
 from nas.agent.client import Link, agent_source, printable
 from nas.agent.server import Agent, Refusal, emulator
 from nas.errors import DeviceError, PreparationError, UsageError
+from nas.families import load_space
 from nas.latency.campaign import profile
 from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
-from nas.space.family import Layer, load_space
+from nas.space.layer import Layer
 from nas.trellis.graph import Graph
 
 pytestmark = pytest.mark.quiet
@@ -86,8 +87,8 @@ def test_agent_runs_on_python_3_8_with_the_standard_library() -> None:
 
 
 def test_chained_and_fused_models_compute_what_torch_does(layers: tuple[Layer, ...]) -> None:
-    from nas.layers.standalone import build, inputs, run, slots
     from nas.lowering.onnx import lower
+    from nas.network.standalone import build, inputs, run, slots
 
     torch.manual_seed(0)
     state = inputs(layers[0], 1)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from nas.data.dataset import load_data
 from nas.errors import RunError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator, resize
-from nas.layers.elastic import Network
+from nas.families import load_space
+from nas.network.network import Network
 from nas.records import Journal, read_json
-from nas.space.family import load_space
 from nas.training.supernet import (
     Recipe,
     Trainer,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import check_grad
 from test_trellis import everything, random_trellis
 
-from nas.space.domains import Position
-from nas.space.family import load_space
+from nas.families import load_space
+from nas.space.rules import Position
 from nas.strategy.statistics import hypervolumes, pareto, spearman
 from nas.strategy.surrogate import _PRIOR, Fields, Ridge, Surrogate, _negative_evidence
 

@@ -8,9 +8,10 @@ import pytest
 import timm_models
 import torch
 
-from nas.layers.elastic import Network, count_params, sum_macs
+from nas.families import load_space
 from nas.layers.windows import kept_windows, shift_mask, window_orders, window_tokens
-from nas.space.family import load_space
+from nas.network.macs import count_params, sum_macs
+from nas.network.network import Network
 from nas.training.pretrained import load_weights
 from search_spaces.swin import Block, Swin, WindowBlock
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nas.errors import PreparationError
-from nas.layers.standalone import build, inputs, run, slots
+from nas.families import families, load_space
 from nas.lowering.tflite.layout import Value, concatenated, plain, reshaped, rolled, sliced
 from nas.lowering.tflite.lowering import at_one_precision, lower, lower_steps
 from nas.lowering.tflite.model import OPERATORS, Model
-from nas.space.family import Layer, families, load_space
+from nas.network.standalone import build, inputs, run, slots
+from nas.space.layer import Layer
 
 interpreter = pytest.importorskip(
     "ai_edge_litert.interpreter", reason="needs LiteRT: pip install ai-edge-litert"

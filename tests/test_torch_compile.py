@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nas.errors import VitnasError
-from nas.layers.standalone import build, inputs, run
+from nas.families import load_space
+from nas.network.standalone import build, inputs, run
 from nas.runtimes import load_runtime, torch_compile
-from nas.space.family import load_space
 
 SPACE = load_space("vit:debug")
 LAYERS = SPACE.restrict("precision", "fp32").layers(SPACE.largest, 3)

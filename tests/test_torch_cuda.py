@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from nas.errors import PreparationError, VitnasError
-from nas.layers.standalone import build, inputs, run
+from nas.families import load_space
+from nas.network.standalone import build, inputs, run
 from nas.runtimes import load_runtime, tensorrt, torch_cuda
-from nas.space.family import load_space
 
 SPACE = load_space("swin:debug").restrict("precision", "fp32")
 LAYERS = SPACE.layers(SPACE.largest, 3)

@@ -17,8 +17,8 @@ from scipy.stats import chisquare
 from test_space import NET, all_nets, obeys
 
 from nas.errors import InfeasibleError
+from nas.families import load_space
 from nas.space.domains import Choice, rewrite
-from nas.space.family import load_space
 from nas.trellis.graph import Graph, decode, encode, space_layers
 from nas.trellis.matrix_game import solve_game
 from nas.trellis.trellis import Trellis, contradiction

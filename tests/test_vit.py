@@ -10,10 +10,13 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from nas.layers.elastic import ElasticAttention, ElasticMlp, Network, count_params
+from nas.families import load_space
+from nas.layers.elastic import ElasticAttention, ElasticMlp
 from nas.layers.windows import kept_windows
-from nas.space.domains import Architecture, Stage
-from nas.space.family import SearchSpace, load_space
+from nas.network.macs import count_params
+from nas.network.network import Network
+from nas.space.architecture import Architecture, Stage
+from nas.space.family import SearchSpace
 from nas.training.pretrained import load_weights
 from search_spaces.vit import DEBUG, Block, ViT
 

@@ -11,8 +11,8 @@ from conftest import DEBUG_SPACES, made_up_table
 from safetensors.torch import load_file, save_file
 
 import nas
-from nas.layers.elastic import Network
-from nas.space.family import load_space
+from nas.families import load_space
+from nas.network.network import Network
 from nas.training.supernet import Recipe, load_supernet, train
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))

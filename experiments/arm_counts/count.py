@@ -29,9 +29,10 @@ from typing import Any
 
 from nas.agent.client import Hello, Link, agent_source
 from nas.errors import DeviceError, MissingPackageError, VitnasError
+from nas.families import load_space
 from nas.runtimes import Program
 from nas.runtimes.ssh import AgentRuntime
-from nas.space.family import Layer, load_space
+from nas.space.layer import Layer
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "results" / "arm_counts.csv"

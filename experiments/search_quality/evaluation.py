@@ -33,10 +33,10 @@ import torch
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.racing import Race
+from nas.families import load_space
 from nas.latency.table import LatencyTable, shipped_folder
 from nas.records import Journal, read_json, write_json
 from nas.runtimes.torch_cpu import keep_heap
-from nas.space.family import load_space
 from nas.strategy.surrogate import Surrogate
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.trellis.graph import decode, encode

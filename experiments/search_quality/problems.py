@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nas.space.domains import Position
+from nas.space.rules import Position
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 

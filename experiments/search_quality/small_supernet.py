@@ -17,11 +17,13 @@ import pandas as pd
 
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator
+from nas.families import load_space
 from nas.latency.table import LatencyTable, shipped_folder
 from nas.progress import bar
 from nas.records import Journal
-from nas.space.domains import Choice, Fixed, Repeat, Space, Stage
-from nas.space.family import SearchSpace, load_space
+from nas.space.architecture import Stage
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import SearchSpace
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis

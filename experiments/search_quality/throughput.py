@@ -35,9 +35,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from nas.families import load_space, space_names
 from nas.latency.table import LatencyTable, shipped_folder
-from nas.layers.elastic import count_macs
-from nas.space.family import Layer, load_space, space_names
+from nas.network.macs import count_macs
+from nas.space.layer import Layer
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis, Within
 

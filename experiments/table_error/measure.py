@@ -22,10 +22,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from nas.families import load_space
 from nas.latency.campaign import profile
 from nas.latency.table import LatencyTable, cache_folder
 from nas.runtimes import load_runtime
-from nas.space.family import load_space
 
 HERE = Path(__file__).parent
 CLASSES = 10

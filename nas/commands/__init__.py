@@ -48,7 +48,7 @@ def find_architecture(
     """The space, architecture and classes that ARCH (JSON or its file), RUN or MODEL stands for."""
     from dataclasses import replace
 
-    from nas.space.family import load_space
+    from nas.families import load_space
 
     is_json = what.lstrip().startswith("{")
     path = Path("" if is_json else what)

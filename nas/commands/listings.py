@@ -48,9 +48,9 @@ def list_(
 
 
 def _models() -> list[dict[str, Any]]:
-    from nas.layers.elastic import count_params, sum_macs
+    from nas.families import load_space, model_names
+    from nas.network.macs import count_params, sum_macs
     from nas.progress import track
-    from nas.space.family import load_space, model_names
 
     rows = []
     names = list(model_names())
@@ -70,8 +70,8 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _spaces() -> list[dict[str, Any]]:
+    from nas.families import load_space, space_names
     from nas.progress import track
-    from nas.space.family import load_space, space_names
     from nas.trellis.graph import Graph
 
     rows = []

@@ -40,7 +40,7 @@ def inspect(
 ) -> None:
     """Parameters, MACs and predicted latency of an architecture, layer by layer."""
     from nas.latency.table import known_table
-    from nas.layers.elastic import count_macs, count_params
+    from nas.network.macs import count_macs, count_params
     from nas.runtimes import load_runtime
 
     runtime = load_runtime(device)

@@ -47,10 +47,10 @@ def profile(
     """Measure the latency table of a device for a space; goes on where it was stopped."""
     from dataclasses import asdict
 
+    from nas.families import load_space
     from nas.latency.campaign import profile as run_profile
     from nas.latency.table import LatencyTable, table_folder
     from nas.runtimes import load_runtime
-    from nas.space.family import load_space
 
     the_space = load_space(space)
     where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
@@ -115,11 +115,11 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """What is wrong with a latency table: copies, slips, outliers, gaps, stale code."""
+    from nas.families import load_space
     from nas.latency.audit import as_json as json_of
     from nas.latency.audit import audit as run_audit
     from nas.latency.audit import shortened
     from nas.latency.table import find_table
-    from nas.space.family import load_space
 
     table = find_table(name)
     space = None if table.manifest["source"] == "external" else table.manifest["space"]

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from nas.evaluation.racing import Race
 from nas.evaluation.shared_prefixes import Prefixes, State, Step, depth_first, layer_names
-from nas.space.domains import Architecture, at_precision
+from nas.space.architecture import Architecture, at_precision
 
 if TYPE_CHECKING:
     from nas.data.dataset import Dataset, Split
-    from nas.layers.elastic import Network
-    from nas.space.family import Layer
+    from nas.network.network import Network
+    from nas.space.layer import Layer
 
 Map = Callable[..., Iterable[Any]]
 

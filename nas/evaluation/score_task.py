@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from nas.data.dataset import Dataset, Images, Labels, Split
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.racing import Race
-from nas.layers.elastic import Network, explicit_in_windows
-from nas.space.family import load_space
+from nas.families import load_space
+from nas.layers.elastic import explicit_in_windows
+from nas.network.network import Network
 from nas.workers.ledger import Record
 
 

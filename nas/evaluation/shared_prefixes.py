@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from nas.space.family import Layer
+    from nas.space.layer import Layer
 
 State = tuple[Any, ...]  # tensors, tuples of them, or anything that is never written to
 Names = tuple[Hashable, ...]

@@ -35,7 +35,7 @@ from nas.latency.table import (
     known_table,
     table_folder,
 )
-from nas.layers.elastic import count_macs, count_params
+from nas.network.macs import count_macs, count_params
 from nas.progress import Advance, bar
 from nas.records import Journal, fingerprint
 from nas.runtimes import (
@@ -48,7 +48,8 @@ from nas.runtimes import (
     load_runtime,
     visit,
 )
-from nas.space.family import Layer, SearchSpace
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code
@@ -531,7 +532,7 @@ def stackable(layer: Layer) -> bool:
     """Whether a layer can follow itself: what it leaves has the shapes of what it takes."""
     import torch
 
-    from nas.layers.standalone import build, inputs, run, slots
+    from nas.network.standalone import build, inputs, run, slots
 
     with torch.no_grad():
         before = inputs(layer, 1)

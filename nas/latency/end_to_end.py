@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import nas
 from nas.errors import EvaluationError, PreparationError, VitnasError
+from nas.families import load_space
 from nas.runtimes import Sample, load_runtime, visit
-from nas.space.domains import Architecture
-from nas.space.family import SearchSpace, load_space
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
 
 WARM_UP = 1  # rounds
 

@@ -26,8 +26,9 @@ from nas.errors import TableError, UnknownNameError
 from nas.progress import console
 from nas.records import fingerprint, write_csv, write_text
 from nas.runtimes import SOURCES, Runtime
-from nas.space.domains import Architecture
-from nas.space.family import Layer, SearchSpace
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code

@@ -1,4 +1,4 @@
-"""Modules that run at any size up to the one they were built with, and networks made of them.
+"""Modules that run at any size up to the one they were built with.
 
 The prefix rule: at a smaller size a module uses the leading entries of each of its parameters
 along each axis, so each elastic size has an axis of its own. The input width is read from the
@@ -8,19 +8,14 @@ input; every other size is an argument of the call and never state. `inherit` is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.errors import UsageError
 from nas.layers.precision import Quantizer, linear
-from nas.space.domains import Architecture
-from nas.space.family import Layer, SearchSpace
 
 # Shape suffixes: B batch or windows, N tokens, C width, H heads, D head_dim.
 
@@ -273,154 +268,6 @@ class ElasticMlp(nn.Module):
         permute(order, (self.fc1.weight, 0), (self.fc1.bias, 0), (self.fc2.weight, 1))
 
 
-def check_images(images: Tensor, resolution: int) -> None:
-    """Raise `UsageError` unless `images` are (n, 3, resolution, resolution)."""
-    if images.ndim != 4 or images.shape[1:] != (3, resolution, resolution):
-        raise UsageError(
-            f"images of the shape {tuple(images.shape)} given to a network that takes "
-            f"(n, 3, {resolution}, {resolution})",
-            "resize them, or use an architecture of their resolution",
-        )
-
-
 @runtime_checkable
 class Deployable(Protocol):
     def deploy(self) -> None: ...
-
-
-class Network(nn.Module):
-    """The layers of an architecture; runs that architecture or any smaller one of its space.
-
-    Built at `space.largest` it is the supernet; built at one architecture it is the plain model.
-    Images are (batch, 3, resolution, resolution) floats, logits (batch, classes).
-    """
-
-    def __init__(self, space: SearchSpace, architecture: Architecture, classes: int) -> None:
-        super().__init__()
-        self.space, self.architecture, self.classes = space, architecture, classes
-        self._own = space.layers(architecture, classes)
-        built = {layer.path: layer for layer in self._own}
-        self.layers = nn.ModuleDict({path: layer.build() for path, layer in built.items()})
-
-    @classmethod
-    def empty(cls, space: SearchSpace, architecture: Architecture, classes: int) -> Network:
-        """A network in evaluation mode whose weights hold anything: to be filled at once."""
-        with torch.device("meta"):
-            network = cls(space, architecture, classes)
-        return network.to_empty(device="cpu").eval()
-
-    def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
-        check_images(images, (architecture or self.architecture).resolution)
-        state: tuple[Any, ...] = (images,)
-        layers = self._own
-        if architecture is not None:
-            layers = self.space.layers(architecture, self.classes)
-        for layer in layers:
-            state = self.module(layer)(*state, **layer.sizes)
-        logits: Tensor = state[0]
-        return logits
-
-    def module(self, layer: Layer) -> nn.Module:
-        """What runs a layer; one without weights need not be in the largest architecture."""
-        return self.layers[layer.path] if layer.path in self.layers else layer.build()
-
-    @torch.no_grad()
-    def kept(self, images: Tensor) -> dict[str, Tensor]:
-        """For each layer that can prune, by path: the tokens of the first image it works on."""
-        state: tuple[Any, ...] = (images,)
-        maps = {}
-        for layer in self.space.layers(self.architecture, self.classes):
-            module: Any = self.layers[layer.path]
-            if (kept := module.kept(*state, **layer.sizes)) is not None:
-                maps[layer.path] = kept
-            state = module(*state, **layer.sizes)
-        return maps
-
-    def inherit(self, architecture: Architecture) -> Network:
-        """The plain model of `architecture` with this network's weights."""
-        plain = Network.empty(self.space, architecture, self.classes)
-        device = next(self.parameters()).device
-        for path, module in plain.layers.items():
-            if path in self.layers:
-                inherit(module, self.layers[path])
-        return plain.to(device)
-
-    def reorder(self) -> Network:
-        """Sort heads and hidden channels by importance, so that smaller sizes keep the best ones.
-
-        For a network whose weights were trained at one size; it stays numerically the same.
-        """
-        for module in self.layers.values():
-            module.reorder()  # type: ignore[operator]
-        return self
-
-    def deploy(self) -> Network:
-        """Prepare a plain network for inference only: norms folded, int8 weights packed once.
-
-        In place; the result is what is measured and exported, and can no longer be trained.
-        """
-        explicit_in_windows()
-        for module in self.eval().layers.modules():
-            if isinstance(module, Deployable):
-                module.deploy()
-        return self
-
-    @property
-    def batch_norms(self) -> bool:
-        """Whether statistics of batches are part of it, which differ from subnet to subnet."""
-        return any(name.endswith("running_var") for name, _ in self.named_buffers())
-
-
-def count_params(layer: Layer) -> int:
-    """Parameters of one layer at its own size."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in layer.build().parameters())
-
-
-class Macs(NamedTuple):
-    """Multiply-accumulates of one inference through one layer.
-
-    Convolutions, linear layers and the two attention products; no bias, norm, softmax, activation,
-    pooling or resize.
-    """
-
-    total: int
-    attention: int  # of submodules called `attention`: projections and products
-    attention_products: int  # of them, the two products alone
-
-
-def count_macs(layer: Layer) -> Macs:
-    """Counted by running the layer on tensors without data; batch 1, padding counted as run.
-
-    Equal layers at different places are counted once in a process.
-    """
-    return _count(replace(layer, path=""))
-
-
-@lru_cache(maxsize=65536)
-def _count(layer: Layer) -> Macs:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    sizes = layer.sizes | ({"bits": 32} if "bits" in layer.sizes else {})  # as many in int8
-    # With gradients, windows run as one chunk instead of many: the same count, forty times sooner.
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.enable_grad():
-        module = layer.build().eval()
-        module(*module.inputs(1, layer.input_shape, **sizes), **sizes)
-    counts = counter.get_flop_counts()
-    attention = [ops for path, ops in counts.items() if path.endswith(".attention")]
-    return Macs(
-        counter.get_total_flops() // 2,
-        sum(sum(ops.values()) for ops in attention) // 2,
-        sum(n for ops in attention for op, n in ops.items() if _is_product(op)) // 2,
-    )
-
-
-def sum_macs(layers: Iterable[Layer]) -> Macs:
-    """Those of a whole network."""
-    counted = [count_macs(layer) for layer in layers]
-    return Macs(*(sum(column) for column in zip(*counted, strict=True)))
-
-
-def _is_product(op: Any) -> bool:
-    """Batched products of two activations, as opposed to projections by weights."""
-    return any(name in str(op) for name in ("bmm", "attention"))

@@ -1,6 +1,6 @@
 """Layers as ONNX: each exported once and kept on disk, whole networks composed of them.
 
-Between layers travels a state: tensors in numbered slots (see `nas.layers.standalone.slots`),
+Between layers travels a state: tensors in numbered slots (see `nas.network.standalone.slots`),
 for instance a map and the orders of its windows. A piece says which slots it takes and what it
 leaves in them.
 """
@@ -26,7 +26,7 @@ import platformdirs
 
 from nas.errors import PreparationError
 from nas.records import fingerprint, write_bytes
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed, layer_code
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _stored(layer: Layer, batch: int) -> OnnxPiece:
 def _export(layer: Layer, batch: int) -> OnnxPiece:
     import torch
 
-    from nas.layers.standalone import build, inputs, run, slots
+    from nas.network.standalone import build, inputs, run, slots
 
     steps = build([layer])
     state = inputs(layer, batch)

@@ -22,8 +22,9 @@ import numpy as np
 from nas.budget import Budget
 from nas.errors import RunError, UsageError
 from nas.records import Journal, fingerprint, read_json, write_json
-from nas.space.domains import Position, Space
+from nas.space.domains import Space
 from nas.space.family import SearchSpace
+from nas.space.rules import Position
 from nas.strategy.constraints import Limit, Region
 from nas.strategy.loop import Patience, Quality, Score, explore, in_budget, judge, require_found
 from nas.strategy.searchers import Searcher, load_propose

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from nas.layers.elastic import sum_macs
+from nas.families import load_space
+from nas.network.macs import sum_macs
 from nas.progress import bar
-from nas.space.family import Layer, SearchSpace, load_space
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 
 CLASSES = 1000
 STEP_PX = 32  # the total stride of most models

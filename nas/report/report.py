@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from nas.errors import RunError
+from nas.families import load_space
 from nas.latency.table import LatencyTable
-from nas.layers.calibration import run_layer
-from nas.layers.elastic import Network, count_params, sum_macs
+from nas.network.calibration import run_layer
+from nas.network.macs import count_params, sum_macs
+from nas.network.network import Network
 from nas.records import Journal, read_json, write_bytes, write_text
 from nas.report import pictures
 from nas.report.wording import (
@@ -32,8 +34,8 @@ from nas.report.wording import (
     odds,
     verdict,
 )
-from nas.space.domains import Architecture
-from nas.space.family import SearchSpace, load_space
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
 
 _SHOWN_IMAGES = 3
 

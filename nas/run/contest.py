@@ -17,7 +17,7 @@ from nas.records import Journal
 from nas.run.inputs import Job
 from nas.run.scores import Candidate, rounded, upper_limit
 from nas.runtimes import VERBS
-from nas.space.domains import Architecture
+from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
 from nas.strategy.loop import Quality, judge

@@ -27,7 +27,7 @@ from nas.records import Journal, fingerprint, read_json, write_json, write_text
 from nas.run.limits import Limits
 from nas.run.scores import Scores, best_hits
 from nas.settings import Distribution, Settings
-from nas.space.domains import Architecture
+from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
 from nas.strategy.loop import explore

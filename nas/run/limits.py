@@ -10,7 +10,7 @@ from typing import Any
 
 from nas.errors import InfeasibleError
 from nas.latency.table import LatencyTable
-from nas.layers.elastic import count_macs, count_params
+from nas.network.macs import count_macs, count_params
 from nas.progress import track
 from nas.settings import Settings
 from nas.space.family import SearchSpace

@@ -21,6 +21,7 @@ from typing import Any
 from nas.budget import Budget, alternatives
 from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError
 from nas.evaluation.accuracy import resize
+from nas.families import load_space
 from nas.progress import console
 from nas.records import write_csv, write_json
 from nas.run.contest import Contest, Stopwatch, archive, can_answer, score_all, test
@@ -28,8 +29,7 @@ from nas.run.inputs import Job, opened
 from nas.run.scores import rounded
 from nas.runtimes import VERBS, load_runtime
 from nas.settings import Distribution, Settings
-from nas.space.domains import Architecture
-from nas.space.family import load_space
+from nas.space.architecture import Architecture
 from nas.strategy.constraints import Region
 from nas.strategy.loop import require_found
 from nas.strategy.searchers import Searcher

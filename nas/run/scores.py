@@ -11,7 +11,7 @@ import numpy as np
 
 from nas.evaluation.score_task import Payload
 from nas.evaluation.shared_prefixes import depth_first, layer_names
-from nas.space.domains import Architecture
+from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.loop import JUDGED_FROM, Score
 from nas.strategy.surrogate import Surrogate

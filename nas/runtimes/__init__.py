@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from nas.errors import MissingPackageError, UnknownNameError, UsageError
-from nas.space.family import Layer
+from nas.space.layer import Layer
 
 # Where the numbers of a table come from. Only the first are times of the device itself.
 SOURCES = ("measured", "vendor-model", "emulated-count", "emulated-time", "ported", "external")

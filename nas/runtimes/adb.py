@@ -29,7 +29,7 @@ from nas.errors import (
 )
 from nas.lowering.onnx import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample
-from nas.space.family import Layer
+from nas.space.layer import Layer
 
 LIMIT_S = 600
 RUNS = 10  # of which the tool gives the median, after one that it drops

@@ -29,7 +29,7 @@ from nas.errors import PreparationError
 from nas.lowering.tflite import LOWERING
 from nas.records import write_text
 from nas.runtimes import Program, Runtime, Sample
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed
 
 TIME_LIMIT_S = 600  # a whole network takes 1-30 s

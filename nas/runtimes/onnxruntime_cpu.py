@@ -11,7 +11,7 @@ from nas.errors import PreparationError
 from nas.lowering.onnx import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
 from nas.runtimes import Program, Runtime, timed
 from nas.runtimes.torch_cpu import describe_host, host_conditions
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed
 
 
@@ -74,7 +74,7 @@ class OnnxRuntimeCpu(Runtime):
         """Sessions whose inputs are the outputs of those before them, in memory bound once."""
         import onnxruntime as ort
 
-        from nas.layers.standalone import inputs, slots
+        from nas.network.standalone import inputs, slots
 
         state: list[Any] = [
             None if tensor is None else ort.OrtValue.ortvalue_from_numpy(tensor.numpy())

@@ -19,7 +19,7 @@ from nas.agent.client import OLD_PYTHON, Hello, Link, Step
 from nas.errors import DeviceError, MissingPackageError, UsageError, VitnasError
 from nas.lowering.onnx import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample, check_option
-from nas.space.family import Layer
+from nas.space.layer import Layer
 
 ADDRESS = re.compile(
     r"(?:(?P<user>[\w.][\w.-]*)@)?(?P<host>[\w.][\w.-]*|\[[0-9A-Fa-f:.%\w]+\])(?::(?P<port>\d+))?"
@@ -128,7 +128,7 @@ class AgentRuntime(Runtime):
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
-        from nas.layers.standalone import inputs, slots
+        from nas.network.standalone import inputs, slots
 
         if self._link is None:
             raise DeviceError(f"{self.device} is not connected", "use it in a `with` block")

@@ -17,7 +17,7 @@ from nas.errors import PreparationError, VitnasError
 from nas.lowering.onnx import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, check_option
 from nas.runtimes.torch_cuda import Call, Clock, Events, gpu_conditions, in_passes, require_cuda
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed
 
 WORKSPACE = 2**30  # bytes that a kernel may take beside its inputs and outputs
@@ -101,7 +101,7 @@ class TensorRt(Runtime):
         import tensorrt
         import torch
 
-        from nas.layers.standalone import inputs, slots
+        from nas.network.standalone import inputs, slots
 
         state: list[Any] = slots(inputs(layers[0], self.batch, device=device))
         calls: list[Call] = []

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from nas.errors import PreparationError, VitnasError
 from nas.runtimes import Program, Sample
 from nas.runtimes.torch_cpu import TorchCpu
-from nas.space.family import Layer
+from nas.space.layer import Layer
 
 if TYPE_CHECKING:
-    from nas.layers.standalone import Steps
+    from nas.network.standalone import Steps
 
 # A piece: the state before it to the state after it.
 Compiled = Callable[..., tuple[Any, ...]]
@@ -45,7 +45,7 @@ class TorchCompile(TorchCpu):
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         import torch
 
-        from nas.layers.standalone import build, inputs
+        from nas.network.standalone import build, inputs
 
         _compiler(self.device)
         dtype = getattr(torch, self.dtype)
@@ -87,7 +87,7 @@ def _compile_piece(steps: Steps, state: tuple[Any, ...]) -> Compiled:
     import torch
     from torch import nn
 
-    from nas.layers.standalone import run
+    from nas.network.standalone import run
 
     class Piece(nn.Module):
         def __init__(self) -> None:

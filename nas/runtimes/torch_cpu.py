@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from nas.errors import PreparationError
 from nas.runtimes import Program, Runtime, Sample, check_option
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed
 
 
@@ -62,7 +62,7 @@ class TorchCpu(Runtime):
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         import torch
 
-        from nas.layers.standalone import build, inputs
+        from nas.network.standalone import build, inputs
 
         dtype = getattr(torch, self.dtype)
         steps = build(layers, dtype=dtype)

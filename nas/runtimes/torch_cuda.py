@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nas.errors import PreparationError, VitnasError
 from nas.runtimes import Program, Runtime, Sample, check_option
-from nas.space.family import Layer
+from nas.space.layer import Layer
 from nas.versions import installed
 
 if TYPE_CHECKING:
-    from nas.layers.standalone import Steps
+    from nas.network.standalone import Steps
 
 DTYPES = ("float32", "float16", "bfloat16")
 WARM_UP_S = 0.1  # of each piece; kernels are loaded and chosen, clocks rise
@@ -128,7 +128,7 @@ class TorchCuda(Runtime):
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
         import torch
 
-        from nas.layers.standalone import build, inputs, run
+        from nas.network.standalone import build, inputs, run
 
         for layer in layers:
             if layer.sizes.get("bits") == 8:

@@ -11,15 +11,13 @@ allow each other is a matter of `rules` (see `nas.space.rules`).
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
 from nas.errors import UsageError
-from nas.space.rules import Along, Length, Rule, Walk
+from nas.space.rules import Along, Length, Position, Walk
 
 S = TypeVar("S")
 
@@ -31,22 +29,6 @@ class Domain(Protocol):
     def flatten(self, value: Any) -> Iterator[Any]: ...
     def assemble(self, values: Iterator[Any]) -> Any: ...
     def parse(self, data: Any, name: str) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Position:
-    """One choice to make; `None` among the values means that a `Repeat` has ended.
-
-    `rules` are those of the containers it is in, each with its container's name.
-    """
-
-    name: str
-    values: tuple[Any, ...]
-    rules: tuple[tuple[str, Rule], ...] = ()
-
-    def under(self, container: str, *rules: Rule) -> Position:
-        own = tuple((container, rule) for rule in rules)
-        return replace(self, rules=(*own, *self.rules)) if own else self
 
 
 @dataclass(frozen=True, init=False)
@@ -233,37 +215,3 @@ def rewrite(domain: Any, field: str, change: Callable[[Choice], Choice]) -> Any:
     if isinstance(domain, Repeat):
         return replace(domain, item=tuple(rewrite(item, field, change) for item in domain.items))
     return domain
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks of one width at one resolution of the feature map."""
-
-    width: int
-    blocks: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One member of a space: input resolution in pixels, and its stages."""
-
-    resolution: int
-    stages: tuple[Stage, ...]
-
-    def to_json(self) -> str:
-        """Canonical JSON: the same architecture always gives the same text."""
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the canonical JSON."""
-        return sha256(self.to_json().encode()).hexdigest()[:12]
-
-
-def at_precision(architecture: Architecture, precision: str) -> Architecture:
-    """The architecture with one precision in every block."""
-
-    def stage(s: Stage) -> Stage:
-        return replace(s, blocks=tuple(replace(b, precision=precision) for b in s.blocks))
-
-    return replace(architecture, stages=tuple(map(stage, architecture.stages)))

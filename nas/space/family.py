@@ -8,73 +8,20 @@ came before. `SearchSpace.advance` is the only walk over that skeleton.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
-from importlib import import_module
-from pkgutil import iter_modules
+from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from nas.errors import UnknownNameError, UsageError
-from nas.space.domains import Architecture, Choice, Position, Space, restrict, rewrite
-from nas.space.rules import Walk
+from nas.errors import UsageError
+from nas.space.architecture import Architecture
+from nas.space.domains import Choice, Space, restrict, rewrite
+from nas.space.layer import Layer, Part
+from nas.space.rules import Position, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from nas.layers.elastic import ElasticModule
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A piece of a network: builder of a module, row of a latency table, unit of MAC counting.
-
-    `path` says where in the network its weights live; it is no part of the `key`, so equal layers
-    at different places share one measurement. `input_shape` is without the batch axis.
-    """
-
-    path: str
-    module: type[ElasticModule]
-    args: tuple[tuple[str, int], ...]
-    input_shape: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls, path: str, module: type[ElasticModule], input_shape: tuple[int, ...], **args: int
-    ) -> Layer:
-        return cls(path, module, _pairs(tuple(args), tuple(args.values())), input_shape)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return dict(self.args)
-
-    @property
-    def key(self) -> str:
-        """E.g. `Mlp(hidden=768, width=192)@196x192`."""
-        return _key(self.module.__name__, self.args, self.input_shape)
-
-    def build(self) -> ElasticModule:
-        return self.module(**self.sizes)
-
-
-# The graph of a large space has a hundred thousand layers, but only some thousand different ones.
-@cache
-def _pairs(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(zip(names, values)))
-
-
-@cache
-def _key(module: str, args: tuple[tuple[str, int], ...], input_shape: tuple[int, ...]) -> str:
-    sizes = ", ".join(f"{k}={v}" for k, v in args)
-    return f"{module}({sizes})@{'x'.join(map(str, input_shape))}"
-
-
-class Part(NamedTuple):
-    """What a choice adds to the network, and the state in which it leaves it."""
-
-    layers: tuple[Layer, ...]
-    state: Hashable
 
 
 # How a foreign checkpoint calls a tensor, and where a plain reshape is not enough, what makes ours
@@ -273,57 +220,3 @@ def _layers(space: SearchSpace, architecture: Architecture, classes: int) -> tup
         layers += part.layers
         state = part.state
     return (*layers, *space.finish(state, classes))
-
-
-def families() -> Iterator[str]:
-    """The family files there are."""
-    import search_spaces
-
-    return (module.name for module in iter_modules(search_spaces.__path__))
-
-
-def space_names() -> Iterator[str]:
-    """Every `family:preset` there is; imports the families."""
-    for family in families():
-        yield from (f"{family}:{preset}" for preset in _of(family, "PRESETS"))
-
-
-def model_names() -> Iterator[str]:
-    """Every model of the papers by its name in timm; imports the families."""
-    for family in families():
-        yield from _of(family, "MODELS")
-
-
-def load_space(name: str) -> SearchSpace:
-    """The space called `family:preset`, or the one architecture of a named model.
-
-    E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
-    block, `NAME@384` is the same at 384 px. Raises `UnknownNameError` with the closest names.
-    """
-    plain, _, resolution = name.partition("@")
-    space = _find(plain.removesuffix("+int8"))
-    if plain.endswith("+int8"):
-        space = space.with_int8()
-    if not resolution:
-        return space
-    if not resolution.isdecimal():
-        raise UsageError(f"{name!r}: after @ stands a resolution in pixels", f"e.g. {plain}@256")
-    return space.at(int(resolution))
-
-
-def _find(name: str) -> SearchSpace:
-    family, colon, preset = name.partition(":")
-    if colon:
-        if family not in families() or preset not in _of(family, "PRESETS"):
-            raise UnknownNameError("space", name, space_names())
-        return SearchSpace(name, *_of(family, "PRESETS")[preset])
-    for family in families():
-        if name in _of(family, "MODELS"):
-            return SearchSpace(name, *_of(family, "MODELS")[name])
-    raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
-
-
-def _of(family: str, what: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:
-    found: Mapping[str, tuple[Space[Architecture], Parts]]
-    found = getattr(import_module(f"search_spaces.{family}"), what)
-    return found

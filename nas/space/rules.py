@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Protocol
 
 from nas.errors import UsageError
-
-if TYPE_CHECKING:
-    from nas.space.domains import Position
 
 _RELATIONS = {
     "<=": (operator.le, "must not decrease"),
@@ -32,6 +29,22 @@ class Rule(Protocol):
 
     def after(self, last: Last, name: str, value: Any) -> Last | None:
         """What to remember after this value; None if it is not allowed after `last`."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """One choice to make; `None` among the values means that a `Repeat` has ended.
+
+    `rules` are those of the containers it is in, each with its container's name.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+    rules: tuple[tuple[str, Rule], ...] = ()
+
+    def under(self, container: str, *rules: Rule) -> Position:
+        own = tuple((container, rule) for rule in rules)
+        return replace(self, rules=(*own, *self.rules)) if own else self
 
 
 @dataclass(frozen=True)

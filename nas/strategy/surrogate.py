@@ -21,7 +21,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_tri
 from scipy.optimize import minimize
 from threadpoolctl import ThreadpoolController
 
-from nas.space.domains import Position
+from nas.space.rules import Position
 from nas.trellis.graph import Ints
 from nas.trellis.trellis import Floats
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nas.errors import WeightsError
-from nas.layers.elastic import Network
+from nas.network.network import Network
 from nas.progress import console
 from nas.records import atomic_path
 from nas.space.family import Origin

@@ -25,12 +25,12 @@ from torch import Tensor
 from nas.data.dataset import Dataset
 from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator, recalibrate, resize
-from nas.layers.calibration import calibrate
-from nas.layers.elastic import Network
+from nas.families import load_space
+from nas.network.calibration import calibrate
+from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
-from nas.space.domains import Architecture
-from nas.space.family import load_space
+from nas.space.architecture import Architecture
 from nas.training.pretrained import load_weights
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"

@@ -17,9 +17,11 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.space.domains import Architecture, Position, Space
-from nas.space.family import Layer, Part, SearchSpace
-from nas.space.rules import Walk
+from nas.space.architecture import Architecture
+from nas.space.domains import Space
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer, Part
+from nas.space.rules import Position, Walk
 
 S = TypeVar("S")
 Ints = NDArray[np.int64]

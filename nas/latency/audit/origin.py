@@ -13,7 +13,8 @@ from nas.errors import TableError
 from nas.latency.audit.copies import copied, repeated
 from nas.latency.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
 from nas.latency.table import Calibration, LatencyTable, Reference
-from nas.space.family import Layer, SearchSpace
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 from nas.versions import layer_code
 
 EMULATORS = ("qemu", "emul", "gem5", "simul", "vela")

@@ -141,7 +141,7 @@ def speed(s: Subject) -> Found:
     """Layers that compute more in a second than processors can, or absurdly less."""
     if s.space is None or s.unit != "ms":
         return
-    from nas.layers.elastic import count_macs
+    from nas.network.macs import count_macs
 
     layers = s.space.layers(s.space.largest, s.manifest["classes"])
     timed = [(layer, s.table.rows.get(layer.key)) for layer in layers]

@@ -24,12 +24,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nas.errors import PreparationError
-from nas.layers.standalone import Steps, build, inputs, run
 from nas.lowering.tflite.layout import Value, plain
 from nas.lowering.tflite.model import Model
 from nas.lowering.tflite.operators import WRITERS
 from nas.lowering.tflite.products import Packed, Patches, linear_part, packed
-from nas.space.family import Layer
+from nas.network.standalone import Steps, build, inputs, run
+from nas.space.layer import Layer
 
 # Work that depends on the data, by the operator of TensorFlow Lite that it would be: no NPU runs
 # them. Those with a number run if that argument, the index, is constant.

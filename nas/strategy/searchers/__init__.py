@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nas.errors import UnknownNameError
-from nas.space.domains import Position
+from nas.space.rules import Position
 from nas.strategy.constraints import Region
 from nas.strategy.statistics import spearman
 from nas.trellis.graph import Ints

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import UnknownNameError
-from nas.layers.elastic import Network, check_images
 from nas.layers.precision import Quantizer, rounded, scale_zero
-from nas.space.domains import Architecture
-from nas.space.family import Layer
+from nas.network.network import Network, check_images
+from nas.space.architecture import Architecture
+from nas.space.layer import Layer
 
 CLIPS = ("minmax", "percentile", "mse")
 METHODS = (*CLIPS, "best")

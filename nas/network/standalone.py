@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.layers.elastic import Deployable, explicit_in_windows
-from nas.space.family import Layer
+from nas.space.layer import Layer
 
 Steps = list[tuple[nn.Module, dict[str, int]]]
 

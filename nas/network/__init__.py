@@ -1,0 +1,1 @@
+"""Networks made of layers: run, counted, calibrated for int8, and taken apart for timing."""
