@@ -17,13 +17,13 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "Additive": "nas.problem.exploration",
+    "Additive": "nas.problem.costs",
     "Along": "nas.space.rules",
     "Architecture": "nas.space.architecture",
     "Budget": "nas.budget",
     "Choice": "nas.space.domains",
     "Evaluator": "nas.evaluation.accuracy",
-    "Exploration": "nas.problem.exploration",
+    "Exploration": "nas.problem.result",
     "Fixed": "nas.space.domains",
     "Graph": "nas.trellis.graph",
     "LatencyTable": "nas.latency.table",
@@ -36,7 +36,7 @@ _HOMES = {
     "Space": "nas.space.domains",
     "Stage": "nas.space.architecture",
     "Searcher": "nas.strategy.searchers",
-    "Surrogate": "nas.strategy.surrogate",
+    "Surrogate": "nas.strategy.gaussian_process",
     "Trellis": "nas.trellis.trellis",
     "VitnasError": "nas.errors",
     "calibrate": "nas.network.calibration",

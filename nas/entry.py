@@ -9,7 +9,7 @@ from nas.errors import UsageError
 
 if TYPE_CHECKING:
     from nas.budget import Budget
-    from nas.problem.exploration import Exploration
+    from nas.problem.result import Exploration
     from nas.space.domains import Space
     from nas.space.family import SearchSpace
 
@@ -33,7 +33,7 @@ def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> An
     `space` by name: the networks of a family, scored with the weights of a supernet and measured
     on a device; returns what the run's `run.json` holds (`nas.run.main.search_networks`). `space`
     as a `Space` of your own, with a `latency` and a `score`: no model and no device
-    (`nas.problem.exploration.search_space`); returns an `Exploration`.
+    (`nas.problem.search.search_space`); returns an `Exploration`.
     """
     if isinstance(space, str):
         from nas.run.main import search_networks
@@ -45,6 +45,6 @@ def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> An
             "a space of your own needs a latency and a score",
             "nas.search(budget, space=..., latency=..., score=...)",
         )
-    from nas.problem.exploration import search_space
+    from nas.problem.search import search_space
 
     return search_space(space, budget, **settings)

@@ -11,9 +11,9 @@ from test_trellis import everything, random_trellis
 from nas.errors import EvaluationError, InfeasibleError, UnknownNameError
 from nas.families import load_space
 from nas.strategy.constraints import Limit, Region
+from nas.strategy.features import Fields
 from nas.strategy.loop import Score, explore
 from nas.strategy.searchers import Searcher, load_propose, searcher_names
-from nas.strategy.surrogate import Fields
 from nas.trellis.trellis import Trellis
 
 SPACE = load_space("swin:debug")

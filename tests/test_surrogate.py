@@ -13,8 +13,10 @@ from test_trellis import everything, random_trellis
 
 from nas.families import load_space
 from nas.space.rules import Position
+from nas.strategy.features import Fields
+from nas.strategy.gaussian_process import _PRIOR, Surrogate, _negative_evidence
+from nas.strategy.ridge import Ridge
 from nas.strategy.statistics import hypervolumes, pareto, spearman
-from nas.strategy.surrogate import _PRIOR, Fields, Ridge, Surrogate, _negative_evidence
 
 SPACE = load_space("swin:debug")
 PATHS = np.array(list(everything("swin:debug")))

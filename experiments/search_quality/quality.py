@@ -26,9 +26,9 @@ import numpy as np
 from problems import EVALUATIONS, PROBLEMS
 
 from nas.strategy.constraints import Limit, Region
+from nas.strategy.gaussian_process import Surrogate
 from nas.strategy.loop import Score, explore
 from nas.strategy.searchers import Searcher, load_propose
-from nas.strategy.surrogate import Surrogate
 
 HERE = Path(__file__).parent
 OTHERS = ("nsga2", "tpe", "random", "published")

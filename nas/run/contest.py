@@ -20,7 +20,7 @@ from nas.runtimes import VERBS
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
-from nas.strategy.loop import Quality, judge
+from nas.strategy.quality import Quality, judge
 from nas.strategy.searchers import Known
 from nas.strategy.statistics import pareto
 from nas.trellis.graph import decode, encode

@@ -13,8 +13,9 @@ from nas.evaluation.score_task import Payload
 from nas.evaluation.shared_prefixes import depth_first, layer_names
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
-from nas.strategy.loop import JUDGED_FROM, Score
-from nas.strategy.surrogate import Surrogate
+from nas.strategy.gaussian_process import Surrogate
+from nas.strategy.loop import Score
+from nas.strategy.quality import JUDGED_FROM
 from nas.trellis.graph import encode
 from nas.workers.ledger import Ledger, Record, Task
 

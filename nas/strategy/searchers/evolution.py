@@ -15,8 +15,9 @@ import numpy as np
 from scipy.special import ndtr
 
 from nas.strategy.constraints import Region
+from nas.strategy.gaussian_process import Surrogate
+from nas.strategy.ridge import Ridge
 from nas.strategy.searchers import Known
-from nas.strategy.surrogate import Ridge, Surrogate
 from nas.trellis.graph import Ints
 from nas.trellis.trellis import Floats
 

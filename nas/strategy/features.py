@@ -1,0 +1,66 @@
+"""A path as the features of its choices, for the surrogates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from nas.space.rules import Position
+from nas.trellis.graph import Ints
+from nas.trellis.trellis import Floats
+
+
+class Fields:
+    """Paths as features: each field of each position as categories, and as levels where ordered.
+
+    Rows of one field have norm 1, so that the inner product of two paths within a field is their
+    likeness: 1 where they agree; where they do not, -1 / (values - 1) for categories, and falling
+    to -1 with the distance for levels.
+    """
+
+    def __init__(self, positions: Sequence[Position]) -> None:
+        self.tables: list[Floats] = []  # for each position (values, features)
+        owner: list[int] = []
+        for position in positions:
+            blocks = [block for column in _columns(position.values) for block in _codes(column)]
+            for block in blocks:
+                owner += [len(set(owner))] * block.shape[1]
+            empty = np.zeros((len(position.values), 0))
+            self.tables.append(np.concatenate([empty, *blocks], axis=1))
+        self.owner = np.array(owner, dtype=np.int64)  # the field of each feature
+        self.count = len(set(owner))
+
+    def __call__(self, paths: Ints) -> Floats:
+        """(n, features) for value indices (n, positions)."""
+        return np.concatenate([t[paths[:, i]] for i, t in enumerate(self.tables)], axis=1)
+
+
+def _columns(values: Sequence[Any]) -> list[list[Any]]:
+    """Values by field: a dataclass has its own, anything else is one; `None` has none of them."""
+    width = max((len(fields(v)) for v in values if is_dataclass(v)), default=0)
+    if not width:
+        return [list(values)]
+    nothing = (None,) * width
+    rows = [nothing if v is None else tuple(getattr(v, f.name) for f in fields(v)) for v in values]
+    return [list(column) for column in zip(*rows)]
+
+
+def _codes(column: list[Any]) -> list[Floats]:
+    """Codes of a field's values, one block a kind; none where there is nothing to choose."""
+    kinds = list(dict.fromkeys(column))
+    n = len(kinds)
+    if n < 2:
+        return []
+    index = [kinds.index(value) for value in column]
+    simplex = (np.eye(n) - 1 / n) * np.sqrt(n / (n - 1))
+    blocks = [simplex[index]]
+    levels = sorted({v for v in kinds if isinstance(v, int | float)})
+    if len(levels) > 2:
+        steps = np.sign(np.subtract.outer(levels, np.add(levels[1:], levels[:-1]) / 2))
+        code = dict(zip(levels, steps / np.sqrt(len(levels) - 1)))
+        none = np.zeros(len(levels) - 1)
+        blocks.append(np.array([code.get(v, none) for v in column]))
+    return blocks
