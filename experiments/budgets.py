@@ -3,7 +3,7 @@
     python experiments/budgets.py
 
 `vitnas search` at 8, 12, 20 and 40 ms with its defaults, then one report with all four side by
-side and the pictures of the README. About six minutes; runs below `runs/budgets`.
+side and the pictures of docs/search.md. About six minutes; runs below `runs/budgets`.
 """
 
 from __future__ import annotations

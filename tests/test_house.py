@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,18 @@ def test_what_experiments_import_is_there():
                 names = [alias.name for alias in node.names]
                 missing = set(names) - set(dir(importlib.import_module(node.module)))
                 assert not missing, f"{path.name}: {node.module} has no {missing}"
+
+
+def test_the_table_of_floors_is_that_of_the_import_contracts():
+    """Every module of `nas` stands in one row of nas/README.md, in the order of the contracts."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in settings["contracts"] if c["type"] == "layers"]
+    contract = [[m.strip().removeprefix("nas.") for m in layer.split("|")] for layer in layers]
+    section = (ROOT / "nas" / "README.md").read_text().partition("\n## Floors\n")[2]
+    cells = re.findall(r"^\| (`.*?) \|", section.partition("\n## ")[0], re.MULTILINE)
+    table = [re.findall(r"`(\w+)`", cell) for cell in cells]
+    assert table == contract
+    named = [name for floor in table for name in floor]
+    files = {p.parent if p.name == "__init__.py" else p for p in ROOT.glob("nas/**/*.py")}
+    there = {p.stem for p in files if p.parent == ROOT / "nas"}
+    assert sorted(named) == sorted(there | {"search_spaces"})

@@ -1,4 +1,4 @@
-"""The README's commands run as written (with fewer images, so that it takes seconds)."""
+"""What README.md and the pages of docs/ say holds: their commands, their links, their paths."""
 
 from __future__ import annotations
 
@@ -9,21 +9,47 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from conftest import paint
 
-README = Path(__file__).parents[1] / "README.md"
+from nas.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "latency_tables" / "README.md"]
 SMALLER = {
     "search": ["--evaluations", "2", "--search-images", "16", "--test-images", "10"],
     "train": ["--images", "300"],
     "measure": ["--rounds", "5"],
     "quantize": ["--images", "10", "--calibration", "4"],
 }
+COMMANDS = typer.main.get_command(app).commands
 
 
-def commands():
-    blocks = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("vitnas ")]
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, *languages):
+    pattern = rf"^```(?:{'|'.join(languages)})\n(.*?)^```"
+    return re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page, *languages):
+    """The words of each `vitnas ...` of a page, without comments, in order."""
+    found = []
+    for block in blocks(page, *languages):
+        for line in block.splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if "vitnas" in words and words[words.index("vitnas") - 1] != "install":
+                found.append(words[words.index("vitnas") + 1 :])
+    return found
+
+
+def headings(page):
+    """The anchors that GitHub makes of the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_readme_opens_with_the_two_commands():
@@ -33,39 +59,74 @@ def test_the_readme_opens_with_the_two_commands():
     assert text.index("vitnas search") < text.index("\n## ")
 
 
-def test_every_command_of_the_readme_runs(tmp_path):
-    """With budgets twice as large: this may be a slower machine, and a busy one."""
-    paint(tmp_path / "photos", 12, size=64)
-    found = commands()
-    assert {line.split()[1] for line in found} >= {
-        "search", "profile", "train", "report", "measure", "export", "inspect", "list"}  # fmt: skip
-    for line in found:
-        words = [
-            re.sub(r"^(\d+)ms$", lambda ms: f"{2 * int(ms[1])}ms", word)
-            for word in shlex.split(line, comments=True)[1:]
-        ]
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist_with_their_options(page):
+    for command, *words in commands(page, "console", "sh"):
+        COMMANDS[command].make_context(command, [word for word in words if word != "--debug"])
+
+
+def test_every_command_is_shown():
+    assert {words[0] for page in PAGES for words in commands(page, "console", "sh")} == {*COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder in which the commands of all pages run, in the order of the pages, each once."""
+    folder = tmp_path_factory.mktemp("workshop")
+    paint(folder / "photos", 12, size=64)
+    done = set()
+
+    def run(words):
+        """With budgets twice as large: this may be a slower machine, and a busy one."""
+        if tuple(words) in done:
+            return
+        done.add(tuple(words))
+        words = [re.sub(r"^(\d+)ms$", lambda ms: f"{2 * int(ms[1])}ms", word) for word in words]
         program = [sys.executable, "-m", "nas.cli", *words, *SMALLER.get(words[0], [])]
+        result = subprocess.run(program, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+
+    run(["search", "--budget", "20ms", "--out", "runs/first"])
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_of_a_page_runs(page, workshop):
+    """Those of `console` blocks; what stands in `sh` blocks needs hardware or a cluster."""
+    for words in commands(page, "console"):
+        workshop(words)
+
+
+def test_a_problem_of_ones_own_runs(tmp_path):
+    own = [b for page in PAGES for b in blocks(page, "python") if "    space=" in b]
+    assert len(own) == 2
+    for block in own:
+        program = [sys.executable, "-c", block]
         result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        assert "Found(architecture=Net(" in result.stdout, result.stderr
 
 
-def test_the_search_of_a_space_of_ones_own_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (own,) = [block for block in blocks if "nas.Additive(" in block]
-    program = [sys.executable, "-c", own]
-    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
-    assert "Found(architecture=Net(layers=" in result.stdout, result.stderr
-
-
-def test_pictures_and_files_named_in_the_readme_exist():
-    names = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README.read_text())
-    for name in (a or b for a, b in names):
-        if not name.startswith("http"):
-            assert (README.parent / name).exists(), name
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "nas" / "README.md", ROOT / "experiments" / "README.md"], ids=name_of
+)
+def test_what_a_page_links_to_and_names_exists(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text):
+        target, _, anchor = "".join(link).partition("#")
+        if target.startswith("http"):
+            continue
+        file = (page.parent / target) if target else page
+        assert file.exists(), link
+        if anchor:
+            assert anchor in headings(file), link
+    tops = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+    for path in re.findall(rf"`((?:{tops})/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(
     "path", ["nas/README.md", "experiments/README.md", "latency_tables/README.md"]
 )
 def test_every_folder_says_what_it_is(path):
-    assert (README.parent / path).read_text().startswith("# ")
+    assert (ROOT / path).read_text().startswith("# ")

@@ -75,7 +75,7 @@ def search_networks(
     `budget` is a time such as "20ms" (or milliseconds), one on another device such as
     "ethos-u85-256=8ms", or a list: several of one device are answered one by one, those of
     different devices hold together. Writes a run directory (`out`, by default a new one below
-    `runs/`) and returns what its `run.json` holds; the keys are documented in the README. Further
+    `runs/`) and returns what its `run.json` holds; the keys are documented in docs/runs.md. Further
     settings are those of `Settings` and `Distribution` in `nas.settings`. `evaluations` counts the
     candidates that are scored besides the shipped scores, which `fresh` ignores. Raises
     `InfeasibleError` if nothing fits, and other `VitnasError`s.
