@@ -21,7 +21,7 @@ from nas.families import load_space
 from nas.space.domains import Choice, rewrite
 from nas.trellis.graph import Graph, decode, encode, space_layers
 from nas.trellis.matrix_game import solve_game
-from nas.trellis.trellis import Trellis, contradiction
+from nas.trellis.trellis import Trellis, contradiction, edge_costs
 
 seeds = st.integers(0, 2**32 - 1)
 ENUMERABLE = 20_000  # tuples of values, allowed or not
@@ -389,6 +389,56 @@ def test_contradictions_are_between_positive_budgets_of_one_graph():
         contradiction([a, b], [1.0, 1.0])
     with pytest.raises(ValueError, match="positive budget"):
         contradiction([a], [0.0])
+
+
+PHASES, WIDTHS = (1, 2, 4), (2, 3, 5)
+
+
+def phased_graph():
+    """Two blocks that run in as many phases as is chosen first, with one set of weights each.
+
+    An item is a block's path, its phase, and its widths from and to.
+    """
+
+    def advance(index, state, value):
+        if index == 0:
+            return (), (value, 1)
+        phases, before = state
+        return tuple((f"block{index}", p, before, value) for p in range(phases)), (phases, value)
+
+    def finish(state):
+        return tuple(("head", p, state[1], 7) for p in range(state[0]))
+
+    return Graph.build([PHASES, WIDTHS, WIDTHS], advance, finish)
+
+
+def test_weights_count_once_and_time_in_every_phase_of_a_layer():
+    def weights(items):
+        return sum(a * b for a, b in {path: sizes for path, _, *sizes in items}.values())
+
+    graph = phased_graph()
+    params = Trellis(graph, edge_costs(graph, weights))
+    time = Trellis(graph, lambda item: (item[1] + 1) * item[2] * item[3])  # later phases are larger
+    brute = {}
+    for values in itertools.product(range(3), repeat=3):
+        phases, first, second = PHASES[values[0]], WIDTHS[values[1]], WIDTHS[values[2]]
+        products = first + first * second + second * 7
+        brute[values] = products, products * sum(range(1, phases + 1))
+    paths = np.array(list(brute))
+    assert params.costs_of(paths).tolist() == [own for own, _ in brute.values()]
+    assert time.costs_of(paths).tolist() == [ms for _, ms in brute.values()]
+    budget = params.fastest + 15
+    fitting = {path for path, (own, _) in brute.items() if own <= budget}
+    within = params.within(budget)
+    assert within.count == len(fitting) < len(brute)
+    drawn = within.sample(40 * len(fitting), np.random.default_rng(0))
+    assert set(map(tuple, drawn.tolist())) == fitting
+
+
+def test_costs_of_edges_are_checked_like_those_of_items():
+    graph = phased_graph()
+    with pytest.raises(ValueError, match="finite and not negative"):
+        Trellis(graph, edge_costs(graph, lambda items: -len(items)))
 
 
 def test_a_space_over_any_dataclass_has_a_trellis():

@@ -40,7 +40,8 @@ from nas.latency.table import LatencyTable, shipped_folder
 from nas.network.macs import count_macs
 from nas.space.layer import Layer
 from nas.trellis.graph import Graph
-from nas.trellis.trellis import Trellis, Within
+from nas.trellis.trellis import Trellis
+from nas.trellis.within import Within
 
 OUT = Path(__file__).with_suffix(".json")
 COMPARED = ("swin:micro", "efficientvit:b3", "vit:base")

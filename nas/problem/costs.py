@@ -16,8 +16,8 @@ from nas.space.family import SearchSpace
 from nas.space.rules import Position
 from nas.strategy.constraints import Limit
 from nas.strategy.threads import one_thread
-from nas.trellis.graph import Graph, Ints, decode
-from nas.trellis.trellis import Floats, Trellis
+from nas.trellis.graph import Floats, Graph, Ints, decode
+from nas.trellis.trellis import Trellis
 
 _DRAWS = 400  # calls of a black-box cost, at most, to estimate it as a sum over the choices
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nas.errors import InfeasibleError, UnknownNameError
-from nas.trellis.graph import Graph, Ints
-from nas.trellis.trellis import Floats, Trellis, Within, contradiction
+from nas.trellis.graph import Floats, Graph, Ints
+from nas.trellis.trellis import Trellis, contradiction
+from nas.trellis.within import Within
 
 SAMPLERS = ("trellis", "rejection")
 _TICKS = 4096

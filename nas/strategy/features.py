@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from nas.space.rules import Position
-from nas.trellis.graph import Ints
-from nas.trellis.trellis import Floats
+from nas.trellis.graph import Floats, Ints
 
 
 class Fields:

@@ -18,8 +18,7 @@ from scipy.optimize import minimize
 from nas.space.rules import Position
 from nas.strategy.features import Fields
 from nas.strategy.threads import one_thread
-from nas.trellis.graph import Ints
-from nas.trellis.trellis import Floats
+from nas.trellis.graph import Floats, Ints
 
 _JITTER = 1e-6
 _LEARNED_FROM = (

@@ -12,8 +12,7 @@ import numpy as np
 from nas.space.rules import Position
 from nas.strategy.features import Fields
 from nas.strategy.threads import one_thread
-from nas.trellis.graph import Ints
-from nas.trellis.trellis import Floats
+from nas.trellis.graph import Floats, Ints
 
 
 @dataclass(frozen=True)

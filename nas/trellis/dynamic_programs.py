@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.trellis.graph import Ints, Level
-
-Floats = NDArray[np.float64]
+from nas.trellis.graph import Floats, Ints, Level
 
 
 def count_ways(

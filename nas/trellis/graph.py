@@ -25,6 +25,7 @@ from nas.space.rules import Position, Walk
 
 S = TypeVar("S")
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 # Advance says what a value adds at a position after a state: its items (of any kind) and the next
 # state, or None where it is not allowed. Items are what is costed: layers, in our own spaces.

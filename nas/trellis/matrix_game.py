@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from nas.trellis.graph import Floats
 
 
 def solve_game(payoff: Floats) -> tuple[Floats, float]:
@@ -31,5 +30,5 @@ def solve_game(payoff: Floats) -> tuple[Floats, float]:
         others = np.arange(rows + 1) != row
         table[others] -= np.outer(table[others, column], table[row])
         basis[row] = column
-    worth = table[-1, columns:-1]
+    worth = table[-1, columns:-1].clip(min=0.0)  # but for rounding it is
     return worth / worth.sum(), 1 / table[-1, -1] - 1

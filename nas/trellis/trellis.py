@@ -18,35 +18,39 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nas.errors import InfeasibleError
-from nas.trellis.dynamic_programs import count_ways, highest_scores
-from nas.trellis.graph import Graph, Ints
+from nas.trellis.dynamic_programs import highest_scores
+from nas.trellis.graph import Floats, Graph, Ints
 from nas.trellis.matrix_game import solve_game
-
-Floats = NDArray[np.float64]
+from nas.trellis.within import Within
 
 
 class Trellis:
-    """A graph whose edges have a cost; `cost` gives that of one item, in the unit of budgets."""
+    """A graph whose edges have a cost, in the unit of budgets.
 
-    def __init__(self, graph: Graph, cost: Callable[[Any], float], fixed: float = 0.0) -> None:
+    `cost` is that of one item: an edge costs the sum over its items. Or it holds the costs (edges,)
+    of each level (`edge_costs`), where the items of an edge do not simply add up. `fixed` is what
+    every path costs besides. Raises `ValueError` where a cost is negative or not finite.
+    """
+
+    def __init__(
+        self, graph: Graph, cost: Callable[[Any], float] | Sequence[Floats], fixed: float = 0.0
+    ) -> None:
         self.graph, self.fixed = graph, fixed
-        self.costs = [
-            np.array([sum(map(cost, items)) for items in level.items]) for level in graph.levels
-        ]
+        self.costs = (
+            edge_costs(graph, lambda items: sum(map(cost, items))) if callable(cost) else list(cost)
+        )
         if any((costs < 0).any() or not np.isfinite(costs).all() for costs in self.costs):
             raise ValueError("every cost must be finite and not negative")
 
     @classmethod
     def mixed(cls, trellises: Sequence[Trellis], shares: Floats) -> Trellis:
         """The sum of several costs over one graph, each times its share (none negative)."""
-        costs = zip(*(trellis.costs for trellis in trellises))
-        mixed = cls(trellises[0].graph, lambda _: 0.0)
-        mixed.costs = [sum(s * own for s, own in zip(shares, level)) for level in costs]
-        mixed.fixed = float(sum(s * trellis.fixed for s, trellis in zip(shares, trellises)))
-        return mixed
+        levels = zip(*(trellis.costs for trellis in trellises))
+        costs = [sum(s * own for s, own in zip(shares, level)) for level in levels]
+        fixed = float(sum(s * trellis.fixed for s, trellis in zip(shares, trellises)))
+        return cls(trellises[0].graph, costs, fixed)
 
     @cached_property
     def step(self) -> float:
@@ -121,7 +125,18 @@ class Trellis:
         With `weights[position]` (values,), none negative, they are drawn with probability
         proportional to the product of the weights of their values instead of uniformly.
         """
-        return Within(self, budget, floor, ticks, weights)
+        tick, ticks = _grid(self, budget, ticks)
+        costs = self._in_ticks(tick, ticks, lambda x: np.ceil(x - _SLACK))
+        top = min(budget, self.fastest + ticks * tick)
+        band = ticks if floor <= self.fastest else int((top - floor) / tick + _SLACK)
+        within = Within(self.graph, costs, np.arange(ticks + 1) <= band, weights)
+        if within.total == 0:
+            what = "of any weight " if weights else ""
+            raise InfeasibleError(
+                f"no architecture {what}costs between {floor:.3g} and {budget:.3g}",
+                "widen the band",
+            )
+        return within
 
     def bound(self, budget: float, scores: Sequence[Floats], ticks: int = 4096) -> float:
         """What no path within `budget` exceeds in the sum of `scores[position][value]`.
@@ -149,10 +164,19 @@ class Trellis:
         return found
 
 
+def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[Floats]:
+    """What each edge costs (edges,), by level; `total` gives the cost of its items together.
+
+    A cost must add up over the edges, but need not over the items of one. So parameters can be
+    counted once for each place of weights: a layer that runs in several phases occurs several times
+    on one edge (never on two) and takes its time in each phase, but has its weights once.
+    """
+    return [np.array([total(items) for items in level.items], float) for level in graph.levels]
+
+
 # A whole number of ticks must not become another by a rounding error. Rounding down stays proven:
 # as long as all slack together is less than a tick, no sum of whole ticks gets past the budget.
 _SLACK = 1e-6
-_CELLS = 2**16  # ways that are looked at together, so that they stay in the cache
 
 
 def _grid(trellis: Trellis, budget: float, ticks: int) -> tuple[float, int]:
@@ -166,136 +190,6 @@ def _grid(trellis: Trellis, budget: float, ticks: int) -> tuple[float, int]:
     if trellis.step and 1 <= (whole := int(room / trellis.step + _SLACK)) <= ticks:
         return trellis.step, whole
     return max(room / ticks, 1e-12 * abs(budget), 1e-300), ticks
-
-
-class Within:
-    """The paths of a trellis inside a budget: their number, draws, and variation.
-
-    Raises `InfeasibleError` if there is none.
-    """
-
-    def __init__(
-        self,
-        trellis: Trellis,
-        budget: float,
-        floor: float,
-        ticks: int,
-        weights: Sequence[Floats] | None = None,
-    ) -> None:
-        self.trellis, self.budget, self.floor = trellis, budget, floor
-        self.tick, self.ticks = _grid(trellis, budget, ticks)
-        ticks = self.ticks
-        self._costs = trellis._in_ticks(self.tick, ticks, lambda x: np.ceil(x - _SLACK))
-        top = min(budget, trellis.fastest + ticks * self.tick)
-        band = ticks if floor <= trellis.fastest else int((top - floor) / self.tick + _SLACK)
-        self._end = np.arange(ticks + 1) <= band
-        self._weights = self._of_edges(weights) if weights else None
-        self._tables = count_ways(trellis.graph.levels, self._costs, self._end, self._weights)
-        if self.ways(0)[0, ticks] == 0:
-            what = "of any weight " if weights else ""
-            raise InfeasibleError(
-                f"no architecture {what}costs between {floor:.3g} and {budget:.3g}",
-                "widen the band",
-            )
-        # Where in its table each edge finds the ways on with nothing left; edge -1 finds zeros.
-        width = ticks + 1
-        self._offsets = [
-            np.append(level.target * (2 * width) + width - cost, 0)
-            for level, cost in zip(trellis.graph.levels, self._costs)
-        ]
-        self._out_offsets = [
-            offsets[level.out] for level, offsets in zip(trellis.graph.levels, self._offsets)
-        ]
-
-    def _of_edges(self, weights: Sequence[Floats]) -> list[Floats]:
-        """The weight of each edge, relative to the greatest of its position; 0 of edge -1."""
-        found = []
-        for level, weight in zip(self.trellis.graph.levels, [*weights, np.ones(1)], strict=True):
-            own = np.asarray(weight, float)
-            if own.shape != (level.values,) or not (np.isfinite(own) & (own >= 0)).all():
-                raise ValueError(f"weights must be {level.values} finite numbers, none negative")
-            found.append(np.append((own / max(own.max(), 1e-300))[level.value], 0.0))
-        return found
-
-    def ways(self, index: int) -> Floats:
-        """(states, ticks + 1): how many ends of a path fit into so many ticks from a position on.
-
-        With weights, the sum of theirs.
-        """
-        return self._tables[index][:, 1]
-
-    @property
-    def count(self) -> int:
-        """How many paths fit, costs rounded up to ticks; exact up to 2**53, then to 15 digits."""
-        if self._weights:
-            return self.trellis.within(self.budget, self.floor, self.ticks).count
-        return int(self.ways(0)[0, self.ticks])
-
-    def sample(self, n: int, rng: np.random.Generator) -> Ints:
-        """`n` independent draws (uniform without weights), as value indices (n, positions)."""
-        return self.follow(np.full((n, len(self.trellis.graph.levels) - 1), -1), rng)
-
-    def mutate(self, parents: Ints, probability: float, rng: np.random.Generator) -> Ints:
-        """Children (n, positions): each choice is drawn anew with `probability`."""
-        return self.follow(np.where(rng.random(parents.shape) < probability, -1, parents), rng)
-
-    def crossover(self, mothers: Ints, fathers: Ints, rng: np.random.Generator) -> Ints:
-        """Children that take each choice from one of two parents."""
-        return self.follow(np.where(rng.random(mothers.shape) < 0.5, mothers, fathers), rng)
-
-    def follow(self, wanted: Ints, rng: np.random.Generator) -> Ints:
-        """Paths that make the `wanted` choices (n, positions) where these leave a way to fit.
-
-        A choice that is -1, not allowed, or leaves too little for the rest is drawn instead, each
-        value with the number of feasible ways to go on: where nothing is wanted the result is
-        uniform among all paths that fit.
-        """
-        paths = np.empty_like(wanted)
-        state = np.zeros(len(wanted), np.int64)
-        left = np.full(len(wanted), self.ticks)
-        for i, level in enumerate(self.trellis.graph.levels[:-1]):
-            chance = rng.random(len(wanted))
-            edge = np.where(wanted[:, i] >= 0, level.edge[state, wanted[:, i]], -1)
-            ways = self._tables[i + 1].take(self._offsets[i][edge] + left)
-            if self._weights:
-                ways *= self._weights[i][edge]
-            open_ = np.flatnonzero(ways == 0)
-            # Neighbours in state and budget read the same memory: a quarter of the time.
-            open_ = open_[np.argsort(state[open_] * (self.ticks + 1) + left[open_])]
-            for j in range(0, len(open_), step := max(1, _CELLS // level.out.shape[1])):
-                own = open_[j : j + step]
-                edge[own] = self._drawn(i, state[own], left[own], chance[own])
-            paths[:, i] = level.value[edge]
-            state, left = level.target[edge], left - self._costs[i][edge]
-        return paths
-
-    def _drawn(self, index: int, state: Ints, left: Ints, chance: Floats) -> Ints:
-        """An edge out of each state, with the number of ways on; looks once at what is alike."""
-        level = self.trellis.graph.levels[index]
-        new = np.append(True, (np.diff(state) != 0) | (np.diff(left) != 0))
-        some, degree = state[new], level.degree[state].max()
-        offsets = self._out_offsets[index][some, :degree] + left[new, None]
-        ways = self._tables[index + 1].take(offsets)
-        if self._weights:
-            ways *= self._weights[index][level.out[some, :degree]]
-        total = np.cumsum(ways, axis=1, out=ways)[np.cumsum(new) - 1]
-        chosen = (total > (chance * total[:, -1])[:, None]).argmax(1)
-        edge: Ints = level.out[state, chosen]
-        return edge
-
-    def best(self, scores: Sequence[Floats]) -> tuple[Ints, float]:
-        """The path with the highest sum of `scores[position][value]` that fits, and that sum."""
-        tables = highest_scores(self.trellis.graph.levels, self._costs, scores, self._end)
-        path, state, left = [], 0, self.ticks
-        for i, level in enumerate(self.trellis.graph.levels[:-1]):
-            edges = level.out[state, : level.degree[state]]
-            edges = edges[self._costs[i][edges] <= left]
-            rest = left - self._costs[i][edges]
-            value = level.value[edges]
-            chosen = np.argmax(scores[i][value] + tables[i + 1][level.target[edges], rest])
-            path.append(value[chosen])
-            state, left = level.target[edges[chosen]], rest[chosen]
-        return np.array(path), float(tables[0][0, self.ticks])
 
 
 def contradiction(trellises: Sequence[Trellis], budgets: Sequence[float]) -> float:

@@ -21,8 +21,7 @@ from nas.errors import UnknownNameError
 from nas.space.rules import Position
 from nas.strategy.constraints import Region
 from nas.strategy.statistics import spearman
-from nas.trellis.graph import Ints
-from nas.trellis.trellis import Floats
+from nas.trellis.graph import Floats, Ints
 
 _TRIES = 20  # rounds of proposals before giving up on finding more
 _MOST = 4096  # proposals of a round, where most are rejected

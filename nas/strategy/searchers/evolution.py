@@ -18,8 +18,7 @@ from nas.strategy.constraints import Region
 from nas.strategy.gaussian_process import Surrogate
 from nas.strategy.ridge import Ridge
 from nas.strategy.searchers import Known
-from nas.trellis.graph import Ints
-from nas.trellis.trellis import Floats
+from nas.trellis.graph import Floats, Ints
 
 
 @dataclass(eq=False)
