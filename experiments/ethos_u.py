@@ -43,7 +43,7 @@ SPACES = ("swin:micro", "vit:micro", "efficientvit:micro")
 def networks(space: SearchSpace, count: int) -> list[tuple[Layer, ...]]:
     dense = space.restrict("sparsity", 0)
     rng = random.Random(0)
-    return [dense.layers(dense.draw(rng), 10) for _ in range(count)]
+    return [dense.layers(dense.draw(rng)) for _ in range(count)]
 
 
 def rows_by_context(runtime: EthosU, drawn: Sequence[Sequence[Layer]]) -> dict[str, Rows]:

@@ -26,7 +26,7 @@ from nas.families import load_space
 from nas.runtimes import Program, Runtime, load_runtime
 
 OUT = Path(__file__).parent / "results"
-SPARSITIES, CLASSES = (0, 20, 40, 60, 80), 10
+SPARSITIES = (0, 20, 40, 60, 80)
 COLORS = ("#2563a8", "#d9a441", "#5b8c5a", "#b04a5a", "#7a5ba8", "#444444", "#3aa6a6")
 
 
@@ -62,8 +62,8 @@ def variants(
             own = space.positions[i].name.startswith(f"stages[{subject.stage}].blocks")
             inside += [own] * len(part.layers)
             state = part.state
-        inside += [False] * len(space.finish(state, CLASSES))
-        networks.append(runtime.prepare(space.layers(architecture, CLASSES), fused=False))
+        inside += [False] * len(space.finish(state))
+        networks.append(runtime.prepare(space.layers(architecture), fused=False))
         masks.append(inside)
         kept.append(1 - sparsity / 100)
     return networks, masks, kept

@@ -52,7 +52,7 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
     # Below the largest resolution, where the trainer trains a network alone.
     architecture = space.at(RESOLUTIONS[family]).largest
     torch.manual_seed(0)
-    network = Network(space, architecture, len(data.classes))
+    network = Network(space, architecture)
     file = out / f"{family}.safetensors"
     if file.exists():
         network.load_state_dict(load_file(file))

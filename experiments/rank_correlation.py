@@ -58,7 +58,7 @@ def main() -> None:
     whole = load_space("swin:micro")
     space = whole.restrict("resolution", 56)
     recipe = Recipe(images=(0, 0, options.images))
-    graph = Graph.of(space, 10)
+    graph = Graph.of(space)
     macs = {key: count_macs(layer).total for key, layer in graph.items().items()}
     trellis = Trellis(graph, lambda layer: macs[layer.key])
     edges = np.geomspace(trellis.fastest * 1.5, trellis.slowest, options.count + 1)
@@ -67,11 +67,11 @@ def main() -> None:
         decode(space, trellis.within(high, low).sample(1, rng)[0]) for low, high in pairwise(edges)
     ]
     torch.manual_seed(0)
-    supernet = trained(Network(space, space.largest, 10), data, recipe, "supernet")
+    supernet = trained(Network(space, space.largest), data, recipe, "supernet")
     rows = []
     for i, architecture in enumerate(chosen):
         torch.manual_seed(0)
-        alone = trained(Network(space, architecture, 10), data, recipe, f"alone {i}")
+        alone = trained(Network(space, architecture), data, recipe, f"alone {i}")
         rows.append(
             (architecture.id, supernet.top1_percent(architecture), alone.top1_percent(architecture))
         )

@@ -36,7 +36,7 @@ GROUP, IMAGES, TEST_IMAGES = 8, 400, 500
 
 def shared_prefix_top1(network, batches, labels, architectures, shared: int) -> list[float]:
     """Top-1 of architectures whose first `shared` layers are the same."""
-    lists = [network.space.layers(a, network.classes) for a in architectures]
+    lists = [network.space.layers(a) for a in architectures]
     resolution = architectures[0].resolution
 
     @torch.inference_mode()
@@ -77,8 +77,8 @@ def main() -> None:
     data = load_data("scenes")
     folder = supernet_folder(options.space, data)
     network, card = load_supernet(folder, options.space, data)
-    space, classes = network.space, network.classes
-    table = profile(space, classes)
+    space = network.space
+    table = profile(space)
     torch.set_num_threads(1)
     head = {
         "weights_fingerprint": card["fingerprint"],
@@ -107,7 +107,7 @@ def main() -> None:
 
     parts = {"random": space, "dense": space.restrict("sparsity", 0)}
     within = {
-        (name, budget): table.trellis(part, classes).within(budget)
+        (name, budget): table.trellis(part).within(budget)
         for name, part in parts.items()
         for budget in BUDGETS_MS
     }
@@ -124,7 +124,7 @@ def main() -> None:
             wanted[:, first_stage:] = -1
             paths = region.follow(wanted, rng)
             architectures = list(dict.fromkeys(decode(parts[name], path) for path in paths))
-            lists = [space.layers(a, classes) for a in architectures]
+            lists = [space.layers(a) for a in architectures]
             scores = shared_prefix_top1(
                 network, batches, labels, architectures, common_layers(lists)
             )

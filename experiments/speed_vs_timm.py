@@ -95,7 +95,7 @@ def main() -> None:
     for name in options.models.split(","):
         theirs = timm_models.create(name)
         space = load_space(name)
-        ours = Network.empty(space, space.largest, theirs.num_classes)
+        ours = Network.empty(space, space.largest)
         load_weights(ours, theirs.state_dict())
         ours.deploy()
         image = torch.randn(1, 3, *[space.largest.resolution] * 2)

@@ -84,7 +84,7 @@ def _write_safetensors(network: Network, images: Tensor, path: Path) -> None:
 
 
 def _read_safetensors(network: Network, images: Tensor, path: Path) -> Tensor:
-    plain = Network.empty(network.space, network.architecture, network.classes)
+    plain = Network.empty(network.space, network.architecture)
     plain.load_state_dict(load_file(path))
     return plain(images)  # type: ignore[no-any-return]
 

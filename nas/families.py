@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
-from pkgutil import iter_modules
 
 from nas.errors import UnknownNameError, UsageError
+from nas.extensions import load_module, members
 from nas.space.architecture import Architecture
 from nas.space.domains import Space
 from nas.space.family import Parts, SearchSpace
+from nas.space.task import Task
+from nas.tasks.classification import Classification
 
 
-def families() -> Iterator[str]:
-    """The family files there are."""
-    import search_spaces
-
-    return (module.name for module in iter_modules(search_spaces.__path__))
+def families() -> list[str]:
+    """The names of the families in `search_spaces/`."""
+    return members("search_spaces")
 
 
 def space_names() -> Iterator[str]:
@@ -31,14 +30,16 @@ def model_names() -> Iterator[str]:
         yield from _of(family, "MODELS")
 
 
-def load_space(name: str) -> SearchSpace:
+def load_space(name: str, task: Task | None = None) -> SearchSpace:
     """The space called `family:preset`, or the one architecture of a named model.
 
     E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
-    block, `NAME@384` is the same at 384 px. Raises `UnknownNameError` with the closest names.
+    block, `NAME@384` is the same at 384 px. A family may be a module of one's own
+    (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it classifies, a named model into
+    the 1000 classes of ImageNet, a space into 10. Raises `UnknownNameError` with the closest names.
     """
     plain, _, resolution = name.partition("@")
-    space = _find(plain.removesuffix("+int8"))
+    space = _find(plain.removesuffix("+int8"), task)
     if plain.endswith("+int8"):
         space = space.with_int8()
     if not resolution:
@@ -48,19 +49,21 @@ def load_space(name: str) -> SearchSpace:
     return space.at(int(resolution))
 
 
-def _find(name: str) -> SearchSpace:
+def _find(name: str, task: Task | None) -> SearchSpace:
     family, colon, preset = name.partition(":")
     if colon:
-        if family not in families() or preset not in _of(family, "PRESETS"):
+        known = family in families() or "." in family
+        if not known or preset not in _of(family, "PRESETS"):
             raise UnknownNameError("space", name, space_names())
-        return SearchSpace(name, *_of(family, "PRESETS")[preset])
+        return SearchSpace(name, *_of(family, "PRESETS")[preset], task or Classification(10))
     for family in families():
         if name in _of(family, "MODELS"):
-            return SearchSpace(name, *_of(family, "MODELS")[name])
+            found = _of(family, "MODELS")[name]
+            return SearchSpace(name, *found, task or Classification(1000))
     raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
 
 
 def _of(family: str, what: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:
-    found: Mapping[str, tuple[Space[Architecture], Parts]]
-    found = getattr(import_module(f"search_spaces.{family}"), what)
+    module = load_module("family", "search_spaces", family)
+    found: Mapping[str, tuple[Space[Architecture], Parts]] = getattr(module, what, {})
     return found

@@ -47,8 +47,8 @@ def subject(
                 f"{what} needs weights to be quantized",
                 "add --weights FILE, or the name of a model on timm's hub",
             )
-        named = load_space(what)
-        network = Network.empty(named, named.largest, len(images.classes))
+        named = load_space(what, images.task)
+        network = Network.empty(named, named.largest)
         load_weights(network, weights, new_head=False)
         return network, images
     if weights:
@@ -108,9 +108,7 @@ def quantize(
     with bar("sensitivity", len(layers), "layers") as advance:
         alone = sensitivity(quantized, ranges[:_SENSITIVITY_IMAGES], advance)
     with bar("measure", _ROUNDS, "rounds") as advance:
-        both = measure_fresh(
-            "torch-cpu", space, [wide, narrow], network.classes, _ROUNDS, advance=advance
-        )
+        both = measure_fresh("torch-cpu", space, [wide, narrow], _ROUNDS, advance=advance)
     result = {
         "architecture": asdict(narrow),
         "search_images": evaluator.images,

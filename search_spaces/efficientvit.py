@@ -8,7 +8,7 @@ SparseViT, Chen et al., CVPR 2023, https://arxiv.org/abs/2303.17605.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,10 +30,12 @@ from nas.layers.convolution import (
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
 from nas.layers.precision import Quantizer, linear
 from nas.layers.windows import kept_windows
+from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Origin
 from nas.space.layer import Layer, Part
+from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
 # (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its
@@ -387,7 +389,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EfficientVit:
+class EfficientVit(Images):
     """The parts of an EfficientViT at fixed head size and classifier widths."""
 
     head_dim: int = 16
@@ -403,7 +405,7 @@ class EfficientVit:
         return 1
 
     def stem(self, resolution: int, width: int) -> Part:
-        shape = (3, resolution, resolution)
+        shape = self.example(resolution)
         layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
         return Part((layer,), State((resolution + 1) // 2, width, width, 0))
 
@@ -449,9 +451,15 @@ class EfficientVit:
             layers.append(conv(stride=1, window=window, kept=kept))
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
-    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        state = states[-1]
         hidden, features = self.head_widths
-        sizes = {"width": state.width, "hidden": hidden, "features": features, "classes": classes}
+        sizes = {
+            "width": state.width,
+            "hidden": hidden,
+            "features": features,
+            "classes": task.outputs,
+        }
         shape = (state.size, state.size, state.width)
         return (Layer.of("head", Head, shape, large=int(self.large), **sizes),)
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
 from nas.layers.elastic import ElasticLinear, ElasticModule
 from nas.layers.windows import kept_windows
+from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Origin
 from nas.space.layer import Layer, Part
+from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, C width.
 # Between layers travel the map x_BSSC and the order of its windows, once scored.
@@ -147,7 +149,7 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MobileNetV3:
+class MobileNetV3(Images):
     """The parts of a MobileNetV3 with these kinds of stages and this many features."""
 
     kinds: tuple[Kind, ...]
@@ -159,7 +161,7 @@ class MobileNetV3:
         return 1
 
     def stem(self, resolution: int, width: int) -> Part:
-        layer = Layer.of("stem", Stem, (3, resolution, resolution), width=self.first)
+        layer = Layer.of("stem", Stem, self.example(resolution), width=self.first)
         return Part((layer,), State(-(-resolution // 2), self.first, width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
@@ -201,9 +203,15 @@ class MobileNetV3:
         )
         return Part(tuple(layers), State(-(-size // stride), width, width, block.sparsity))
 
-    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        state = states[-1]
         size, width = state.size, state.in_width
-        args = {"width": width, "hidden": 6 * width, "features": self.features, "classes": classes}
+        args = {
+            "width": width,
+            "hidden": 6 * width,
+            "features": self.features,
+            "classes": task.outputs,
+        }
         return (Layer.of("head", Head, (size, size, width), **args),)
 
     def origin(self, path: str, name: str) -> Origin:

@@ -29,10 +29,12 @@ from nas.layers.elastic import (
     ElasticModule,
 )
 from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Origin
 from nas.space.layer import Layer, Part
+from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
 # MobileViT blocks travel the map x_BSSC and the order of its windows, once scored. Inside them
@@ -320,7 +322,7 @@ class Inner(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MobileViT:
+class MobileViT(Images):
     """The parts of a MobileViT at fixed ratios of widths, head and window sizes."""
 
     inner: tuple[Inner | None, ...]  # by stage; None where it has no MobileViT block
@@ -334,7 +336,7 @@ class MobileViT:
 
     def stem(self, resolution: int, width: int) -> Part:
         inputs = width // self.stem_part
-        layer = Layer.of("stem", Stem, (3, resolution, resolution), width=inputs)
+        layer = Layer.of("stem", Stem, self.example(resolution), width=inputs)
         return Part((layer,), State(0, -(-resolution // 2), inputs, width))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
@@ -418,8 +420,9 @@ class MobileViT:
         args = {"width": state.width, "inner": inner, "size": state.size, "bits": state.bits}
         return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
 
-    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
-        args = {"width": state.width, "features": 4 * state.width, "classes": classes}
+    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        state = states[-1]
+        args = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
         layer = Layer.of("head", Head, (state.size, state.size, state.width), **args)
         return (*self._exit(state), layer)
 

@@ -31,10 +31,12 @@ from nas.layers.windows import (
     window_orders,
     window_tokens,
 )
+from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Origin
 from nas.space.layer import Layer, Part
+from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
 # Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.
@@ -263,7 +265,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Swin:
+class Swin(Images):
     """The parts of a Swin at fixed patch, window and head size."""
 
     patch: int = 4
@@ -278,7 +280,7 @@ class Swin:
     def stem(self, resolution: int, width: int) -> Part:
         args = {"width": width, "patch": self.patch, "window": self.window}
         layer = Layer.of(
-            "stem", PatchEmbed, (3, resolution, resolution), norm=int(self.patch_norm), **args
+            "stem", PatchEmbed, self.example(resolution), norm=int(self.patch_norm), **args
         )
         return Part((layer,), State(-(-resolution // self.patch), width, 0))
 
@@ -312,9 +314,10 @@ class Swin:
             )
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
-    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
+    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        state = states[-1]
         side = padded(state.size, self.window)
-        args = {"width": state.width, "classes": classes, "size": state.size}
+        args = {"width": state.width, "classes": task.outputs, "size": state.size}
         return (Layer.of("head", Head, (side, side, state.width), **args),)
 
     def _layer(self, path: str, module: type[ElasticModule], state: State, **args: int) -> Layer:

@@ -26,10 +26,12 @@ from nas.layers.elastic import (
     ElasticModule,
 )
 from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Origin
 from nas.space.layer import Layer, Part
+from nas.space.task import Task
 
 # Shape suffixes: B batch, N tokens (class token first, then any distillation token), C width, G
 # side of the grid of patches. Between layers travel the tokens x_BNC and, once sorted, the patch
@@ -203,7 +205,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ViT:
+class ViT(Images):
     """The parts of a plain vision transformer at fixed patch, window and head size."""
 
     patch: int = 16
@@ -223,7 +225,7 @@ class ViT:
     def stem(self, resolution: int, width: int) -> Part:
         grid = -(-resolution // self.patch)
         args = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
-        layer = Layer.of("stem", PatchEmbed, (3, resolution, resolution), **args)
+        layer = Layer.of("stem", PatchEmbed, self.example(resolution), **args)
         return Part((layer,), State(grid, width, self.first + grid**2, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
@@ -258,8 +260,9 @@ class ViT:
         )
         return Part(tuple(layers), state._replace(tokens=tokens, sparsity=block.sparsity))
 
-    def head(self, state: State, classes: int) -> tuple[Layer, ...]:
-        args = {"width": state.width, "classes": classes, "distilled": self.distilled}
+    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        state = states[-1]
+        args = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
         return (Layer.of("head", Head, (state.tokens, state.width), **args),)
 
     def origin(self, path: str, name: str) -> Origin:

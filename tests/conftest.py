@@ -96,8 +96,8 @@ def photo_data(photos: Path) -> Dataset:
 def debug_supernet(tmp_path_factory: pytest.TempPathFactory, photo_data: Dataset) -> Path:
     """A folder with an untrained supernet of swin:debug for the painted photos."""
     torch.manual_seed(0)
-    space = load_space("swin:debug")
-    network = Network(space, space.largest, len(photo_data.classes)).eval()
+    space = load_space("swin:debug", photo_data.task)
+    network = Network(space, space.largest).eval()
     folder = tmp_path_factory.mktemp("supernet")
     save_supernet(folder, network, space.name, photo_data, {})
     return folder
@@ -116,16 +116,16 @@ def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
-    """A table for two classes with rows made up from MACs; that real ones can be measured, and
+    """A table with rows made up from MACs; that real ones can be measured, and
     what they are worth, is tested elsewhere."""
     rows = {
         key: Row(key, *(1e-3 + 1e-8 * count_macs(layer).total,) * 2, 0.0, 0.0, 1)
-        for key, layer in space_layers(space, 2).items()
+        for key, layer in space_layers(space).items()
     }
     manifest = {
         "schema": 2,
         "space": space.name,
-        "classes": 2,
+        **space.task.to_json(),
         "unit": "ms",
         "source": "measured",
         "date": "2000-01-01",
@@ -147,12 +147,10 @@ def measure_as_predicted(
     With `noise` up to such a share less or more, always the same for the same network.
     """
 
-    def measure(device, space, architectures, classes, rounds, advance):
+    def measure(device, space, architectures, rounds, advance):
         advance(rounds)
         off = [1 + noise * (int(a.id, 16) % 201 / 100 - 1) for a in architectures]
-        predicted = [
-            times * x * table.predict(space, a, classes) for a, x in zip(architectures, off)
-        ]
+        predicted = [times * x * table.predict(space, a) for a, x in zip(architectures, off)]
         return [Measurement([ms] * 3 * rounds, [], 1.0) for ms in predicted]
 
     monkeypatch.setattr("nas.latency.end_to_end.measure_fresh", measure)

@@ -11,6 +11,7 @@ from nas.errors import DeviceError, MissingPackageError, PreparationError, Usage
 from nas.families import load_space
 from nas.runtimes import load_runtime
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 
 ADB = """#!/bin/sh
 [ "$1" = -s ] && [ "$2" = PHONE1 ] || { echo "adb: device '$2' not found" >&2; exit 1; }
@@ -62,8 +63,8 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def layers() -> tuple[Layer, ...]:
-    space = load_space("vit:debug")
-    return space.layers(space.smallest, 4)[:2]
+    space = load_space("vit:debug", Classification(4))
+    return space.layers(space.smallest)[:2]
 
 
 def test_layers_are_pushed_timed_and_removed(phone: Path, layers: tuple[Layer, ...]) -> None:

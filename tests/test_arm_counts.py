@@ -12,6 +12,7 @@ import pytest
 from nas.agent.client import Step
 from nas.families import load_space
 from nas.runtimes.ssh import _product
+from nas.tasks.classification import Classification
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "arm_counts"))
 from count import ArmCounts
@@ -43,8 +44,8 @@ def test_a_product_takes_one_multiply_add_for_four_numbers() -> None:
 
 def test_counts_repeat_add_up_and_are_never_called_measured() -> None:
     assert USERLAND
-    space = load_space("swin:debug")
-    layers = space.layers(space.largest, 4)
+    space = load_space("swin:debug", Classification(4))
+    layers = space.layers(space.largest)
     with ArmCounts(Path(USERLAND)) as runtime:
         described = runtime.describe()
         separate, whole = runtime.prepare(layers, False), runtime.prepare(layers, True)

@@ -18,11 +18,11 @@ from nas.trellis.graph import Graph, decode, space_layers
 from nas.versions import layer_code
 
 SPACE = load_space("swin:micro")
-LAYERS = space_layers(SPACE, 10)
+LAYERS = space_layers(SPACE)
 ROUNDS = 12
-_GRAPH = Graph.of(SPACE, 10)
+_GRAPH = Graph.of(SPACE)
 _TEXTS = [decode(SPACE, path).to_json() for path in _GRAPH.tours()][:30]
-NETWORKS = {text: SPACE.layers(SPACE.parse(text), 10) for text in dict.fromkeys(_TEXTS)}
+NETWORKS = {text: SPACE.layers(SPACE.parse(text)) for text in dict.fromkeys(_TEXTS)}
 
 
 def work(layer) -> float:
@@ -276,7 +276,7 @@ def test_missing_rows_are_found_but_only_those_of_its_resolutions():
     rows = {k: r for k, r in TABLE.rows.items() if k != KEYS[4]}
     table = LatencyTable(rows, TABLE.manifest)
     assert rows_of(audit(table, space=SPACE), "missing") == {KEYS[4]}
-    one = space_layers(SPACE.restrict("resolution", 112), 10)
+    one = space_layers(SPACE.restrict("resolution", 112))
     table = LatencyTable({k: TABLE.rows[k] for k in one}, TABLE.manifest)
     assert len(rows_of(audit(table, space=SPACE), "missing")) == len(LAYERS) - len(one)
     small = changed(table, resolutions=[112])

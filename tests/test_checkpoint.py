@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 from nas.errors import WeightsError
 from nas.families import load_space
 from nas.network.network import Network
+from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights, read_checkpoint
 
 NAME = "vit_tiny_patch16_224"
@@ -35,9 +36,9 @@ def source(model):
 
 @pytest.fixture(scope="module")
 def untouched():
-    space = load_space(NAME)
+    space = load_space(NAME, Classification(10))
     torch.manual_seed(1)
-    return Network(space, space.largest, 10).eval()
+    return Network(space, space.largest).eval()
 
 
 @pytest.fixture
@@ -83,8 +84,8 @@ def test_torchvisions_swin():
     from torchvision.models import swin_t
 
     model = perturbed(swin_t(weights=None, num_classes=10))
-    space = load_space("swin_tiny_patch4_window7_224")
-    network = Network.empty(space, space.largest, 10)
+    space = load_space("swin_tiny_patch4_window7_224", Classification(10))
+    network = Network.empty(space, space.largest)
     assert load_weights(network, model.state_dict()) == []
     assert_same(network, model)
 

@@ -56,7 +56,7 @@ def test_scenes_as_a_data_set():
 
 
 def test_an_image_folder_is_split_by_class(photo_data):
-    assert photo_data.classes == ("bright", "dark")
+    assert photo_data.task.names == ("bright", "dark")
     sizes = [s.size for s in (photo_data.train, photo_data.search, photo_data.test)]
     assert sizes == [20, 2, 2]
     files = [

@@ -12,6 +12,7 @@ from nas.families import load_space
 from nas.layers.convolution import InvertedResidual
 from nas.layers.windows import kept_windows
 from nas.network.macs import count_macs
+from nas.tasks.classification import Classification
 from search_spaces.efficientvit import (
     AttentionBlock,
     ConvBlock,
@@ -215,8 +216,8 @@ def test_mixing_within_groups_is_a_grouped_convolution():
 
 
 def test_macs_of_the_attention_are_those_of_its_formula():
-    space = load_space("efficientvit_b1")
-    layers = {layer.path: layer for layer in space.layers(space.largest, 10)}
+    space = load_space("efficientvit_b1", Classification(10))
+    layers = {layer.path: layer for layer in space.layers(space.largest)}
     macs = count_macs(layers["stage3_1"])
     n, c, t, d = 14**2, 128, 8 * 16, 16  # tokens, width, heads * head_dim
     products = 2 * 8 * 2 * n * d * (d + 1)  # scales, heads, both products, one column of ones
@@ -230,8 +231,8 @@ def test_blocks_carry_the_sizes_of_the_paper():
         ("efficientvit_b0", (112, 56, 28, 14, 7), (8, 32, 64, 128, 256)),
         ("efficientvit_l1", (112, 56, 28, 14, 7), (32, 512, 1024, 2048, 6144)),
     ):
-        space = load_space(name)
-        layers = {layer.path: layer for layer in space.layers(space.largest, 10)}
+        space = load_space(name, Classification(10))
+        layers = {layer.path: layer for layer in space.layers(space.largest)}
         for stage, (side, wide) in enumerate(zip(sides, hidden)):
             assert layers[f"stage{stage}_0"].sizes["hidden"] == wide
             if stage:

@@ -28,12 +28,12 @@ DEVICES = list(SETTINGS)
 
 def dense_network(family: str) -> tuple[Layer, ...]:
     space = load_space(f"{family}:debug").restrict("sparsity", 0)
-    return space.layers(space.largest, 10)
+    return space.layers(space.largest)
 
 
 def pruned_layer() -> Layer:
     space = load_space("swin:debug").restrict("sparsity", 50)
-    layers = space.layers(space.largest, 10)
+    layers = space.layers(space.largest)
     return next(layer for layer in layers if "kept=8" in layer.key or "kept=4" in layer.key)
 
 
@@ -143,5 +143,5 @@ def test_the_precision_of_a_block_changes_nothing():
     space = load_space("vit:debug").restrict("sparsity", 0)
     narrow, wide = (space.restrict("precision", word).draw(Random(1)) for word in ("int8", "fp32"))
     runtime = EthosU("ethos-u55-128")
-    a, b = (runtime.compiled(space.layers(arch, 10)) for arch in (narrow, wide))
+    a, b = (runtime.compiled(space.layers(arch)) for arch in (narrow, wide))
     assert a == b

@@ -22,6 +22,7 @@ from nas.layers.elastic import explicit_in_windows
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.space.architecture import at_precision
+from nas.tasks.classification import Classification
 
 CLASSES, IMAGES = 30, 40
 
@@ -47,8 +48,8 @@ def noise():
 @pytest.fixture(scope="module", params=DEBUG_SPACES)
 def supernet(request, noise):
     torch.manual_seed(0)
-    space = load_space(request.param)
-    network = Network(space, space.largest, CLASSES).eval()
+    space = load_space(request.param, Classification(CLASSES))
+    network = Network(space, space.largest).eval()
     images = noise.tensor(noise.train.batch(range(16), space.largest.resolution)[0])
     with torch.no_grad():
         for parameter in network.parameters():

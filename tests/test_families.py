@@ -15,6 +15,7 @@ from nas.network.calibration import calibrate
 from nas.network.macs import count_macs, count_params
 from nas.network.network import Network
 from nas.space.architecture import at_precision
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, space_layers
 
 SPACES = list(space_names())
@@ -23,13 +24,13 @@ CLASSES = 5
 
 @pytest.fixture(params=DEBUG_SPACES)
 def space(request):
-    return load_space(request.param)
+    return load_space(request.param, Classification(CLASSES))
 
 
 @pytest.fixture
 def supernet(space):
     torch.manual_seed(0)
-    network = Network(space, space.largest, CLASSES).eval()
+    network = Network(space, space.largest).eval()
     with torch.no_grad():  # biases and scales away from 0 and 1, so that a slip shows
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -86,7 +87,7 @@ def test_int8_is_near_fp32_and_not_the_same(space, supernet):
 
 
 def test_int8_without_a_calibrated_range_is_an_error(space):
-    network = Network(space, space.restrict("precision", "int8").largest, CLASSES).eval()
+    network = Network(space, space.restrict("precision", "int8").largest).eval()
     with torch.no_grad(), pytest.raises(EvaluationError, match="calibrate"):
         network(images_for(network.architecture))
 
@@ -145,13 +146,13 @@ def test_the_callers_images_stay_as_they_are(space, supernet):
 def test_the_plain_model_holds_no_more_than_its_layers(space, supernet):
     architecture = space.draw(Random(3))
     plain = supernet.inherit(architecture)
-    counted = sum(count_params(layer) for layer in space.layers(architecture, CLASSES))
+    counted = sum(count_params(layer) for layer in space.layers(architecture))
     assert sum(p.numel() for p in plain.parameters()) == counted
 
 
 def test_the_largest_architecture_holds_every_weight(space, supernet):
     for seed in range(30):
-        for layer in space.layers(space.draw(Random(seed)), CLASSES):
+        for layer in space.layers(space.draw(Random(seed))):
             with torch.device("meta"):
                 small = dict(layer.build().named_parameters())
             large = dict(supernet.layers[layer.path].named_parameters()) if small else {}
@@ -193,7 +194,7 @@ def test_pruning_matters_and_can_be_drawn(space, supernet):
 
 
 def test_every_row_runs_on_its_own(space):
-    for layer in space_layers(space, CLASSES).values():
+    for layer in space_layers(space).values():
         with torch.no_grad():
             module = layer.build()
             module(*module.inputs(1, layer.input_shape, **layer.sizes), **layer.sizes)
@@ -205,26 +206,26 @@ def test_macs_of_the_layers_are_those_of_the_network(space):
 
     architecture = space.restrict("precision", "fp32").draw(Random(5))
     # The counter knows the CPU's fused attention only by what it is made of on meta tensors.
-    network = Network(space, architecture, CLASSES).eval().to("meta")
+    network = Network(space, architecture).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(images_for(architecture, 1).to("meta"))
-    macs = sum(count_macs(layer).total for layer in space.layers(architecture, CLASSES))
+    macs = sum(count_macs(layer).total for layer in space.layers(architecture))
     assert macs == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_largest_and_smallest_are_the_extremes_in_macs(name):
-    space = load_space(name)
+    space = load_space(name, Classification(CLASSES))
     for architecture in (space.smallest, space.largest):
         assert architecture in space
     if name in DEBUG_SPACES:
         macs = [
-            sum(count_macs(layer).total for layer in space.layers(a, CLASSES))
+            sum(count_macs(layer).total for layer in space.layers(a))
             for a in (space.smallest, *(space.draw(Random(i)) for i in range(8)), space.largest)
         ]
         assert macs[0] == min(macs)
         assert macs[-1] == max(macs)
-    assert Graph.of(space, CLASSES).count > 100
+    assert Graph.of(space).count > 100
 
 
 def test_gradients_reach_every_parameter_of_the_largest(space, supernet):

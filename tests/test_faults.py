@@ -34,6 +34,7 @@ from nas.latency.table import LatencyTable
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_json
 from nas.run.contest import Stopwatch
+from nas.tasks.classification import Classification
 from nas.training.supernet import save_supernet
 
 
@@ -262,16 +263,19 @@ def world(tmp_path_factory):
             for i in range(count):
                 pixels = rng.integers(0, 255, (24, 24, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    data, space = load_data(f"imagefolder:{root / 'photos'}"), load_space("swin:debug")
+    data, space = (
+        load_data(f"imagefolder:{root / 'photos'}"),
+        load_space("swin:debug", Classification(2)),
+    )
     torch.manual_seed(0)
-    network = Network(space, space.largest, 2).eval()
+    network = Network(space, space.largest).eval()
     save_supernet(root / "supernet", network, space.name, data, {})
-    measured = profile(space, 2, folder=root / "measured", rounds=1)
+    measured = profile(space, folder=root / "measured", rounds=1)
     sure = {"scale": 1e3, "overhead": 0.0, "factors": {}, "p95_percent": 5.0, "bias_percent": 0.0}
     calibration = measured.manifest["calibration"] | sure
     manifest = {**measured.manifest, "calibration": calibration}
     LatencyTable(measured.rows, manifest, measured.references).save(root / "table")
-    trellis = LatencyTable.load(root / "table").trellis(space, 2)
+    trellis = LatencyTable.load(root / "table").trellis(space)
     return dict(
         budget=nas.Budget(0.5 * (trellis.fastest + trellis.slowest)), space=space.name,
         data=data.name, supernet=root / "supernet", table=root / "table", evaluations=26,
@@ -346,7 +350,7 @@ def test_a_run_of_other_networks_is_refused_and_what_differs_named(world, only_s
 def test_without_the_network_that_all_are_compared_with_there_is_one_line(
     world, only_search, monkeypatch, tmp_path
 ):
-    whole, scored = load_space("swin:debug").largest, Evaluator.score
+    whole, scored = load_space("swin:debug", Classification(2)).largest, Evaluator.score
 
     def score(self, architecture, *race):
         if architecture == whole:

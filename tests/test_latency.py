@@ -19,12 +19,13 @@ from nas.latency.campaign import forget, profile
 from nas.latency.table import Calibration, LatencyTable, Row, kendall_tau
 from nas.records import Journal
 from nas.runtimes import load_runtime
+from nas.tasks.classification import Classification
 from nas.trellis.graph import encode, space_layers
 from nas.versions import layer_code
 
 pytestmark = pytest.mark.quiet
 
-SPACE = load_space("swin:debug")
+SPACE = load_space("swin:debug", Classification(2))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(folder):
-    return profile(SPACE, 2, folder=folder, rounds=2)
+    return profile(SPACE, folder=folder, rounds=2)
 
 
 def test_calibration_recovers_a_line_and_judges_other_networks():
@@ -66,18 +67,18 @@ def test_a_row_is_the_percentiles_of_its_samples():
 
 
 def test_a_profile_measures_every_row_of_the_space(table):
-    assert set(table.rows) == set(space_layers(SPACE, 2))
+    assert set(table.rows) == set(space_layers(SPACE))
     assert all(row.median > 0 and row.samples >= 2 for row in table.rows.values())
     assert table.manifest["source"] == "measured"
     assert table.calibration.held_out > 0
 
 
 def test_a_prediction_is_overhead_and_the_sum_of_its_rows(table):
-    rows = [table.row(layer).median for layer in SPACE.layers(SPACE.largest, 2)]
+    rows = [table.row(layer).median for layer in SPACE.layers(SPACE.largest)]
     c = table.calibration
     expected = c.overhead + c.scale * sum(rows)
-    assert table.predict(SPACE, SPACE.largest, 2) == pytest.approx(expected)
-    trellis = table.trellis(SPACE, 2)
+    assert table.predict(SPACE, SPACE.largest) == pytest.approx(expected)
+    trellis = table.trellis(SPACE)
     assert trellis.cost(encode(SPACE, SPACE.largest)) == pytest.approx(expected)
 
 
@@ -90,15 +91,15 @@ def test_limit_and_chance_agree(table):
 
 def test_a_complete_table_is_read_not_measured_again(table, folder, monkeypatch):
     monkeypatch.setattr("nas.latency.campaign.Campaign", None)
-    again = profile(SPACE, 2, folder=folder)
+    again = profile(SPACE, folder=folder)
     assert again.rows == table.rows
     assert again.manifest == table.manifest
 
 
 def test_a_missing_row_names_the_command(table):
-    other = load_space("vit:debug")
+    other = load_space("vit:debug", Classification(2))
     with pytest.raises(TableError, match="vitnas profile --device torch-cpu --space swin:debug"):
-        table.predict(other, other.largest, 2)
+        table.predict(other, other.largest)
 
 
 @pytest.mark.parametrize(("key", "value"), [("processor", "another"), ("runtime_version", "1.0")])
@@ -113,7 +114,7 @@ def test_a_table_of_other_layer_code_or_space_is_refused(table):
     with pytest.raises(TableError, match="layer_code"):
         stale.check(SPACE, load_runtime("cpu").describe())
     with pytest.raises(TableError, match="for the space swin:debug, not swin:micro"):
-        table.check(load_space("swin:micro"), load_runtime("cpu").describe())
+        table.check(load_space("swin:micro", Classification(2)), load_runtime("cpu").describe())
     assert layer_code("swin") != layer_code("vit")
 
 
@@ -134,29 +135,29 @@ def test_an_unknown_device_is_refused():
 
 def test_a_profile_stops_in_time_and_keeps_what_it_has(tmp_path):
     with pytest.raises(TableError, match="time was up"):
-        profile(SPACE, 2, folder=tmp_path, rounds=1, minutes=0)
+        profile(SPACE, folder=tmp_path, rounds=1, minutes=0)
     identity, record = Journal(tmp_path / "samples.jsonl").read()
     assert identity.keys() == {"identity", "campaign"}
     assert len(record["samples"]) == 1
-    profile(SPACE, 2, folder=tmp_path, rounds=1)
+    profile(SPACE, folder=tmp_path, rounds=1)
 
 
 def test_a_profile_stopped_between_references_calibrates_on_all_of_them(tmp_path):
-    first = profile(SPACE, 2, folder=tmp_path, rounds=2)
+    first = profile(SPACE, folder=tmp_path, rounds=2)
     journal = Journal(tmp_path / "samples.jsonl")
     records = journal.read()
     ends = [k for k in records[-1]["samples"] if k.startswith("network ")]
     records[-1]["samples"] = {k: records[-1]["samples"][k] for k in ends[:1]}
     journal.path.write_text("".join(json.dumps(r) + "\n" for r in records))
     (tmp_path / "manifest.toml").unlink()
-    again = profile(SPACE, 2, folder=tmp_path, rounds=2)
+    again = profile(SPACE, folder=tmp_path, rounds=2)
     assert again.calibration.held_out == first.calibration.held_out
 
 
 def test_samples_of_another_machine_are_refused(tmp_path):
     Journal(tmp_path / "samples.jsonl").append({"identity": "another"})
     with pytest.raises(TableError, match="samples of another machine"):
-        profile(SPACE, 2, folder=tmp_path)
+        profile(SPACE, folder=tmp_path)
 
 
 def test_forgetting_a_table_deletes_nothing_else(tmp_path, table):
@@ -168,8 +169,8 @@ def test_forgetting_a_table_deletes_nothing_else(tmp_path, table):
 
 def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
     code = (
-        "from pathlib import Path; from nas.space.family import load_space; from nas.latency.campaign import profile;"
-        f"profile(load_space('swin:debug'), 2, folder=Path({str(tmp_path)!r}), rounds=400)"
+        "from pathlib import Path; from nas.families import load_space; from nas.tasks.classification import Classification; from nas.latency.campaign import profile;"
+        f"profile(load_space('swin:debug', Classification(2)), folder=Path({str(tmp_path)!r}), rounds=400)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     journal = Journal(tmp_path / "samples.jsonl")
@@ -179,7 +180,7 @@ def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = journal.read()
-    table = profile(SPACE, 2, folder=tmp_path, rounds=len(before))
+    table = profile(SPACE, folder=tmp_path, rounds=len(before))
     after = journal.read()
     assert after[: len(before)] == before
     assert len(after) > len(before)
@@ -189,4 +190,4 @@ def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
 
 def test_a_named_model_is_measured_and_not_profiled(tmp_path):
     with pytest.raises(TableError, match="vitnas measure swin_tiny"):
-        profile(load_space("swin_tiny_patch4_window7_224"), 10, folder=tmp_path)
+        profile(load_space("swin_tiny_patch4_window7_224", Classification(2)), folder=tmp_path)

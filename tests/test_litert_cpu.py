@@ -13,7 +13,7 @@ pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install 'vitnas[
 
 def test_rows_and_the_whole_network_take_time():
     space = load_space("swin:debug").restrict("sparsity", 0)
-    layers = space.layers(space.largest, 10)
+    layers = space.layers(space.largest)
     with load_runtime("litert-cpu,threads=1") as runtime:
         rows = [runtime.prepare(layers, fused=False) for _ in range(2)][-1]
         whole = runtime.prepare(layers, fused=True)
@@ -27,6 +27,6 @@ def test_rows_and_the_whole_network_take_time():
 
 def test_pruned_layers_are_refused_by_name():
     space = load_space("swin:debug").restrict("sparsity", 50)
-    score = next(x for x in space.layers(space.largest, 10) if "Score" in x.module.__name__)
+    score = next(x for x in space.layers(space.largest) if "Score" in x.module.__name__)
     with pytest.raises(PreparationError, match="TOPK_V2"):
         load_runtime("litert-cpu").prepare([score], fused=False)

@@ -14,6 +14,7 @@ from nas.families import load_space
 from nas.lowering.onnx import lower, lower_ahead
 from nas.network.standalone import build, inputs, run, slots
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -21,9 +22,9 @@ ort = pytest.importorskip("onnxruntime")
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 def test_a_network_composed_of_layers_is_the_network(name):
     """Sparse, with int8 blocks among them, in one model and as a chain of models."""
-    space = load_space(name)
+    space = load_space(name, Classification(5))
     sparse = space.restrict("sparsity", *[v for v in (50, 80) if _has(space, v)])
-    layers = sparse.layers(sparse.draw(Random(3)), 5)
+    layers = sparse.layers(sparse.draw(Random(3)))
     torch.manual_seed(0)
     image = inputs(layers[0], 1)
     with torch.inference_mode():
@@ -45,8 +46,8 @@ def _has(space, sparsity):
 
 
 def test_a_layer_is_exported_once(monkeypatch):
-    space = load_space("vit:debug")
-    (layer, *_) = space.layers(space.smallest, 5)
+    space = load_space("vit:debug", Classification(5))
+    (layer, *_) = space.layers(space.smallest)
     first = lower([layer])
     monkeypatch.setattr("nas.lowering.onnx._export", None)
     assert lower([layer]) == first

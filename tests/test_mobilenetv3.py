@@ -11,6 +11,7 @@ from timm.layers import make_divisible
 from nas.layers.convolution import halo_tokens
 from nas.network.macs import count_macs, count_params
 from nas.space.family import SearchSpace
+from nas.tasks.classification import Classification
 from search_spaces.mobilenetv3 import (
     LARGE_PARTS,
     MODELS,
@@ -85,7 +86,7 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(sizes, kept):
 
 def test_more_windows_never_take_fewer_macs():
     """Surroundings are computed again for each window, but never more than the whole map."""
-    space = SearchSpace("mobilenetv3:micro", *PRESETS["micro"])
+    space = SearchSpace("mobilenetv3:micro", *PRESETS["micro"], Classification(10))
     state = State(14, 112, 112, 0)
     for kernel in (3, 5, 7):
         macs = []
@@ -146,8 +147,8 @@ def test_channels_are_rounded_as_in_timm():
 ])  # fmt: skip
 def test_sizes_of_the_paper(name, params, macs):
     """Millions of parameters and of MACs: table 3."""
-    space = SearchSpace(name, *MODELS[name])
-    layers = space.layers(space.largest, 1000)
+    space = SearchSpace(name, *MODELS[name], Classification(1000))
+    layers = space.layers(space.largest)
     assert sum(map(count_params, layers)) / 1e6 == pytest.approx(params, abs=0.1)
     assert sum(count_macs(layer).total for layer in layers) / 1e6 == pytest.approx(macs, rel=0.02)
 
@@ -155,7 +156,8 @@ def test_sizes_of_the_paper(name, params, macs):
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_the_largest_of_the_preset_is_the_papers_model(size):
     space, paper = (
-        SearchSpace(size, *entry) for entry in (PRESETS[size], MODELS[f"mobilenetv3_{size}_100"])
+        SearchSpace(size, *entry, Classification(10))
+        for entry in (PRESETS[size], MODELS[f"mobilenetv3_{size}_100"])
     )
-    ours, theirs = space.layers(space.largest, 10), paper.layers(paper.largest, 10)
+    ours, theirs = space.layers(space.largest), paper.layers(paper.largest)
     assert [(row.path, row.key) for row in ours] == [(row.path, row.key) for row in theirs]

@@ -11,6 +11,7 @@ from nas.families import load_space
 from nas.layers.convolution import BatchNorm, MapScore
 from nas.layers.windows import kept_windows
 from nas.network.network import Network
+from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces.mobilevit import (
     Block,
@@ -115,7 +116,7 @@ def test_pruned_stage_leaves_tokens_behind_and_returns_them(size, sparsities):
     for i, sparsity in enumerate(sparsities):
         part = PARTS.block(1, 1 + i, state, Block(1 + i % 2, 1.5, sparsity, "fp32"))
         layers, state = [*layers, *part.layers], part.state
-    layers.append(PARTS.head(state, 5)[0])
+    layers.append(PARTS.head((state,), Classification(5))[0])
     assert (layers[1].path == "sort1") == (sparsities[0] > 0)
     modules = {layer.path: perturbed(layer.build()) for layer in layers}
     x = torch.randn(3, size, size, 8)
@@ -152,8 +153,8 @@ def test_other_resolutions_are_timms(resolution):
             tensor.normal_(0, 0.2)
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
-    space = load_space(f"mobilevit_xxs@{resolution}")
-    network = Network.empty(space, space.largest, 10)
+    space = load_space(f"mobilevit_xxs@{resolution}", Classification(10))
+    network = Network.empty(space, space.largest)
     load_weights(network, model.state_dict())
     images = torch.randn(2, 3, resolution, resolution)
     with torch.no_grad():
@@ -165,11 +166,14 @@ def test_other_resolutions_are_timms(resolution):
 def test_the_papers_sizes():
     """Table 4: 1.3, 2.3 and 5.6 M parameters; the largest of each space is the paper's model."""
     for size, millions in (("xxs", 1.3), ("xs", 2.3), ("s", 5.6)):
-        space, model = load_space(f"mobilevit:{size}"), load_space(f"mobilevit_{size}")
-        ours, paper = (s.layers(s.largest, 1000) for s in (space, model))
+        space, model = (
+            load_space(f"mobilevit:{size}", Classification(1000)),
+            load_space(f"mobilevit_{size}"),
+        )
+        ours, paper = (s.layers(s.largest) for s in (space, model))
         assert ours == paper
         with torch.device("meta"):
-            network = Network(model, model.largest, 1000)
+            network = Network(model, model.largest)
         assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
 
 
@@ -190,7 +194,7 @@ def test_convolutions_around_the_layers_share_the_precision_of_the_nearest():
     state = PARTS.block(1, 0, state, Residual(1, 3, 0, "fp32")).state
     first = PARTS.block(1, 1, state, Block(1, 1, 0, "int8"))
     last = PARTS.block(1, 2, first.state, Block(1, 1, 0, "fp32"))
-    layers = [*first.layers, *last.layers, PARTS.head(last.state, 5)[0]]
+    layers = [*first.layers, *last.layers, PARTS.head((last.state,), Classification(5))[0]]
     assert [(layer.path, layer.sizes["bits"]) for layer in layers] == [
         ("enter1", 8), ("layer1_1", 8), ("layer1_2", 32), ("exit1", 32),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from nas.families import load_space, model_names
 from nas.network.macs import count_macs, count_params
 from nas.network.network import Network
 from nas.space.family import SearchSpace
+from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces import swin, vit
 
@@ -33,7 +34,7 @@ def on_meta(name):
 def test_parameters_and_macs_are_timms(name):
     """MACs: convolutions, linear layers, attention products; timm's own code, counted by torch."""
     model, space = on_meta(name), load_space(name)
-    layers = space.layers(space.largest, CLASSES)
+    layers = space.layers(space.largest)
     assert space.smallest == space.largest
     assert sum(map(count_params, layers)) == sum(p.numel() for p in model.parameters())
     resolution = space.largest.resolution
@@ -48,7 +49,7 @@ def small(name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if small(name)])
 def test_outputs_are_timms(name):
-    compare(load_space(name), timm_models.create(name, num_classes=10))
+    compare(load_space(name, Classification(10)), timm_models.create(name, num_classes=10))
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,14 @@ def test_outputs_are_timms(name):
 )
 def test_outputs_of_the_largest_are_timms_with_fewer_blocks(name, entry, depth):
     assert {n for n in MODELS if not small(n)} >= {name}
-    compare(SearchSpace(name, *entry), timm_models.create(name, num_classes=10, **depth))
+    compare(
+        SearchSpace(name, *entry, Classification(10)),
+        timm_models.create(name, num_classes=10, **depth),
+    )
 
 
 def compare(space, model):
-    network = Network.empty(space, space.largest, 10)
+    network = Network.empty(space, space.largest)
     assert load_weights(network, model.state_dict()) == []
     r = space.largest.resolution
     images = torch.randn(1, 3, r, r, generator=torch.Generator().manual_seed(0))

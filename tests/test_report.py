@@ -21,10 +21,11 @@ from nas.records import read_json, write_json
 from nas.report import wording as page
 from nas.report.report import Run, _schedule, write_report
 from nas.settings import Settings
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 
-SPACE = load_space("swin:debug")
+SPACE = load_space("swin:debug", Classification(2))
 NEW = ("answers", "budgets", "quality", "hypervolume", "dropped", "set_aside", "imported_scores",
        "verb", "limit_ms", "searcher", "batch", "surrogate", "race_error", "max_params", "max_macs",
        "source_run")  # fmt: skip
@@ -35,7 +36,7 @@ def finished(photo_data, debug_supernet, tmp_path_factory):
     """A run of two budgets whose networks take exactly what is predicted; weights alone exported."""
     folder = tmp_path_factory.mktemp("report")
     table = made_up_table(SPACE, folder / "table")
-    trellis = table.trellis(SPACE, 2)
+    trellis = table.trellis(SPACE)
     wide = round(trellis.fastest + trellis.slowest, 3)
 
     def export_weights(network, images, expected, where, formats):
@@ -163,13 +164,13 @@ def test_the_page_tells_every_budget(finished):
 
 def test_the_schedule_of_any_precision_says_how_many_windows_a_block_keeps():
     """By the row's own count of windows; int8 layers have no ranges here, and need none."""
-    graph = Graph.of(SPACE, 2)
+    graph = Graph.of(SPACE)
     paths = Trellis(graph, lambda _: 0.0).within(0.0, ticks=1).sample(40, np.random.default_rng(0))
     found = set()
     for path in paths:
         architecture = decode(SPACE, path)
-        blocks = [b for stage in _schedule(SPACE, architecture, 2) for b in stage["blocks"]]
-        rows = [layer for layer in SPACE.layers(architecture, 2) if layer.path.endswith("_regular")]
+        blocks = [b for stage in _schedule(SPACE, architecture) for b in stage["blocks"]]
+        rows = [layer for layer in SPACE.layers(architecture) if layer.path.endswith("_regular")]
         for block, sizes in zip(blocks, (row.sizes for row in rows), strict=True):
             across, rest = divmod(sizes["size"], sizes["window"])
             if not rest:  # a padded map has windows that are partly empty

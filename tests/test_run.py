@@ -22,8 +22,9 @@ from nas.records import Journal, read_json
 from nas.report.report import Run, write_report
 from nas.run.scores import Candidate
 from nas.space.architecture import Architecture
+from nas.tasks.classification import Classification
 
-SPACE = load_space("swin:debug")
+SPACE = load_space("swin:debug", Classification(2))
 KEYS = {
     "budget_ms", "space", "device", "seed", "run_dir", "evaluations", "proposals", "rejections",
     "feasible", "winner", "baselines", "front", "table", "seconds",
@@ -53,7 +54,7 @@ def _no_onnx(monkeypatch):
 
 @pytest.fixture(scope="module")
 def settings(table, photo_data, debug_supernet):
-    trellis = nas.LatencyTable.load(table).trellis(SPACE, 2)
+    trellis = nas.LatencyTable.load(table).trellis(SPACE)
     return dict(
         budget=Budget(0.75 * (trellis.fastest + trellis.slowest)), space="swin:debug", data=photo_data.name,
         supernet=debug_supernet, table=table, evaluations=6, search_images=10, test_images=10,
@@ -184,7 +185,7 @@ def test_a_machine_slower_than_its_table_is_searched_further_inside(
 ):
     budget = settings["budget"].latency_ms
     table = nas.LatencyTable.load(table)
-    slower = budget / (1.1 * table.trellis(SPACE, 2).fastest)
+    slower = budget / (1.1 * table.trellis(SPACE).fastest)
     measure_as_predicted(monkeypatch, table, slower, noise=0.1)
     few = {**settings, "budget": budget, "evaluations": 3}
     result = nas.search(out=tmp_path / "run", **few)
@@ -241,10 +242,10 @@ def test_another_run_answers_at_once_or_is_gone_on_from(finished, settings, tmp_
 
 def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):
     def params(architecture):
-        return sum(count_params(layer) for layer in SPACE.layers(architecture, 2))
+        return sum(count_params(layer) for layer in SPACE.layers(architecture))
 
     def macs(architecture):
-        return sum_macs(SPACE.layers(architecture, 2)).total
+        return sum_macs(SPACE.layers(architecture)).total
 
     most = (params(SPACE.smallest) + params(SPACE.largest)) / 2
     result = nas.search(out=tmp_path / "small", max_params=most, max_macs=macs(SPACE.largest) / 2,
@@ -260,7 +261,7 @@ def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):
 def test_a_second_device_holds_too_and_is_called_predicted(settings, table, tmp_path):
     other = tmp_path / "board"
     shutil.copytree(table, other)
-    trellis = nas.LatencyTable.load(other).trellis(SPACE, 2)
+    trellis = nas.LatencyTable.load(other).trellis(SPACE)
     budget = (trellis.fastest + trellis.slowest) / 2
     result = nas.search(
         out=tmp_path / "run",
@@ -284,7 +285,7 @@ def test_other_searchers_run_the_whole_way(searcher, settings, tmp_path):
 
 
 def test_the_rejection_sampler_works_and_counts(settings, tmp_path):
-    fastest = nas.LatencyTable.load(settings["table"]).trellis(SPACE, 2)
+    fastest = nas.LatencyTable.load(settings["table"]).trellis(SPACE)
     budget = fastest.fastest + 0.4 * (fastest.slowest - fastest.fastest)
     result = nas.search(
         out=tmp_path / "r", **{**settings, "budget": budget, "sampler": "rejection"}

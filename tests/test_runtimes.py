@@ -26,12 +26,15 @@ from nas.runtimes import CONTEXTS, SOURCES, Runtime, load_runtime, runtimes
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 
 NAMES = list(runtimes())
 REQUIRED = {
     "name", "processor", "machine", "runtime", "runtime_version", "threads", "dtype", "batch",
 }  # fmt: skip
-SPACES = {name: load_space(name).restrict("precision", "fp32") for name in DEBUG_SPACES}
+SPACES = {
+    name: load_space(name, Classification(3)).restrict("precision", "fp32") for name in DEBUG_SPACES
+}
 SLOW = {"torch-compile"}  # seconds for each layer: one family
 
 
@@ -42,7 +45,7 @@ def is_pruned(architecture: Architecture) -> bool:
 def network(space: SearchSpace, pruned: bool) -> tuple[Layer, ...]:
     """The one with the fewest layers: some runtimes take a second for each."""
     drawn = [space.draw(Random(seed)) for seed in range(100)]
-    found = [space.layers(a, 3) for a in drawn if is_pruned(a) == pruned]
+    found = [space.layers(a) for a in drawn if is_pruned(a) == pruned]
     return min(found, key=lambda layers: len({layer.key for layer in layers}))
 
 

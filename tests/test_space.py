@@ -18,6 +18,7 @@ from nas.families import load_space
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space, restrict, rewrite
 from nas.space.rules import Along
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode, encode
 
 
@@ -65,7 +66,7 @@ def test_a_choice_needs_distinct_values():
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 @given(seed=st.integers(0, 2**32))
 def test_architectures_survive_json(name, seed):
-    space = load_space(name)
+    space = load_space(name, Classification(2))
     architecture = space.draw(Random(seed))
     assert space.parse(architecture.to_json()) == architecture
     assert space.parse(json.dumps(asdict(architecture), indent=3)).id == architecture.id
@@ -83,11 +84,11 @@ def test_architectures_survive_json(name, seed):
 )
 def test_a_wrong_architecture_names_the_field(text, message):
     with pytest.raises(UsageError, match=message):
-        load_space("vit:debug").parse(text)
+        load_space("vit:debug", Classification(2)).parse(text)
 
 
 def test_falling_sparsity_is_not_an_architecture():
-    space = load_space("vit:debug")
+    space = load_space("vit:debug", Classification(2))
     block = dict(heads=1, mlp_ratio=1, precision="fp32")
     blocks = [{**block, "sparsity": 50}, {**block, "sparsity": 0}]
     text = json.dumps({"resolution": 16, "stages": [{"width": 8, "blocks": blocks}]})
@@ -96,7 +97,7 @@ def test_falling_sparsity_is_not_an_architecture():
 
 
 def test_contains_only_its_own():
-    space = load_space("vit:debug")
+    space = load_space("vit:debug", Classification(2))
     assert space.largest in space
     assert space.smallest in space
     assert Architecture(16, (Stage(9, ()),)) not in space
@@ -104,7 +105,7 @@ def test_contains_only_its_own():
 
 
 def test_restrict_narrows_one_field_everywhere():
-    space = load_space("swin:debug")
+    space = load_space("swin:debug", Classification(2))
     dense = space.restrict("sparsity", 0)
     drawn = {dense.draw(Random(i)) for i in range(50)}
     assert all(a in space for a in drawn)
@@ -260,7 +261,7 @@ def test_rules_that_cannot_be_meant():
 
 def ruled(*widths):
     """swin:debug with a rule along its stages and one along the blocks of each."""
-    space = load_space("swin:debug")
+    space = load_space("swin:debug", Classification(2))
     stages = dict(space.domain.domains)["stages"].items
     stages = [
         Space(
@@ -299,10 +300,10 @@ def unruled(space):
 def test_a_family_obeys_the_rules_of_its_space():
     space = ruled((8, 16), (8, 16))
     free = unruled(space)
-    everything = {decode(free, np.array(path)) for path in paths_of(Graph.of(free, 2))}
+    everything = {decode(free, np.array(path)) for path in paths_of(Graph.of(free))}
     expected = {a for a in everything if keeps(a)}
     assert 0 < len(expected) < len(everything)
-    graph = Graph.of(space, 2)
+    graph = Graph.of(space)
     assert {decode(space, np.array(path)) for path in paths_of(graph)} == expected
     assert graph.count == len(expected)
     assert all((a in space) == keeps(a) for a in everything)
@@ -310,7 +311,7 @@ def test_a_family_obeys_the_rules_of_its_space():
     with pytest.raises(UsageError, match="must"):
         space.parse(broken.to_json())
     with pytest.raises(UsageError, match="not allowed after"):
-        space.layers(broken, 2)
+        space.layers(broken)
     assert {space.draw(Random(i)) for i in range(50)} <= expected
 
 

@@ -33,6 +33,7 @@ from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph
 
 pytestmark = pytest.mark.quiet
@@ -52,8 +53,8 @@ needs_arm = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def layers() -> tuple[Layer, ...]:
     """The first layers of a network whose windows travel with the map, as integers."""
-    space = load_space("swin:debug")
-    return space.layers(space.largest, 4)[:3]
+    space = load_space("swin:debug", Classification(4))
+    return space.layers(space.largest)[:3]
 
 
 class Here(AgentRuntime):
@@ -608,10 +609,14 @@ def test_an_emulated_arm_machine_is_profiled_and_never_called_measured(
 @needs_sshd
 @needs_arm
 def test_a_whole_table_of_an_emulated_machine_says_so(server: Server, tmp_path: Path) -> None:
-    space = load_space("vit:debug").restrict("sparsity", 0).restrict("precision", "fp32")
+    space = (
+        load_space("vit:debug", Classification(4))
+        .restrict("sparsity", 0)
+        .restrict("precision", "fp32")
+    )
     space = space.restrict("resolution", 16)
-    table = profile(space, 2, server.device(ARM), tmp_path / "table", rounds=1)
-    assert table.rows.keys() == Graph.of(space, 2).items().keys()
+    table = profile(space, server.device(ARM), tmp_path / "table", rounds=1)
+    assert table.rows.keys() == Graph.of(space).items().keys()
     assert all(row.usable and row.median > 0 for row in table.rows.values())
     m = LatencyTable.load(tmp_path / "table").manifest
     assert (m["source"], m["device"]["kind"], m["device"]["machine"]) == (

@@ -20,6 +20,7 @@ from nas.evaluation.accuracy import Evaluator, resize
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, read_json
+from nas.tasks.classification import Classification
 from nas.training.supernet import (
     Recipe,
     Trainer,
@@ -139,8 +140,8 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 
 def test_a_step_of_the_sandwich_trains_what_every_subnet_uses(photo_data):
     torch.manual_seed(0)
-    space = load_space("swin:debug")
-    network = Network(space, space.largest, 2)
+    space = load_space("swin:debug", Classification(2))
+    network = Network(space, space.largest)
     before = {k: v.clone() for k, v in network.named_parameters()}
     trainer = Trainer(network, photo_data, RECIPE, bf16=False)
     trainer.step = sum(RECIPE.steps()) // 2

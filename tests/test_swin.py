@@ -12,6 +12,7 @@ from nas.families import load_space
 from nas.layers.windows import kept_windows, shift_mask, window_orders, window_tokens
 from nas.network.macs import count_params, sum_macs
 from nas.network.network import Network
+from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces.swin import Block, Swin, WindowBlock
 
@@ -26,8 +27,8 @@ def test_swin_tiny_is_torchvisions_where_maps_need_padding(resolution):
 
     torch.manual_seed(0)
     model = timm_models.perturbed(swin_t(weights=None, num_classes=10).eval())
-    space = load_space(f"swin_tiny_patch4_window7_224@{resolution}")
-    network = Network.empty(space, space.largest, 10)
+    space = load_space(f"swin_tiny_patch4_window7_224@{resolution}", Classification(10))
+    network = Network.empty(space, space.largest)
     assert load_weights(network, model.state_dict()) == []
     images = torch.randn(2, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -37,8 +38,8 @@ def test_swin_tiny_is_torchvisions_where_maps_need_padding(resolution):
 def test_parameters_and_macs_of_the_papers():
     """Swin-T: 28.3 M and 4.5 G (Swin, table 1); ViT-Ti: 5.7 M, 1.3 G (DeiT, table 5)."""
     swin, vit = load_space("swin_tiny_patch4_window7_224"), load_space("vit_tiny_patch16_224")
-    swin_layers = swin.layers(swin.largest, 1000)
-    vit_layers = vit.layers(vit.largest, 1000)
+    swin_layers = swin.layers(swin.largest)
+    vit_layers = vit.layers(vit.largest)
     assert sum(map(count_params, swin_layers)) == 28_288_354
     assert sum(map(count_params, vit_layers)) == 5_717_416
     assert sum_macs(swin_layers).total / 1e9 == pytest.approx(4.5, abs=0.05)
@@ -55,7 +56,7 @@ def test_macs_agree_with_fvcore(monkeypatch):
 
     monkeypatch.setattr("nas.layers.elastic._attend", explicit)
     space = load_space("vit:micro")
-    network = Network(space, space.largest, 10).eval()
+    network = Network(space, space.largest).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore traces with torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
@@ -64,7 +65,7 @@ def test_macs_agree_with_fvcore(monkeypatch):
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         by_operator = analysis.by_operator()
     counted = sum(v for k, v in by_operator.items() if k in ("linear", "matmul", "conv"))
-    assert counted == sum_macs(space.layers(space.largest, 10)).total
+    assert counted == sum_macs(space.layers(space.largest)).total
 
 
 @pytest.mark.parametrize(("size", "window", "shift"), [(14, 7, 3), (12, 3, 1), (8, 4, 2)])

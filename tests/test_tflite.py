@@ -62,7 +62,7 @@ def test_numbers_of_operators_and_slots_of_options_are_those_of_the_schema():
 def dense_layers(family: str) -> list[Layer]:
     space = load_space(f"{family}:debug").restrict("sparsity", 0)
     drawn = [space.smallest, space.largest, space.draw(Random(0))]
-    layers = {layer.key: layer for a in drawn for layer in space.layers(a, 10)}
+    layers = {layer.key: layer for a in drawn for layer in space.layers(a)}
     return list(layers.values())
 
 
@@ -106,7 +106,7 @@ def test_in_float32_every_layer_does_what_torch_does(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_int8_every_network_runs_and_has_four_axes_at_most(family):
     space = load_space(f"{family}:debug").restrict("sparsity", 0)
-    layers = space.layers(space.draw(Random(3)), 10)
+    layers = space.layers(space.draw(Random(3)))
     model = litert(lower(layers).data)
     model.invoke()
     (output,) = model.get_output_details()
@@ -119,14 +119,14 @@ def test_in_int8_every_network_runs_and_has_four_axes_at_most(family):
 
 def test_equal_layers_give_equal_files():
     space = load_space("swin:debug").restrict("sparsity", 0)
-    layers = space.layers(space.largest, 10)
+    layers = space.layers(space.largest)
     assert lower(layers).data == lower(layers).data
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pruned_layers_name_what_depends_on_the_data(family):
     space = load_space(f"{family}:debug").restrict("sparsity", 50)
-    layers = {layer.key: layer for layer in space.layers(space.largest, 10)}
+    layers = {layer.key: layer for layer in space.layers(space.largest)}
     found = {name for layer in layers.values() for name in lower([layer]).dynamic}
     assert {"TOPK_V2", "GATHER"} <= found <= {"TOPK_V2", "GATHER", "GATHER_ND", "SCATTER_ND"}
 

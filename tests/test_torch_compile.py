@@ -11,9 +11,10 @@ from nas.errors import VitnasError
 from nas.families import load_space
 from nas.network.standalone import build, inputs, run
 from nas.runtimes import load_runtime, torch_compile
+from nas.tasks.classification import Classification
 
-SPACE = load_space("vit:debug")
-LAYERS = SPACE.restrict("precision", "fp32").layers(SPACE.largest, 3)
+SPACE = load_space("vit:debug", Classification(3))
+LAYERS = SPACE.restrict("precision", "fp32").layers(SPACE.largest)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 

@@ -21,12 +21,13 @@ from nas.errors import PreparationError, VitnasError
 from nas.families import load_space
 from nas.network.standalone import build, inputs, run
 from nas.runtimes import load_runtime, tensorrt, torch_cuda
+from nas.tasks.classification import Classification
 
-SPACE = load_space("swin:debug").restrict("precision", "fp32")
-LAYERS = SPACE.layers(SPACE.largest, 3)
+SPACE = load_space("swin:debug", Classification(3)).restrict("precision", "fp32")
+LAYERS = SPACE.layers(SPACE.largest)
 PRUNED = next(
     layers
-    for layers in (SPACE.layers(SPACE.draw(Random(seed)), 3) for seed in range(50))
+    for layers in (SPACE.layers(SPACE.draw(Random(seed))) for seed in range(50))
     if layers[1].module.__name__ == "WindowScore"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -150,9 +151,9 @@ def test_layers_run_on_the_state_that_the_one_before_left():
 
 
 def test_int8_layers_fail_with_a_reason(runtime):
-    space = load_space("swin:debug").restrict("precision", "int8")
+    space = load_space("swin:debug", Classification(3)).restrict("precision", "int8")
     with runtime, pytest.raises(PreparationError, match="int8"):
-        runtime.prepare(space.layers(space.largest, 3), fused=True)
+        runtime.prepare(space.layers(space.largest), fused=True)
 
 
 def test_what_torch_cannot_run_is_a_preparation_error(runtime, monkeypatch):

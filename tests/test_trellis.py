@@ -19,6 +19,7 @@ from test_space import NET, all_nets, obeys
 from nas.errors import InfeasibleError
 from nas.families import load_space
 from nas.space.domains import Choice, rewrite
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode, encode, space_layers
 from nas.trellis.matrix_game import solve_game
 from nas.trellis.trellis import Trellis, contradiction, edge_costs
@@ -30,7 +31,7 @@ ENUMERABLE = 20_000  # tuples of values, allowed or not
 @lru_cache
 def small(name):
     """The debug space, without the choices that matter least to its trellis if it is too large."""
-    space = load_space(name)
+    space = load_space(name, Classification(5))
     for field in ("precision", "expansion", "kernel", "mlp_ratio", "heads", "resolution"):
         if prod(len(p.values) for p in space.positions) > ENUMERABLE:
             domain = rewrite(space.domain, field, lambda choice: Choice(choice.values[-1]))
@@ -59,13 +60,13 @@ def everything(name):
 def random_costs(name, seed=0, whole=False):
     """Costs by layer key; `whole` ones are integers."""
     rng = np.random.default_rng(seed)
-    keys = Graph.of(small(name), 5).items()
+    keys = Graph.of(small(name)).items()
     return {key: float(rng.integers(0, 9) if whole else rng.gamma(2.0)) for key in keys}
 
 
 def random_trellis(name, seed=0, whole=False):
     costs = random_costs(name, seed, whole)
-    return Trellis(Graph.of(small(name), 5), lambda layer: costs[layer.key], fixed=1.5)
+    return Trellis(Graph.of(small(name)), lambda layer: costs[layer.key], fixed=1.5)
 
 
 def all_costs(name, trellis):
@@ -76,13 +77,13 @@ def all_costs(name, trellis):
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 def test_rows_are_exactly_those_of_all_architectures(name):
     space = small(name)
-    brute = {layer.key for a in everything(name).values() for layer in space.layers(a, 5)}
-    assert set(space_layers(space, 5)) == brute
+    brute = {layer.key for a in everything(name).values() for layer in space.layers(a)}
+    assert set(space_layers(space)) == brute
 
 
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 def test_count_is_exact(name):
-    assert Graph.of(small(name), 5).count == len(everything(name))
+    assert Graph.of(small(name)).count == len(everything(name))
     assert len(set(everything(name).values())) == len(everything(name))
 
 
@@ -91,7 +92,7 @@ def test_path_cost_is_the_sum_over_the_layers(name):
     space, trellis = small(name), random_trellis(name, 7)
     costs = random_costs(name, 7)
     for path, architecture in everything(name).items():
-        total = trellis.fixed + sum(costs[layer.key] for layer in space.layers(architecture, 5))
+        total = trellis.fixed + sum(costs[layer.key] for layer in space.layers(architecture))
         assert trellis.cost(np.array(path)) == pytest.approx(total)
 
 
@@ -224,7 +225,7 @@ def test_encode_and_decode_are_inverse(name):
 
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 def test_tours_contain_every_row(name):
-    graph = Graph.of(small(name), 5)
+    graph = Graph.of(small(name))
     seen = {layer.key for path in graph.tours() for layer in graph.along(path)}
     assert seen == set(graph.items())
 
@@ -366,7 +367,7 @@ def test_a_game_is_solved_as_by_linear_programming(seed, rows, columns, whole):
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_contradiction_is_that_of_all_paths_together(name, n):
-    graph = Graph.of(small(name), 5)
+    graph = Graph.of(small(name))
     costs = [random_costs(name, seed) for seed in range(n)]
     trellises = [Trellis(graph, lambda layer, own=own: own[layer.key], fixed=0.5) for own in costs]
     paths = np.array(list(everything(name)))

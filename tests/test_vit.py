@@ -17,6 +17,7 @@ from nas.network.macs import count_params
 from nas.network.network import Network
 from nas.space.architecture import Architecture, Stage
 from nas.space.family import SearchSpace
+from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces.vit import DEBUG, Block, ViT
 
@@ -25,7 +26,7 @@ CLASSES = 5
 
 def random_network(space, architecture=None):
     torch.manual_seed(0)
-    network = Network(space, architecture or space.largest, CLASSES).eval()
+    network = Network(space, architecture or space.largest).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -76,7 +77,7 @@ def slow(network, architecture, image, first):
     window = 2 if grid % 2 == 0 else 1
     total = (grid // window) ** 2
     stem = network.layers["stem"]
-    sizes = network.space.layers(architecture, CLASSES)[0].sizes
+    sizes = network.space.layers(architecture)[0].sizes
     tokens = stem(image[None], **sizes)[0][0].double()
     rest, best = tokens[first:], None
     tokens = tokens[:first]
@@ -107,7 +108,7 @@ def slow(network, architecture, image, first):
 def test_a_pruned_network_forgets_the_least_active_windows(sparsity, resolution, distilled):
     """20 px give a grid of 5, which windows of 2 do not divide."""
     parts = ViT(patch=4, head_dim=4, distilled=distilled)
-    network = random_network(SearchSpace("test", DEBUG, parts))
+    network = random_network(SearchSpace("test", DEBUG, parts, Classification(CLASSES)))
     blocks = tuple(Block(2, ratio, s, "fp32") for ratio, s in zip((1, 1.5, 2), sparsity))
     architecture = Architecture(resolution, (Stage(12, blocks),))
     images = torch.randn(3, 3, resolution, resolution)
@@ -125,8 +126,8 @@ def test_positions_of_another_grid_are_timms(name, resolution):
     source = timm_models.create(name, num_classes=10).state_dict()
     model = timm_models.create(name, num_classes=10, img_size=resolution)
     model.load_state_dict(checkpoint_filter_fn(dict(source), model))
-    space = load_space(f"{name}@{resolution}")
-    network = Network.empty(space, space.largest, 10)
+    space = load_space(f"{name}@{resolution}", Classification(10))
+    network = Network.empty(space, space.largest)
     assert load_weights(network, source) == []
     images = torch.randn(1, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -189,11 +190,11 @@ def test_attention_and_mlp_are_their_definitions(bias_shape):
 )
 def test_the_largest_of_the_spaces_of_autoformer(preset, depth, width, heads, hidden):
     """AutoFormer, table 2, with heads of 64 channels whatever the width."""
-    space = load_space(f"vit:autoformer-{preset}")
+    space = load_space(f"vit:autoformer-{preset}", Classification(1000))
     attention = 4 * width * heads * 64 + 3 * heads * 64 + width
     block = attention + 2 * width * hidden + hidden + width + 4 * width
     ends = 768 * width + 199 * width + 2 * width + 1000 * (width + 1)
-    counted = sum(map(count_params, space.layers(space.largest, 1000)))
+    counted = sum(map(count_params, space.layers(space.largest)))
     assert counted == depth * block + ends
 
 
@@ -210,5 +211,8 @@ def test_the_hidden_width_follows_a_ratio_that_is_no_whole_number():
     [("tiny", "deit_tiny"), ("small", "deit_small"), ("base", "vit_base")],
 )
 def test_the_largest_of_a_paper_space_is_the_papers_model(preset, model):
-    space, paper = load_space(f"vit:{preset}"), load_space(f"{model}_patch16_224")
-    assert space.layers(space.largest, 1000) == paper.layers(paper.largest, 1000)
+    space, paper = (
+        load_space(f"vit:{preset}", Classification(1000)),
+        load_space(f"{model}_patch16_224"),
+    )
+    assert space.layers(space.largest) == paper.layers(paper.largest)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import nas
 from nas.families import load_space
 from nas.network.network import Network
+from nas.tasks.classification import Classification
 from nas.training.supernet import Recipe, load_supernet, train
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
@@ -21,7 +22,7 @@ RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
 @pytest.mark.parametrize("name", DEBUG_SPACES)
 def test_from_images_to_a_measured_winner(name, photo_data, tmp_path, monkeypatch):
     monkeypatch.setattr("nas.export.onnx_installed", lambda: False)  # ten seconds, tested elsewhere
-    space = load_space(name)
+    space = load_space(name, Classification(2))
     supernet = train(name, photo_data, tmp_path / "supernet", RECIPE)
     made_up_table(space, tmp_path / "table")
     result = nas.search(
@@ -39,19 +40,19 @@ def test_training_starts_from_a_checkpoint_with_the_important_channels_first(
     name, photo_data, tmp_path
 ):
     """A learning rate of zero leaves the initial weights, reordered; in timm's names."""
-    space = load_space(name)
+    space = load_space(name, Classification(2))
     torch.manual_seed(3)
     largest = space.restrict("precision", "fp32").largest
-    source = Network(space, largest, 2).eval()
+    source = Network(space, largest).eval()
     names = {}
-    for layer in space.layers(largest, 2):
+    for layer in space.layers(largest):
         for own, tensor in source.layers[layer.path].state_dict().items():
             theirs, transform = space.parts.origin(layer.path, own)
             if not own.endswith(".clip") and transform is None:
                 names[theirs] = tensor.clone()
     if any(
         space.parts.origin(layer.path, own)[1]
-        for layer in space.layers(largest, 2)
+        for layer in space.layers(largest)
         for own in source.layers[layer.path].state_dict()
         if not own.endswith(".clip")
     ):

@@ -113,7 +113,7 @@ def compare(
     space = load_space(name)
     rows = []
     for _ in range(subnets):
-        layers = space.layers(space.draw(rng), 10)
+        layers = space.layers(space.draw(rng))
         separate, whole = runtime.prepare(layers, False), runtime.prepare(layers, True)
         sums, wholes = [], []
         for _ in range(repeats):
@@ -144,7 +144,7 @@ def main() -> None:
     if arguments.table:
         from nas.latency.campaign import profile
 
-        table = profile(load_space(arguments.table), 10, runtime, arguments.out)
+        table = profile(load_space(arguments.table), runtime, arguments.out)
         print(len(table.rows), table.manifest["unit"], table.calibration)
         return
     rows = []

@@ -156,10 +156,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     space, network, data, folder, table = shipped()
-    within = table.trellis(space, network.classes).within(BUDGET_MS)
+    within = table.trellis(space).within(BUDGET_MS)
     records = Journal(folder / "scores.jsonl").read()
     known = {space.parse(r["architecture"]): r["top1_percent"] for r in records}
-    fits = [a for a in known if table.predict(space, a, network.classes) <= BUDGET_MS]
+    fits = [a for a in known if table.predict(space, a) <= BUDGET_MS]
     scores = np.array([known[a] for a in fits])
     paths = np.array([encode(space, a) for a in fits])
     parents = paths[np.argsort(-scores, kind="stable")[:PARENTS]]

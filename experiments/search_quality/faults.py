@@ -109,14 +109,14 @@ def make_world(world):
     data, space = nas.load_data(f"imagefolder:{world / 'photos'}"), nas.load_space("swin:debug")
     recipe = nas.Recipe(images=(64, 64, 64), batches=(16, 16, 16))
     nas.train(space.name, data, world / "supernet", recipe)
-    table = nas.profile(space, 2, folder=world / "measured", rounds=1)
+    table = nas.profile(space, folder=world / "measured", rounds=1)
     sure = {"scale": 1e3, "overhead": 0.0, "factors": {}, "p95_percent": 5.0, "bias_percent": 0.0}
     calibration = table.manifest["calibration"] | sure
     slow = nas.LatencyTable(
         table.rows, {**table.manifest, "calibration": calibration}, table.references
     )
     slow.save(world / "table")
-    trellis = slow.trellis(space, 2)
+    trellis = slow.trellis(space)
     (world / "budget.json").write_text(json.dumps(0.5 * (trellis.fastest + trellis.slowest)))
 
 

@@ -45,12 +45,12 @@ def small_space() -> SearchSpace:
         blocks = Repeat(Space(block.of, **domains), Choice(*range(1, depth + 1)))
         stages.append(Space(Stage, width=Choice(*widths), blocks=blocks))
     domain = Space(whole.domain.of, resolution=Choice(112), stages=Fixed(*stages))
-    return SearchSpace(whole.name, domain, whole.parts)
+    return SearchSpace(whole.name, domain, whole.parts, whole.task)
 
 
 def small_trellis(space: SearchSpace) -> Trellis:
     table = LatencyTable.load(shipped_folder() / "torch-cpu" / "swin-micro")
-    return Trellis(Graph.of(space, 10), table.cost, fixed=table.calibration.overhead)
+    return Trellis(Graph.of(space), table.cost, fixed=table.calibration.overhead)
 
 
 def main() -> None:

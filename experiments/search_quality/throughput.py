@@ -39,6 +39,7 @@ from nas.families import load_space, space_names
 from nas.latency.table import LatencyTable, shipped_folder
 from nas.network.macs import count_macs
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 from nas.trellis.within import Within
@@ -97,8 +98,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def build(name: str) -> tuple[Graph, dict[str, Any]]:
     """The graph of a space for the first time; its trellis and budget with costs from a lookup."""
-    space = load_space(name)
-    graph, graph_s = timed(lambda: Graph.of(space, classes(name)))
+    space = load_space(name, Classification(10 if table_folder(name).exists() else 1000))
+    graph, graph_s = timed(lambda: Graph.of(space))
     lookup: dict[str, float] = {}
     _, trellis_s = timed(lambda: Trellis(graph, lambda layer: lookup.get(layer.key, 1.0)))
     return graph, {
@@ -135,10 +136,6 @@ def measure(name: str, graph: Graph, record: dict[str, Any]) -> None:
         record["trellis_over_rejection"] = {
             str(s): found_per_s[f"trellis {s}"] / found_per_s[f"rejection {s}"] for s in ACCEPTANCES
         }
-
-
-def classes(name: str) -> int:
-    return 10 if table_folder(name).exists() else 1000
 
 
 def table_folder(name: str) -> Path:

@@ -77,8 +77,8 @@ class Lab:
 
     def __init__(self, images: int) -> None:
         self.space, network, data, _, self.table = shipped()
-        self.classes, self.images = network.classes, images
-        trellis = self.table.trellis(self.space, self.classes)
+        self.images = images
+        trellis = self.table.trellis(self.space)
         limits = [self.table.limit(budget, confidence=0.95) for budget in BUDGETS_MS]
         self.regions = [
             Region(trellis.graph, [Limit.additive("budget", limit, trellis, "ms")])
@@ -92,7 +92,7 @@ class Lab:
             evaluator.hits(self.space.largest, 0, 1)
 
     def predict_ms(self, architecture) -> float:
-        return self.table.predict(self.space, architecture, self.classes)
+        return self.table.predict(self.space, architecture)
 
 
 class Search:
@@ -146,7 +146,8 @@ class Search:
         ms = [math.inf if c["dropped"] else c["ms"] for c in found]
         percent = [c["top1_percent"] for c in found]
         # One that is right everywhere, at the limit, makes 100 % the upper side of the rectangle.
-        volumes = hypervolumes([*ms, limit_ms], [*percent, 100.0], limit_ms, 100 / self.lab.classes)
+        chance = self.lab.space.task.chance_percent
+        volumes = hypervolumes([*ms, limit_ms], [*percent, 100.0], limit_ms, chance)
         names = [c["id"] for c in found]
         repeats = [c for i, c in enumerate(found) if c["id"] in names[:i]]
         cpu, wall = np.array([c["at_s"] for c in found]).T.round(2).tolist()

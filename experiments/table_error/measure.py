@@ -28,7 +28,6 @@ from nas.latency.table import LatencyTable, cache_folder
 from nas.runtimes import load_runtime
 
 HERE = Path(__file__).parent
-CLASSES = 10
 COLUMNS = {
     "raw MAPE %": "raw_mape_percent",
     "MAPE %": "mape_percent",
@@ -43,7 +42,7 @@ def networks(table: LatencyTable) -> list[dict[str, object]]:
     space = load_space(table.manifest["space"])
     rows = []
     for run in table.references:
-        predicted = table.predict(space, space.parse(run.architecture), CLASSES)
+        predicted = table.predict(space, space.parse(run.architecture))
         rows.append(
             {
                 "use": run.use,
@@ -70,7 +69,7 @@ def main() -> None:
         for name in options.spaces.split(","):
             for context in (options.contexts or load_runtime(device).context).split(","):
                 folder = root / device / f"{name.replace(':', '-')}-{context}"
-                profile(load_space(name), CLASSES, device, folder, options.rounds, context=context)
+                profile(load_space(name), device, folder, options.rounds, context=context)
     summary, details = [], []
     for manifest in sorted(root.glob("*/*/manifest.toml"), reverse=True):
         table = LatencyTable.load(manifest.parent)

@@ -44,34 +44,36 @@ Classes = Annotated[
 
 def find_architecture(
     what: str, space_name: str, classes: int | None, resolution: int | None = None
-) -> tuple[Any, Any, int]:
-    """The space, architecture and classes that ARCH (JSON or its file), RUN or MODEL stands for."""
+) -> tuple[Any, Any]:
+    """The space and the architecture that ARCH (JSON or its file), RUN or MODEL stands for."""
     from dataclasses import replace
 
     from nas.families import load_space
+    from nas.tasks.classification import Classification
 
+    task = Classification(classes) if classes else None
     is_json = what.lstrip().startswith("{")
     path = Path("" if is_json else what)
     if is_json or path.is_file():
-        space = load_space(space_name)
+        space = load_space(space_name, task)
         architecture = space.parse(what if is_json else path.read_text(errors="replace"))
     elif what and path.is_dir():
         from nas.report.report import Run
 
         run = Run.load(path)
-        space, classes = run.space, run.classes
+        space = run.space
         architecture = run.architecture(run.result["winner"])
     elif "/" in what or what.endswith(".json"):
         raise UsageError(
             f"there is no {what}", "give a run directory, or architecture JSON or its file"
         )
     else:
-        space = load_space(what or space_name)
+        space = load_space(what or space_name, task)
         architecture = space.largest
     if resolution:
         space = space.at(resolution)
         architecture = replace(architecture, resolution=resolution)
-    return space, architecture, classes or (10 if ":" in space.name else 1000)
+    return space, architecture
 
 
 def figure_path(figure: str) -> Path | None:

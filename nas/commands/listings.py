@@ -56,7 +56,7 @@ def _models() -> list[dict[str, Any]]:
     names = list(model_names())
     for name in track(names, "count", len(names), "models"):
         space = load_space(name)
-        layers = space.layers(space.largest, 1000)
+        layers = space.layers(space.largest)
         rows.append(
             {
                 "model": name,
@@ -78,7 +78,7 @@ def _spaces() -> list[dict[str, Any]]:
     names = list(space_names())
     for name in track(names, "count", len(names), "spaces"):
         space = load_space(name)
-        graph = Graph.of(space, 10)
+        graph = Graph.of(space)
         resolutions = space.positions[0].values
         rows.append(
             {

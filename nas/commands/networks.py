@@ -22,7 +22,7 @@ from nas.commands import (
     print_json,
 )
 from nas.errors import UsageError
-from nas.space.family import LARGEST_PX
+from nas.space.family import LARGEST
 
 
 @app.command(epilog="Example: vitnas inspect vit_base_patch16_224 --resolution 384")
@@ -32,7 +32,7 @@ def inspect(
     ] = "",
     space: Space = "swin:micro",
     resolution: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_PX, help="Pixels; default: its own.")
+        int | None, typer.Option(min=1, max=LARGEST, help="Pixels; default: its own.")
     ] = None,
     device: Device = "torch-cpu",
     classes: Classes = None,
@@ -44,8 +44,8 @@ def inspect(
     from nas.runtimes import load_runtime
 
     runtime = load_runtime(device)
-    the_space, architecture, classes = find_architecture(what, space, classes, resolution)
-    table = known_table(the_space, classes, runtime)
+    the_space, architecture = find_architecture(what, space, classes, resolution)
+    table = known_table(the_space, runtime)
     rows = [
         {
             "layer": layer.path,
@@ -54,7 +54,7 @@ def inspect(
             "macs": count_macs(layer).total,
             "predicted_ms": round(table.cost(layer), 4) if table else None,
         }
-        for layer in the_space.layers(architecture, classes)
+        for layer in the_space.layers(architecture)
     ]
     plain = the_space.name.partition("@")[0]
     result = {
@@ -62,14 +62,12 @@ def inspect(
         "resolution": architecture.resolution,
         "params": sum(row["params"] for row in rows),
         "macs": sum(row["macs"] for row in rows),
-        "predicted_ms": round(table.predict(the_space, architecture, classes), 4)
-        if table
-        else None,
+        "predicted_ms": round(table.predict(the_space, architecture), 4) if table else None,
         "layers": rows,
     }
     if as_json:
         return print_json(result)
-    out.print(f"{result['name']} at {result['resolution']} px, {classes} classes")
+    out.print(f"{result['name']} at {result['resolution']} px, {the_space.task.outputs} outputs")
     grid = grid_of("layer", "params", "MACs", "predicted")
     for row in [*rows, {"layer": "sum", **result}]:
         ms = row["predicted_ms"]
@@ -200,8 +198,8 @@ def _items(text: str, option: str, what: str, example: str) -> list[str]:
 
 
 def _pixels(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PX:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
         raise UsageError(
-            f"--resolutions takes pixels from 1 to {LARGEST_PX}, got {text!r}", "e.g. 224,448"
+            f"--resolutions takes pixels from 1 to {LARGEST}, got {text!r}", "e.g. 224,448"
         )
     return int(text)

@@ -51,13 +51,13 @@ def profile(
     from nas.latency.campaign import profile as run_profile
     from nas.latency.table import LatencyTable, table_folder
     from nas.runtimes import load_runtime
+    from nas.tasks.classification import Classification
 
-    the_space = load_space(space)
-    where = Path(folder) if folder else table_folder(the_space, classes, load_runtime(device))
+    the_space = load_space(space, Classification(classes))
+    where = Path(folder) if folder else table_folder(the_space, load_runtime(device))
     own = where if folder or again else None
     table = run_profile(
         the_space,
-        classes,
         device,
         own,
         rounds,
@@ -189,11 +189,11 @@ def measure(
     path = figure_path(figure)
     runtime = load_runtime(device)
     described = runtime.describe()
-    the_space, architecture, classes = find_architecture(what, space, classes)
-    table = known_table(the_space, classes, runtime)
+    the_space, architecture = find_architecture(what, space, classes)
+    table = known_table(the_space, runtime)
     with bar("measure", rounds, "rounds") as advance:
         (measured,) = measure_fresh(
-            device, the_space, [architecture], classes, rounds, layers=True, advance=advance
+            device, the_space, [architecture], rounds, layers=True, advance=advance
         )
     samples, verb = measured.samples, VERBS[runtime.source]
     result: dict[str, Any] = {
@@ -217,11 +217,11 @@ def measure(
                 "predicted_ms": round(table.cost(layer), 4) if table else None,
                 "measured_ms": round(float(np.median(own)), 4),
             }
-            for layer, own in zip(the_space.layers(architecture, classes), measured.layers)
+            for layer, own in zip(the_space.layers(architecture), measured.layers)
         ],
     }
     if table:
-        predicted = table.predict(the_space, architecture, classes)
+        predicted = table.predict(the_space, architecture)
         result["predicted_ms"] = round(predicted, 4)
         result["overhead_ms"] = table.calibration.overhead
         result["interval_ms"] = [round(ms, 4) for ms in table.interval(predicted, 0.95)]

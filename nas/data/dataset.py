@@ -22,6 +22,8 @@ from PIL import Image
 from nas.data import scenes
 from nas.errors import DataError, UnknownNameError
 from nas.records import fingerprint
+from nas.space.task import Task
+from nas.tasks.classification import Classification
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -42,10 +44,10 @@ class Split(ABC):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the names of the classes, and how pixels in [0, 1] are normalised."""
+    """Three splits, the task that they pose, and how pixels in [0, 1] are normalised."""
 
     name: str
-    classes: tuple[str, ...]
+    task: Task
     train: Split
     search: Split
     test: Split
@@ -122,7 +124,7 @@ def _scenes() -> Dataset:
     rendered = scenes.render_batch("search", range(4))[0]
     return Dataset(
         name="scenes",
-        classes=scenes.CLASSES,
+        task=Classification.of(scenes.CLASSES),
         mean=(scenes.MEAN,),
         std=(scenes.STD,),
         fingerprint=fingerprint(rendered.tobytes(), list(scenes.CLASSES)),
@@ -166,7 +168,7 @@ def _image_folder(root: Path, seed: int) -> Dataset:
     ]
     return Dataset(
         name=f"imagefolder:{root}",
-        classes=tuple(classes),
+        task=Classification.of(classes),
         mean=mean,
         std=std,
         fingerprint=fingerprint(names),

@@ -109,10 +109,10 @@ class Evaluator:
 
         Only planned architectures reuse activations; a new plan replaces the one before.
         """
-        space, classes = self.network.space, self.network.classes
+        space = self.network.space
         found = list(architectures)
-        lists = [layer_names(space.layers(a, classes)) for a in found]
-        exact = [layer_names(space.layers(at_precision(a, "fp32"), classes)) for a in found]
+        lists = [layer_names(space.layers(a)) for a in found]
+        exact = [layer_names(space.layers(at_precision(a, "fp32"))) for a in found]
         self._prefixes.plan([*lists, *(e for e, own in zip(exact, lists) if e != own)])
         return [found[i] for i in depth_first(lists)]
 
@@ -187,7 +187,7 @@ class Evaluator:
         batches = range(start // self.batch, -(-stop // self.batch))
         first = batches.start * self.batch
         images, device = self._loaded[0], next(network.parameters()).device
-        layers = network.space.layers(network.architecture, network.classes)
+        layers = network.space.layers(network.architecture)
         steps = layer_steps(layers, [network.module(layer) for layer in layers])
 
         @torch.inference_mode()
@@ -246,7 +246,7 @@ def recalibrate(
     `prefixes` may hold them beside the activations. `map_` may run batches at the same time.
     """
     exact = at_precision(network.architecture, "fp32")  # int8 has the norms folded in
-    layers = network.space.layers(exact, network.classes)
+    layers = network.space.layers(exact)
     modules = [network.eval().module(layer) for layer in layers]
     store = Prefixes(0) if prefixes is None else prefixes
     batches, device = torch.split(images, 64), next(network.parameters()).device

@@ -20,6 +20,7 @@ from nas.evaluation.racing import Race
 from nas.families import load_space
 from nas.layers.elastic import explicit_in_windows
 from nas.network.network import Network
+from nas.space.task import Task
 from nas.workers.ledger import Record
 
 
@@ -41,7 +42,7 @@ class Scoring:
     """
 
     space: str
-    classes: int
+    task: Task
     images: int
     race_error: float = 0.05
     reuse_mb: int = 1024
@@ -107,7 +108,7 @@ def cargo(evaluator: Evaluator) -> dict[str, Any]:
     return {
         "weights": {k: v.cpu().numpy() for k, v in network.state_dict().items()},
         "images": images, "labels": labels, "calibration": calibration,
-        "data": (data.name, data.classes, data.mean, data.std, data.fingerprint),
+        "data": (data.name, data.task, data.mean, data.std, data.fingerprint),
     }  # fmt: skip
 
 
@@ -115,15 +116,15 @@ def load_scorer(settings: Scoring, arrays: dict[str, Any]) -> Scorer:
     """The scorer of a worker process."""
     torch.set_num_threads(1)
     explicit_in_windows(settings.explicit)
-    space = load_space(settings.space)
-    network = Network.empty(space, space.largest, settings.classes)
+    space = load_space(settings.space, settings.task)
+    network = Network.empty(space, space.largest)
     weights = {k: torch.from_numpy(np.array(v)) for k, v in arrays["weights"].items()}
     network.load_state_dict(weights)
-    name, classes, mean, std, fingerprint = arrays["data"]
+    name, task, mean, std, fingerprint = arrays["data"]
     search = _Arrays("search", arrays["images"], arrays["labels"])
     few = arrays["calibration"]
     train = _Arrays("train", few, np.zeros(len(few), dtype=np.int64))
-    data = Dataset(name, classes, train, search, search, mean, std, fingerprint, augment=False)
+    data = Dataset(name, task, train, search, search, mean, std, fingerprint, augment=False)
     return scorer(network.to(settings.device), data, settings)
 
 

@@ -50,6 +50,7 @@ from nas.runtimes import (
 )
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
+from nas.tasks import load_task
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code
@@ -74,7 +75,6 @@ PROTOCOLS = {
 
 def profile(
     space: SearchSpace,
-    classes: int,
     device: str | Runtime = "torch-cpu",
     folder: Path | None = None,
     rounds: int | None = None,
@@ -94,10 +94,10 @@ def profile(
     """
     with load_runtime(device) if isinstance(device, str) else device as runtime:
         if folder is None:
-            if runtime.exact and not again and (found := known_table(space, classes, runtime)):
+            if runtime.exact and not again and (found := known_table(space, runtime)):
                 return found  # shipped, or of an earlier run: it would come out the same
-            folder = table_folder(space, classes, runtime)
-        graph = Graph.of(space, classes)
+            folder = table_folder(space, runtime)
+        graph = Graph.of(space)
         if graph.count < sum(_EXACT if runtime.exact else (FIT, HELD_OUT)):
             raise TableError(
                 f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
@@ -121,7 +121,6 @@ def profile(
                 forget(folder)
             campaign = _campaign(
                 space,
-                classes,
                 runtime,
                 graph,
                 journal,
@@ -142,7 +141,7 @@ def _table(campaign: Campaign, seconds: float) -> LatencyTable:
     manifest = {
         "schema": SCHEMA,
         "space": space.name,
-        "classes": campaign.classes,
+        **space.task.to_json(),
         "source": runtime.source,
         "unit": runtime.unit,
         "campaign": campaign.number,
@@ -167,7 +166,6 @@ def _table(campaign: Campaign, seconds: float) -> LatencyTable:
 
 def _campaign(
     space: SearchSpace,
-    classes: int,
     runtime: Runtime,
     graph: Graph,
     journal: Journal,
@@ -180,21 +178,30 @@ def _campaign(
     usual = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
     context = check_option("context", context or usual or runtime.context, CONTEXTS)
     described, code = runtime.describe(), layer_code(space.family)
-    identity = [described, code, space.name, classes, PROTOCOL, context, runtime.lowering]
+    identity = [
+        described,
+        code,
+        space.name,
+        space.task.to_json(),
+        PROTOCOL,
+        context,
+        runtime.lowering,
+    ]
     carried = None
     if sibling is not None:
         check_port(sibling, described, runtime.unit, code, context)
-        if (sibling.manifest["space"], sibling.manifest["classes"]) != (space.name, classes):
+        theirs = load_task(sibling.manifest)
+        if sibling.manifest["space"] != space.name or theirs != space.task:
             raise TableError(
-                f"the table to port is of {sibling.manifest['space']} with "
-                f"{sibling.manifest['classes']} classes, not {space.name} with {classes}",
+                f"the table to port is of {sibling.manifest['space']} with {theirs}, not of "
+                f"{space.name} with {space.task}",
                 "give --space and --classes of that table",
             )
         carried = Port(sibling, choose_rows(sibling, rows_per_kind))
         identity.append(carried.chosen)
     number = _claim(journal, fingerprint(*identity))
     rounds = 1 if runtime.exact else rounds
-    return Campaign(space, classes, graph, runtime, context, journal, rounds, number, carried)
+    return Campaign(space, graph, runtime, context, journal, rounds, number, carried)
 
 
 def _claim(journal: Journal, identity: str) -> str:
@@ -249,7 +256,6 @@ class Campaign:
     def __init__(
         self,
         space: SearchSpace,
-        classes: int,
         graph: Graph,
         runtime: Runtime,
         context: str,
@@ -259,7 +265,7 @@ class Campaign:
         port: Port | None = None,
     ) -> None:
         """With a `port` only its chosen rows are measured, the others carried over."""
-        self.space, self.classes, self.runtime = space, classes, runtime
+        self.space, self.runtime = space, runtime
         self.context, self.rounds, self.journal = context, rounds, journal
         self.number, self.port = number, port
         self._all = graph
@@ -325,7 +331,7 @@ class Campaign:
                 yield min(ahead.values(), key=lambda x: (count_macs(x).total, x.key)), layer
 
     def _piece(self, what: str, architecture: str) -> Piece:
-        layers = self.space.layers(self.space.parse(architecture), self.classes)
+        layers = self.space.layers(self.space.parse(architecture))
         return Piece(what, architecture, layers)
 
     def _visits(self, piece: Piece) -> int:

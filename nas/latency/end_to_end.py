@@ -1,7 +1,7 @@
 """Whole networks measured end to end, in a fresh process.
 
 As a program (`python -m nas.latency.end_to_end`) it is that process: it reads `{"device", "space",
-"classes", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
+"task", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
 per round to stdout, and last `{"samples": [[...], ...], "layers": [...], "wall_over_cpu": [...]}`.
 """
 
@@ -22,6 +22,7 @@ from nas.families import load_space
 from nas.runtimes import Sample, load_runtime, visit
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
+from nas.tasks import load_task
 
 WARM_UP = 1  # rounds
 
@@ -38,7 +39,6 @@ def measure_fresh(
     device: str,
     space: SearchSpace,
     architectures: Sequence[Architecture],
-    classes: int,
     rounds: int = 10,
     layers: bool = False,
     advance: Callable[[int], None] = lambda _: None,
@@ -50,23 +50,20 @@ def measure_fresh(
     request = {
         "device": device,
         "space": space.name,
-        "classes": classes,
+        "task": space.task.to_json(),
         "architectures": [a.to_json() for a in architectures],
         "rounds": rounds,
         "layers": layers,
     }
+    path = [str(Path(nas.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "nas.latency.end_to_end",
-        ],  # -P: never a `nas` of the working folder
+        # -P: never a `nas` of the working folder.
+        [sys.executable, "-P", "-m", "nas.latency.end_to_end"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(nas.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
     )
     assert process.stdin
     assert process.stdout
@@ -101,9 +98,9 @@ def _main() -> None:
 
 
 def _measure(request: dict[str, Any]) -> None:
-    space = load_space(request["space"])
+    space = load_space(request["space"], load_task(request["task"]))
     architectures = [space.parse(text) for text in request["architectures"]]
-    networks = [space.layers(a, request["classes"]) for a in architectures]
+    networks = [space.layers(a) for a in architectures]
     with load_runtime(request["device"]) as runtime:
         try:
             whole = [runtime.prepare(layers, fused=True) for layers in networks]

@@ -29,6 +29,7 @@ from nas.runtimes import SOURCES, Runtime
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
+from nas.tasks import load_task
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code
@@ -259,9 +260,9 @@ class LatencyTable:
         row, c = self.row(layer), self.calibration
         return c.scale * c.factors.get(row.kind, 1.0) * row.median if row.usable else math.inf
 
-    def predict(self, space: SearchSpace, architecture: Architecture, classes: int) -> float:
+    def predict(self, space: SearchSpace, architecture: Architecture) -> float:
         """What a network takes, in the table's unit; infinite where a layer of it cannot run."""
-        layers = space.layers(architecture, classes)
+        layers = space.layers(architecture)
         return self.calibration.overhead + sum(map(self.cost, layers))
 
     @property
@@ -285,9 +286,9 @@ class LatencyTable:
         center = budget / (1 + NormalDist().inv_cdf((1 + confidence) / 2) * self._sigma)
         return center * (1 + self.calibration.bias_percent / 100)
 
-    def trellis(self, space: SearchSpace, classes: int) -> Trellis:
+    def trellis(self, space: SearchSpace) -> Trellis:
         """The trellis of what runs on the device, in calibrated milliseconds."""
-        graph = Graph.of(space, classes)
+        graph = Graph.of(space)
         unusable = {key for key, row in self.rows.items() if not row.usable}
         return Trellis(graph.without(unusable), self.cost, fixed=self.calibration.overhead)
 
@@ -365,7 +366,7 @@ def _damaged(path: Path, why: str) -> TableError:
 
 
 _KEYS = {
-    "space": str, "classes": int, "source": str, "unit": str, "date": str, "layer_code": str,
+    "space": str, "source": str, "unit": str, "date": str, "layer_code": str,
     "device": dict, "calibration": dict,
 }  # fmt: skip
 
@@ -453,17 +454,19 @@ def shipped_folder() -> Path:
     return Path(next(iter(latency_tables.__path__)))
 
 
-def table_folder(space: SearchSpace, classes: int, runtime: Runtime) -> Path:
+def table_folder(space: SearchSpace, runtime: Runtime) -> Path:
     """Where the table of a device for a space is kept: below the user's cache directory."""
     code = layer_code(space.family)
-    identity = fingerprint(runtime.describe(), code, runtime.lowering, PROTOCOL)
+    identity = fingerprint(
+        runtime.describe(), code, runtime.lowering, PROTOCOL, space.task.to_json()
+    )
     device = "".join(c if c.isalnum() or c in "-." else "_" for c in runtime.device)
-    return cache_folder() / device / f"{space.name.replace(':', '-')}-{classes}-{identity}"
+    return cache_folder() / device / f"{space.name.replace(':', '-')}-{identity}"
 
 
-def known_table(space: SearchSpace, classes: int, runtime: Runtime) -> LatencyTable | None:
+def known_table(space: SearchSpace, runtime: Runtime) -> LatencyTable | None:
     """The table of this device if it has been measured here, or ships."""
-    folder = table_folder(space, classes, runtime)
+    folder = table_folder(space, runtime)
     if (folder / "manifest.toml").exists():
         return LatencyTable.load(folder)
     described = runtime.describe()
@@ -475,7 +478,7 @@ def known_table(space: SearchSpace, classes: int, runtime: Runtime) -> LatencyTa
             table.check(space, described)
         except TableError:
             continue
-        if table.manifest["classes"] == classes:
+        if load_task(table.manifest) == space.task:
             return table
     return None
 

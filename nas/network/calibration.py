@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nas.errors import UnknownNameError
 from nas.layers.precision import Quantizer, rounded, scale_zero
-from nas.network.network import Network, check_images
+from nas.network.network import Network, check_inputs
 from nas.space.architecture import Architecture
 from nas.space.layer import Layer
 
@@ -131,11 +131,11 @@ def calibrate(
     if method not in METHODS:
         raise UnknownNameError("clipping method", method, METHODS)
     architecture = architecture or network.architecture
-    check_images(images, architecture.resolution)
+    check_inputs(images, network.space, architecture)
     network.eval()
     state: tuple[Any, ...] = (images,)
     done = []
-    for layer in network.space.layers(architecture, network.classes):
+    for layer in network.space.layers(architecture):
         module = network.module(layer)
         own = quantizers(module)
         with _observing(own) as observers:
@@ -195,7 +195,7 @@ def sensitivity(
 
     `network` is a calibrated plain network, `images` (n, 3, resolution, resolution).
     """
-    layers = network.space.layers(network.architecture, network.classes)
+    layers = network.space.layers(network.architecture)
     states: list[tuple[Any, ...]] = [(images,)]
     for layer in layers:
         states.append(run_layer(network.module(layer), layer, states[-1], bits=32))

@@ -11,15 +11,17 @@ from nas.errors import UsageError
 from nas.layers.elastic import Deployable, explicit_in_windows, inherit
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
-from nas.space.layer import Layer
+from nas.space.layer import Layer, by_path
 
 
-def check_images(images: Tensor, resolution: int) -> None:
-    """Raise `UsageError` unless `images` are (n, 3, resolution, resolution)."""
-    if images.ndim != 4 or images.shape[1:] != (3, resolution, resolution):
+def check_inputs(inputs: Tensor, space: SearchSpace, architecture: Architecture) -> None:
+    """Raise `UsageError` unless `inputs` are a batch of what the architecture takes."""
+    shape = space.example(architecture)
+    if tuple(inputs.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
         raise UsageError(
-            f"images of the shape {tuple(images.shape)} given to a network that takes "
-            f"(n, 3, {resolution}, {resolution})",
+            f"{space.parts.takes} of the shape {tuple(inputs.shape)} given to a network that takes "
+            f"(n, {wanted})",
             "resize them, or use an architecture of their resolution",
         )
 
@@ -28,33 +30,41 @@ class Network(nn.Module):
     """The layers of an architecture; runs that architecture or any smaller one of its space.
 
     Built at `space.largest` it is the supernet; built at one architecture it is the plain model.
-    Images are (batch, 3, resolution, resolution) floats, logits (batch, classes).
+    Inputs are (batch, *space.example(architecture)) floats, e.g. (batch, 3, 224, 224); outputs are
+    what the task of the space asks for, e.g. logits (batch, classes).
     """
 
-    def __init__(self, space: SearchSpace, architecture: Architecture, classes: int) -> None:
+    def __init__(self, space: SearchSpace, architecture: Architecture) -> None:
         super().__init__()
-        self.space, self.architecture, self.classes = space, architecture, classes
-        self._own = space.layers(architecture, classes)
-        built = {layer.path: layer for layer in self._own}
+        self.space, self.architecture = space, architecture
+        built = by_path(space.layers(architecture))
         self.layers = nn.ModuleDict({path: layer.build() for path, layer in built.items()})
 
     @classmethod
-    def empty(cls, space: SearchSpace, architecture: Architecture, classes: int) -> Network:
+    def empty(cls, space: SearchSpace, architecture: Architecture) -> Network:
         """A network in evaluation mode whose weights hold anything: to be filled at once."""
         with torch.device("meta"):
-            network = cls(space, architecture, classes)
+            network = cls(space, architecture)
         return network.to_empty(device="cpu").eval()
 
-    def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
-        check_images(images, (architecture or self.architecture).resolution)
-        state: tuple[Any, ...] = (images,)
-        layers = self._own
-        if architecture is not None:
-            layers = self.space.layers(architecture, self.classes)
-        for layer in layers:
+    def forward(self, inputs: Tensor, architecture: Architecture | None = None) -> Tensor:
+        """The outputs of one architecture, by default of the one it was built at."""
+        outputs: Tensor = self._run(inputs, architecture or self.architecture, 0)[0]
+        return outputs
+
+    def features(self, inputs: Tensor, architecture: Architecture | None = None) -> Any:
+        """The state that enters the head, e.g. (map, window orders) in Swin."""
+        architecture = architecture or self.architecture
+        return self._run(inputs, architecture, len(self.space.head(architecture)))
+
+    def _run(self, inputs: Tensor, architecture: Architecture, without: int) -> tuple[Any, ...]:
+        """The state after all layers but so many of the last."""
+        check_inputs(inputs, self.space, architecture)
+        state: tuple[Any, ...] = (inputs,)
+        layers = self.space.layers(architecture)
+        for layer in layers[: len(layers) - without]:
             state = self.module(layer)(*state, **layer.sizes)
-        logits: Tensor = state[0]
-        return logits
+        return state
 
     def module(self, layer: Layer) -> nn.Module:
         """What runs a layer; one without weights need not be in the largest architecture."""
@@ -65,7 +75,7 @@ class Network(nn.Module):
         """For each layer that can prune, by path: the tokens of the first image it works on."""
         state: tuple[Any, ...] = (images,)
         maps = {}
-        for layer in self.space.layers(self.architecture, self.classes):
+        for layer in self.space.layers(self.architecture):
             module: Any = self.layers[layer.path]
             if (kept := module.kept(*state, **layer.sizes)) is not None:
                 maps[layer.path] = kept
@@ -74,7 +84,7 @@ class Network(nn.Module):
 
     def inherit(self, architecture: Architecture) -> Network:
         """The plain model of `architecture` with this network's weights."""
-        plain = Network.empty(self.space, architecture, self.classes)
+        plain = Network.empty(self.space, architecture)
         device = next(self.parameters()).device
         for path, module in plain.layers.items():
             if path in self.layers:

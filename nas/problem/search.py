@@ -67,7 +67,7 @@ def search_space(
     and where they are done, and a score that is the same function, as far as anybody can tell.
     """
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
-    graph = _graph(space, latency)
+    graph = _graph(space)
     budgets = [_number(b) for b in (budget if isinstance(budget, Sequence) and not
                isinstance(budget, str) else [budget])]  # fmt: skip
     _check(budgets, evaluations, batch, limits or {})
@@ -128,10 +128,9 @@ def _check(
         )
 
 
-def _graph(space: Space[Any] | SearchSpace, latency: Any) -> Graph:
+def _graph(space: Space[Any] | SearchSpace) -> Graph:
     if isinstance(space, SearchSpace):
-        manifest = getattr(latency, "manifest", {})
-        return Graph.of(space, int(manifest.get("classes", 2)))
+        return Graph.of(space)
     return Graph.choices(space)
 
 

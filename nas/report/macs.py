@@ -20,8 +20,8 @@ from nas.network.macs import sum_macs
 from nas.progress import bar
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
+from nas.tasks.classification import Classification
 
-CLASSES = 1000
 STEP_PX = 32  # the total stride of most models
 # What is counted, as `--json` calls it and as `Macs` does.
 KINDS = {
@@ -38,13 +38,13 @@ def macs_by_resolution(models: Sequence[str], resolutions: Sequence[int]) -> dic
 
     `rows`, models in the order given, resolutions (pixels) ascending, hold for each pair
     `attention_macs` (projections and products), `attention_matmul_macs` (the two products alone)
-    and `macs` (the whole model, 1000 classes), all as run: padded windows count. `slopes` are the
+    and `macs` (the whole model), all as run: padded windows count. `slopes` are the
     fitted exponents of each of them against the resolution (None for fewer than two resolutions,
     or no attention). `half` says from which resolution of the range, to 32 px, attention is at
     least half of the model (None if nowhere). `reading` puts both into words. Raises `UsageError`,
     before anything is counted, for a model that does not exist or cannot take a resolution.
     """
-    spaces = {model: load_space(model) for model in dict.fromkeys(models)}
+    spaces = {model: load_space(model, Classification(1000)) for model in dict.fromkeys(models)}
     sides = sorted(set(resolutions))
     networks = {(m, side): _layers(space, side) for m, space in spaces.items() for side in sides}
     rows: list[Row] = []
@@ -114,7 +114,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _layers(space: SearchSpace, resolution: int) -> tuple[Layer, ...]:
     there = space.at(resolution)
-    return there.layers(there.largest, CLASSES)
+    return there.layers(there.largest)
 
 
 def _counts(layers: Sequence[Layer]) -> Row:

@@ -36,6 +36,7 @@ from nas.report.wording import (
 )
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
+from nas.tasks import load_task
 
 _SHOWN_IMAGES = 3
 
@@ -68,11 +69,7 @@ class Run:
 
     @property
     def space(self) -> SearchSpace:
-        return load_space(self.result["space"])
-
-    @property
-    def classes(self) -> int:
-        return len(self.result["classes"])
+        return load_space(self.result["space"], load_task(self.result))
 
     @cached_property
     def table(self) -> LatencyTable:
@@ -102,7 +99,7 @@ class Run:
         """The candidates of the search that have a score, in order, with their prediction."""
         own = [r for r in self.journal if r["origin"] == "search" and "error" not in r]
         found = [self.space.parse(r["architecture"]) for r in own]
-        costs = [self.table.predict(self.space, a, self.classes) for a in found]
+        costs = [self.table.predict(self.space, a) for a in found]
         return [{**r, "predicted_ms": ms} for r, ms in zip(own, costs)]
 
     def ladder(self) -> list[tuple[float, float]]:
@@ -115,7 +112,7 @@ class Run:
 
     def winner(self) -> Network:
         """The winner with its weights."""
-        network = Network.empty(self.space, self.architecture(self.result["winner"]), self.classes)
+        network = Network.empty(self.space, self.architecture(self.result["winner"]))
         network.load_state_dict(load_file(self.folder / "winner" / "weights.safetensors"))
         return network
 
@@ -196,7 +193,7 @@ def _rows(run: Run) -> list[tuple[str, list[tuple[str, float]]]]:
             name,
             [
                 (layer.path, run.table.cost(layer))
-                for layer in run.space.layers(run.architecture(entry), run.classes)
+                for layer in run.space.layers(run.architecture(entry))
             ],
         )
         for name, entry in [*entries, ("largest dense", dense)]
@@ -228,13 +225,12 @@ def _look(run: Run) -> list[Shown]:
     for i in range(count):
         x = resize(data.tensor(pixels[i : i + 1]), architecture.resolution)
         with torch.no_grad():
-            predicted = int(network(x).argmax())
-        sign = "✓" if predicted == labels[i] else f"\n✗ {data.classes[predicted]}"
+            caption = data.task.caption(network(x), {"labels": torch.from_numpy(labels[i : i + 1])})
         raw = resize(torch.from_numpy(pixels[i : i + 1]).float() / 255, architecture.resolution)
         shown.append(
             Shown(
                 raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy(),
-                f"{data.classes[labels[i]]} {sign}",
+                caption,
                 {k: v.numpy() for k, v in network.kept(x).items()},
             )
         )
@@ -244,19 +240,19 @@ def _look(run: Run) -> list[Shown]:
 def _winner(run: Run, answer: dict[str, Any]) -> dict[str, Any]:
     """What the winner of a budget is made of."""
     space, architecture = run.space, run.architecture(answer["winner"])
-    layers = space.layers(architecture, run.classes)
+    layers = space.layers(architecture)
     return {
         "budget_ms": answer["budget_ms"],
         "resolution": architecture.resolution,
         "params": sum(map(count_params, layers)),
         "macs": sum_macs(layers).total,
-        "stages": _schedule(space, architecture, run.classes),
+        "stages": _schedule(space, architecture),
     }
 
 
-def _schedule(space: SearchSpace, architecture: Architecture, classes: int) -> list[dict[str, Any]]:
+def _schedule(space: SearchSpace, architecture: Architecture) -> list[dict[str, Any]]:
     """An architecture stage by stage; for each block its fields and the share it works on."""
-    shares_of = _shares(Network(space, architecture, classes).eval())
+    shares_of = _shares(Network(space, architecture).eval())
     stages: list[dict[str, Any]] = []
     state: Any = None
     for i, value in enumerate(space.domain.flatten(architecture)):
@@ -286,7 +282,7 @@ def _shares(network: Network) -> dict[str, float]:
     state: tuple[Any, ...] = (torch.zeros(1, 3, side, side),)
     shares = {}
     with torch.no_grad():
-        for layer in network.space.layers(network.architecture, network.classes):
+        for layer in network.space.layers(network.architecture):
             module: Any = network.module(layer)
             if (kept := module.kept(*state, **layer.sizes)) is not None:
                 shares[layer.path] = float(kept.double().mean())

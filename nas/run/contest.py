@@ -96,7 +96,7 @@ class Stopwatch:
         job = self.job
         with bar("measure", _ROUNDS, "rounds") as advance:
             new = measure_fresh(
-                device, job.space, architectures, job.classes, _ROUNDS, advance=advance
+                device, job.space, architectures, _ROUNDS, advance=advance
             )  # fmt: skip
         for a, own in zip(architectures, new):
             samples = [round(x, 4) for x in own.samples]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ class Job:
         resume: bool,
         described: dict[str, dict[str, Any]],
     ) -> None:
-        self.settings, self.space, self.folder = settings, space, folder
+        self.settings, self.folder = settings, folder
         self.distribution, self.resume, self.described = distribution, resume, described
         self.data: Dataset = load_data(settings.data)
-        self.classes = len(self.data.classes)
+        self.space = replace(space, task=self.data.task)
         self.source = (
             Path(settings.supernet) if settings.supernet else supernet_folder(space.name, self.data)
         )
@@ -102,7 +102,7 @@ class Job:
         """Workers, each with the supernet and the search split; none are started before needed."""
         d, s = self.distribution, self.settings
         scoring = Scoring(
-            self.space.name, self.classes, self.evaluator.images,
+            self.space.name, self.space.task, self.evaluator.images,
             race_error=s.race_error, reuse_mb=d.reuse_mb, explicit=explicit_in_windows(),
             device="cuda" if d.gpus else "cpu",
         )  # fmt: skip
@@ -123,7 +123,7 @@ class Job:
             theirs = self.base / self._table_name(device)
             folder = theirs if (theirs / "manifest.toml").exists() else None
         if folder is None:
-            table = profile(self.space, self.classes, device)
+            table = profile(self.space, device)
         else:
             table = find_table(str(folder))
             if device in self.described:
@@ -148,7 +148,7 @@ class Job:
         return "table-" + "".join(c if c.isalnum() or c in "-." else "_" for c in device)
 
     def limits_of(self, space: SearchSpace) -> Limits:
-        return Limits(self.settings, space, self.classes, self.tables)
+        return Limits(self.settings, space, self.tables)
 
     def _identity(self) -> Record:
         weights = (self.source / "weights.safetensors").read_bytes()
@@ -231,7 +231,7 @@ class Job:
 
     def predict_ms(self, architecture: Architecture, device: str = "") -> float:
         table = self.tables[device or self.settings.device]
-        return table.predict(self.space, architecture, self.classes)
+        return table.predict(self.space, architecture)
 
     def prior(self, space: SearchSpace) -> list[Architecture]:
         """What was known of a space before this run: shipped scores and those of `--from`."""

@@ -31,12 +31,11 @@ class Limits:
         self,
         settings: Settings,
         space: SearchSpace,
-        classes: int,
         tables: Mapping[str, LatencyTable],
     ) -> None:
         self.settings, self.space, self.tables = settings, space, tables
         unusable = {key for t in tables.values() for key, row in t.rows.items() if not row.usable}
-        self.graph = Graph.of(space, classes).without(unusable)
+        self.graph = Graph.of(space).without(unusable)
         self.times = {
             device: Trellis(self.graph, table.cost, fixed=table.calibration.overhead)
             for device, table in tables.items()

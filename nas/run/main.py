@@ -297,7 +297,7 @@ class _Run:
             **settings.to_json(),
             "device_described": job.table.manifest["device"],
             "run_dir": str(self.folder),
-            "classes": list(job.data.classes),
+            **job.data.task.describe(),
             "evaluations": len(own),
             "set_aside": sum("error" in r for r in own),
             "dropped": sum(bool(r.get("dropped")) for r in own),
@@ -330,7 +330,7 @@ class _Run:
         costs = [job.predict_ms(a) for a in everything]
         scores = [job.scores.known[a] for a in everything]
         limit = max(c.limit_ms for c in self.contests)
-        volumes = hypervolumes(costs, scores, limit, 100 / job.classes)
+        volumes = hypervolumes(costs, scores, limit, job.space.task.chance_percent)
         return [round(v, 5) for v in volumes[max(0, len(prior) - 1) :]]
 
     def _write(self, result: dict[str, Any]) -> None:

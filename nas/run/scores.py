@@ -135,7 +135,7 @@ class Scores:
     ) -> list[Score]:
         """The score of each; `rival` gives the packed hits of what each races against."""
         new = [a for a in architectures if a not in self.known]
-        layers = [layer_names(self.space.layers(a, 2)) for a in new]
+        layers = [layer_names(self.space.layers(a)) for a in new]
         tasks = []
         order = [new[i] for i in depth_first(layers)]
         for start in range(0, len(order), _GROUP):

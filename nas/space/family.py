@@ -8,17 +8,19 @@ came before. `SearchSpace.advance` is the only walk over that skeleton.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nas.errors import UsageError
+from nas.extensions import member_name
 from nas.space.architecture import Architecture
 from nas.space.domains import Choice, Space, restrict, rewrite
-from nas.space.layer import Layer, Part
+from nas.space.layer import Layer, Part, in_phases
 from nas.space.rules import Position, Walk
+from nas.space.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,24 +30,48 @@ if TYPE_CHECKING:
 # of it (given theirs and our shape).
 Origin = tuple[str, "Callable[[Tensor, tuple[int, ...]], Tensor] | None"]
 
-LARGEST_PX = 4096  # tables of windows grow with the square of it
+LARGEST = 4096  # size of an input: tables of windows grow with the square of it
 
 BITS = {"fp32": 32, "int8": 8}  # a block's precision, as its layers call it
 
 
 class Parts(Protocol):
-    """One model family at fixed patch, window and head sizes."""
+    """One model family at fixed patch, window and head sizes: which layers its choices emit.
+
+    A state is whatever later layers depend on (the side of a feature map, its width, ...): hashable
+    and small, because the trellis has a node for each. The input of a network is a tensor of the
+    batch; its size is an architecture's first choice (`Architecture.resolution`). `Images` gives
+    the four attributes that say so for families of square pictures.
+    """
+
+    takes: str  # the name of the input in a batch, e.g. "images"
+    unit: str  # of the input's size, e.g. "px"
 
     @property
     def multiple(self) -> int:
-        """Resolutions are whole multiples of this many pixels."""
+        """Sizes of the input are whole multiples of this number."""
 
-    def stem(self, resolution: int, width: int) -> Part: ...
-    def transition(self, stage: int, state: Any, width: int) -> Part: ...
+    def example(self, size: int) -> tuple[int, ...]:
+        """The shape of one input of this size, without the batch axis."""
+
+    def resized(self, inputs: Tensor, size: int) -> Tensor:
+        """Inputs (batch, ...) of a larger size at this one."""
+
+    def stem(self, resolution: int, width: int) -> Part:
+        """The layers from the input to the first stage of this width."""
+
+    def transition(self, stage: int, state: Any, width: int) -> Part:
+        """The layers from the end of the stage before to `stage` (1, 2, ...) of this width."""
+
     def block(self, stage: int, index: int, state: Any, block: Any) -> Part | None:
-        """None where the choice is not allowed after `state`."""
+        """The layers of one block; None where the choice is not allowed after `state`."""
 
-    def head(self, state: Any, classes: int) -> tuple[Layer, ...]: ...
+    def head(self, states: Sequence[Any], task: Task) -> tuple[Layer, ...]:
+        """The layers from the last stages to `task.outputs` channels of output.
+
+        `states` are those at the ends of the last `task.scales` stages, the last one last. Where
+        the head reads more than the last, the state that travels between layers carries their maps.
+        """
 
     def origin(self, path: str, name: str) -> Origin:
         """Where timm's checkpoints keep tensor `name` of the layer at `path`."""
@@ -56,15 +82,17 @@ class _State(NamedTuple):
 
     parts: Any = None
     rules: Any = None
+    ends: tuple[Any, ...] = ()  # of earlier stages, as many as the task's head reads
 
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """A domain for architectures and the parts that turn each of them into layers."""
+    """A domain for architectures, the parts that turn each of them into layers, and the task."""
 
     name: str
     domain: Space[Architecture]
     parts: Parts
+    task: Task
 
     @cached_property
     def positions(self) -> tuple[Position, ...]:
@@ -91,10 +119,15 @@ class SearchSpace:
 
         `state` is that of the `Part` returned at the position before, None at the first.
         """
-        own, last = state or _State()
+        own, last, ends = state or _State()
         last = self.walk.advance(index, last, value)
         part = None if last is None else self._part(index, own, value)
-        return None if part is None else Part(part.layers, _State(part.state, last))
+        if part is None:
+            return None
+        kind, stage, _ = self._kinds[index]
+        if kind == "width" and stage and (earlier := self.task.scales - 1):
+            ends = (*ends, own)[-earlier:]
+        return Part(part.layers, _State(part.state, last, ends))
 
     def _part(self, index: int, state: Any, value: Any) -> Part | None:
         kind, stage, i = self._kinds[index]
@@ -105,22 +138,32 @@ class SearchSpace:
             return parts.transition(stage, state, value) if stage else parts.stem(state, value)
         return Part((), state) if value is None else self.parts.block(stage, i, state, value)
 
-    def finish(self, state: Any, classes: int) -> tuple[Layer, ...]:
-        return self.parts.head(state.parts, classes)
+    def finish(self, state: Any) -> tuple[Layer, ...]:
+        """The head's layers after the state of the last position."""
+        return self.parts.head((*state.ends, state.parts), self.task)
 
-    def layers(self, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
+    def layers(self, architecture: Architecture) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
-        return _layers(self, architecture, classes)
+        body, head = _layers(self, architecture)
+        return body + head
+
+    def head(self, architecture: Architecture) -> tuple[Layer, ...]:
+        """The last of its layers: those that make outputs of the features before them."""
+        return _layers(self, architecture)[1]
+
+    def example(self, architecture: Architecture) -> tuple[int, ...]:
+        """The shape of one input of this architecture, without the batch axis."""
+        return self.parts.example(architecture.resolution)
 
     def at(self, resolution: int) -> SearchSpace:
-        """This space at one resolution in pixels, whether or not it has that choice."""
-        step = self.parts.multiple
-        if resolution > LARGEST_PX:
-            raise UsageError(f"{resolution} px is more than is meant", f"use {LARGEST_PX} or less")
+        """This space at one size of the input, whether or not it has that choice."""
+        step, unit = self.parts.multiple, self.parts.unit
+        if resolution > LARGEST:
+            raise UsageError(f"{resolution} {unit} is more than is meant", f"use {LARGEST} or less")
         if resolution < 1 or resolution % step:
             near = max(step, round(resolution / step) * step)
             raise UsageError(
-                f"{self.name} cannot take {resolution} px: its resolutions are multiples of {step}",
+                f"{self.name} cannot take {resolution} {unit}: it takes multiples of {step}",
                 f"use {near}",
             )
         domain = rewrite(self.domain, "resolution", lambda _: Choice(resolution))
@@ -136,8 +179,8 @@ class SearchSpace:
 
     @property
     def family(self) -> str:
-        """The name of the file in `search_spaces/` that this space is of."""
-        return type(self.parts).__module__.rpartition(".")[2]
+        """The name of its file in `search_spaces/`, or of the module of one's own."""
+        return member_name("search_spaces", type(self.parts).__module__)
 
     @property
     def base(self) -> str:
@@ -164,7 +207,7 @@ class SearchSpace:
         except json.JSONDecodeError as error:
             raise UsageError(f"the architecture is not JSON: {error}") from None
         architecture = self.domain.parse(data)
-        _layers(self, architecture, 2)
+        _layers(self, architecture)
         return architecture
 
     def draw(self, rng: Random) -> Architecture:
@@ -207,7 +250,10 @@ class SearchSpace:
 
 
 @lru_cache(maxsize=4096)
-def _layers(space: SearchSpace, architecture: Architecture, classes: int) -> tuple[Layer, ...]:
+def _layers(
+    space: SearchSpace, architecture: Architecture
+) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+    """The layers before the head, and those of the head."""
     state: Any = None
     layers: list[Layer] = []
     for i, value in enumerate(space.domain.flatten(architecture)):
@@ -219,4 +265,4 @@ def _layers(space: SearchSpace, architecture: Architecture, classes: int) -> tup
             )
         layers += part.layers
         state = part.state
-    return (*layers, *space.finish(state, classes))
+    return in_phases(layers), space.finish(state)

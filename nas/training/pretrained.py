@@ -78,7 +78,7 @@ def load_weights(
     tensors = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = _timm_names(_unwrapped(tensors))
     space, left, ready, used = network.space, [], [], set()
-    for layer in space.layers(network.architecture, network.classes):
+    for layer in space.layers(network.architecture):
         for name, own in network.layers[layer.path].state_dict().items():
             if name.endswith(".clip"):
                 continue
@@ -87,7 +87,7 @@ def load_weights(
             found = _found(tensors, origin, tuple(own.shape))
             if found is not None:
                 ready.append((own, found))
-            elif new_head and layer.path == "head" and network.classes in own.shape:
+            elif new_head and layer.path == "head" and network.space.task.outputs in own.shape:
                 left.append(f"head.{name}")
             else:
                 raise _misfit(

@@ -31,6 +31,7 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
 from nas.space.architecture import Architecture
+from nas.tasks import load_task
 from nas.training.pretrained import load_weights
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
@@ -230,9 +231,9 @@ def train(
     A killed training goes on with `resume=True` from the last checkpoint (one a minute) and ends
     with the same weights and loss curve on the same machine and thread count.
     """
-    space = load_space(space_name)
+    space = load_space(space_name, data.task)
     torch.manual_seed(recipe.seed)
-    network = Network(space, space.largest, len(data.classes)).to(device)
+    network = Network(space, space.largest).to(device)
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
     identity = {"space": space_name, "data": data.fingerprint, "recipe": settings, "init": init}
     progress_file = out / "checkpoint.json"
@@ -324,7 +325,7 @@ def save_supernet(
         "space": network.space.base,
         "data": data.name,
         "data_fingerprint": data.fingerprint,
-        "classes": list(data.classes),
+        **data.task.describe(),
         "mean": list(data.mean),
         "std": list(data.std),
         "fingerprint": fingerprint((folder / "weights.safetensors").read_bytes()),
@@ -354,9 +355,10 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
         fix = f"finish it: vitnas train --space {space_name} --out {folder} --resume"
         raise WeightsError(f"no finished supernet in {folder}", fix)
     card = read_json(folder / "supernet.json")
+    theirs = load_task(card).describe()
     for what, want, got in (
         ("space", load_space(space_name).base, card["space"]),
-        ("classes", list(data.classes), card["classes"]),
+        *((key, own, theirs.get(key)) for key, own in data.task.describe().items()),
     ):
         if want != got:
             raise WeightsError(
@@ -369,8 +371,8 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
             "so that test images may have been trained on",
             "train again, or restore the images",
         )
-    space = load_space(space_name)
-    network = Network.empty(space, space.largest, len(data.classes))
+    space = load_space(space_name, data.task)
+    network = Network.empty(space, space.largest)
     try:
         weights = load_file(folder / "weights.safetensors")
         network.load_state_dict({k: v.float() for k, v in weights.items()})

@@ -103,12 +103,12 @@ class Graph:
         return cls(tuple(levels))
 
     @classmethod
-    def of(cls, space: SearchSpace, classes: int) -> Graph:
+    def of(cls, space: SearchSpace) -> Graph:
         """The graph of a family's space; its items are layers."""
         return cls.build(
             [position.values for position in space.positions],
             space.advance,
-            lambda state: space.finish(state, classes),
+            space.finish,
         )
 
     @classmethod
@@ -296,6 +296,6 @@ def _positions(space: SearchSpace | Space[Any]) -> tuple[Position, ...]:
     return space.choices if isinstance(space, Space) else space.positions
 
 
-def space_layers(space: SearchSpace, classes: int) -> dict[str, Layer]:
+def space_layers(space: SearchSpace) -> dict[str, Layer]:
     """Exactly the layers that some architecture of the space needs, by key."""
-    return Graph.of(space, classes).items()
+    return Graph.of(space).items()

@@ -38,7 +38,7 @@ def coverage(s: Subject) -> Found:
         yield Finding("stale", ERROR, "", message, s.mend)
     # What is left of the space without rows that cannot be had: others may be of use only there.
     unusable = {key for key, row in s.table.rows.items() if not row.usable}
-    for key in Graph.of(space, s.manifest["classes"]).without(unusable).items():
+    for key in Graph.of(space).without(unusable).items():
         if key not in s.table.rows:
             fix = f"measure it: {s.once_more}"
             yield Finding("missing", ERROR, key, f"{space.name} needs it, the table lacks it", fix)
@@ -163,7 +163,7 @@ def _refit(s: Subject, stored: Calibration) -> dict[str, float]:
 
 
 def _layers(space: SearchSpace, s: Subject, run: Reference) -> tuple[Layer, ...]:
-    return space.layers(space.parse(run.architecture), s.manifest["classes"])
+    return space.layers(space.parse(run.architecture))
 
 
 def _sums(s: Subject) -> Found:

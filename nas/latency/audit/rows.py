@@ -143,7 +143,7 @@ def speed(s: Subject) -> Found:
         return
     from nas.network.macs import count_macs
 
-    layers = s.space.layers(s.space.largest, s.manifest["classes"])
+    layers = s.space.layers(s.space.largest)
     timed = [(layer, s.table.rows.get(layer.key)) for layer in layers]
     found = [(layer, row) for layer, row in timed if row is not None and row.usable]
     seconds = sum(row.median for _, row in found) / 1e3

@@ -1,0 +1,23 @@
+"""Inputs of networks: what an example of a family looks like, and how it gets another size."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Images:
+    """The input of families that take square pictures of three channels; its size is their side."""
+
+    takes = "images"
+    unit = "px"
+
+    def example(self, size: int) -> tuple[int, ...]:
+        """(3, size, size)."""
+        return 3, size, size
+
+    def resized(self, inputs: Tensor, size: int) -> Tensor:
+        """Pictures (n, channels, side, side) at another side, bilinear and anti-aliased."""
+        if inputs.shape[-1] == size:
+            return inputs
+        return F.interpolate(inputs, (size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,104 @@
+"""Tasks: what the outputs of a network mean, how wrong they are, and how good.
+
+A task is part of a search space, because the head of a network depends on it. Everything else that
+differs between tasks (the loss on labels, the score of a subnet, the names of classes) stands in
+the one file of the task in `nas/tasks`, and nothing elsewhere asks for a task's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from nas.extensions import member_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Batch = Mapping[str, Tensor]  # named tensors, the samples along the first axis
+    Observed = NDArray[Any]  # (samples, ...)
+
+
+class Metric(ABC):
+    """How good the outputs of a network are on a split, in percent; more is better.
+
+    `observe` says of each sample what it adds to the total, so that splits are evaluated in parts.
+    """
+
+    name: ClassVar[str]  # as in the key `search_top1_percent` of a run
+    label: ClassVar[str]  # as a reader sees it, e.g. "top-1 accuracy"
+
+    @abstractmethod
+    def observe(self, outputs: Tensor, batch: Batch) -> Observed:
+        """What each sample of a batch adds to the total: an array (samples, ...)."""
+
+    @abstractmethod
+    def percent(self, observed: Observed) -> float:
+        """The total over samples, from 0 to 100."""
+
+    @abstractmethod
+    def variance(self, observed: Observed) -> float:
+        """The variance of `percent` over draws of as many samples, in percentage points squared."""
+
+    def outcomes(self, observed: Observed) -> NDArray[np.bool_] | NDArray[np.float64] | None:
+        """How well each sample did (samples,), as hits or from 0 to 1; what a race compares.
+
+        None where only the whole set has a score: candidates then are not raced.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What the outputs of a network mean. Fields of a subclass are sizes that its head depends on.
+
+    Fields that are not compared (such as names of classes) may differ between equal tasks.
+    """
+
+    metric: ClassVar[Metric]
+    scales: ClassVar[int] = 1  # how many of the last stages the head reads
+
+    @property
+    def name(self) -> str:
+        """The name of its file in `nas/tasks`, or of the module of one's own."""
+        return member_name("nas.tasks", type(self).__module__)
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Channels of the network's output."""
+
+    @property
+    @abstractmethod
+    def chance_percent(self) -> float:
+        """What a guess gets by the metric, in percent."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean loss of `outputs` on the labels of a batch, a scalar."""
+
+    @abstractmethod
+    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """The mean loss of `outputs` on the outputs of a larger network, a scalar."""
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """The task that `to_json` or `describe` wrote into `data`, which may hold other keys."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+    @abstractmethod
+    def caption(self, outputs: Tensor, batch: Batch) -> str:
+        """What a report writes below one sample, given its output and its labels, each (1, ...)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `nas.tasks.load_task` makes an equal task of."""
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        return {"task": self.name, **sizes}
+
+    def describe(self) -> dict[str, Any]:
+        """What a run or a supernet says about its task: all fields, e.g. the names of classes."""
+        return {"task": self.name, **asdict(self)}

@@ -1,0 +1,19 @@
+"""Tasks, a file each: `TASK` is its class. `nas.space.task` says what a task must give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nas.extensions import load_module
+from nas.space.task import Task
+
+
+def load_task(data: Mapping[str, Any]) -> Task:
+    """The task that `Task.to_json` or `Task.describe` wrote into `data`, e.g. a table's manifest.
+
+    Without the key `task` it is a classification, as in files of vitnas 0.1.
+    """
+    name = data.get("task", "classification")
+    made: type[Task] = load_module("task", "nas.tasks", name).TASK
+    return made.parse(data)

@@ -1,0 +1,92 @@
+"""Classification of images into one of several classes, scored by top-1 accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch.nn.functional as F
+
+from nas.space.task import Metric, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from nas.space.task import Batch, Observed
+
+
+class Top1(Metric):
+    """The share of samples whose class has the largest logit."""
+
+    name = "top1"
+    label = "top-1 accuracy"
+
+    def observe(self, outputs: Tensor, batch: Batch) -> Observed:
+        hits: Observed = (outputs.argmax(1) == batch["labels"]).cpu().numpy()
+        return hits
+
+    def percent(self, observed: Observed) -> float:
+        return float(100 * observed.mean())
+
+    def variance(self, observed: Observed) -> float:
+        share = min(max(float(observed.mean()), 0.02), 0.98)  # a few hits do not prove certainty
+        return 1e4 * share * (1 - share) / len(observed)
+
+    def outcomes(self, observed: Observed) -> NDArray[np.bool_]:
+        return observed
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of `classes`, by logits (samples, classes); labels are integers (samples,)."""
+
+    classes: int = 10
+    names: tuple[str, ...] = field(default=(), compare=False)
+
+    metric: ClassVar[Metric] = Top1()
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Classification:
+        """Classification into the classes of these names."""
+        return cls(len(names), tuple(names))
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        classes = data["classes"]
+        return cls(classes) if isinstance(classes, int) else cls(len(classes), tuple(classes))
+
+    @property
+    def outputs(self) -> int:
+        return self.classes
+
+    @property
+    def chance_percent(self) -> float:
+        return 100 / self.classes
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs, batch["labels"])
+
+    def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, teacher.softmax(-1))
+
+    def caption(self, outputs: Tensor, batch: Batch) -> str:
+        """The class, and where the answer differs, the answer below it."""
+        right, answer = int(batch["labels"][0]), int(outputs[0].argmax())
+        return (
+            f"{self._called(right)} ✓"
+            if right == answer
+            else (f"{self._called(right)} \n✗ {self._called(answer)}")
+        )
+
+    def _called(self, label: int) -> str:
+        return self.names[label] if self.names else str(label)
+
+    def describe(self) -> dict[str, Any]:
+        """The names of the classes under the key `classes`, where they are known."""
+        return {"task": self.name, "classes": list(self.names) or self.classes}
+
+
+TASK = Classification
