@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -46,6 +47,37 @@ def commands(page, *languages):
     return found
 
 
+def documented_keys():
+    """The keys that docs/runs.md promises of `run.json`, each with those inside it."""
+
+    def read(tokens):
+        keys, last = {}, None
+        for token in tokens:
+            if token == "{":
+                keys[last] |= read(tokens)
+            elif token == "}":
+                return keys
+            else:
+                last = token
+                keys.setdefault(token, {})
+        return keys
+
+    section = (ROOT / "docs" / "runs.md").read_text().partition("\n## JSON keys\n")[2]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    names = re.sub(r"\{\w+: \w+\}", "", " ".join(cells))  # {device: ms}: of any name
+    return read(iter(re.findall(r"\w+|[{}]", names)))
+
+
+def lacks(value, keys):
+    """The documented keys that a JSON value does not have; of a list, its first entry."""
+    first = value[0] if isinstance(value, list) else value
+    for key, inner in keys.items():
+        if key not in first:
+            yield key
+        elif inner:
+            yield from (f"{key}.{name}" for name in lacks(first[key], inner))
+
+
 def headings(page):
     """The anchors that GitHub makes of the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -87,6 +119,7 @@ def workshop(tmp_path_factory):
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
 
     run(["search", "--budget", "20ms", "--out", "runs/first"])
+    run.folder = folder
     return run
 
 
@@ -96,6 +129,16 @@ def test_every_command_of_a_page_runs(page, workshop):
     """Those of `console` blocks; what stands in `sh` blocks needs hardware or a cluster."""
     for words in commands(page, "console"):
         workshop(words)
+
+
+@pytest.mark.slow
+def test_a_run_has_the_documented_keys(workshop):
+    result = json.loads((workshop.folder / "runs" / "first" / "run.json").read_text())
+    keys = documented_keys()
+    assert {"budget_ms", "answers", "winner", "seconds"} <= keys.keys()
+    assert {"bound", "gap"} <= keys["quality"].keys()
+    assert {"folder", "differences"} == keys["answers"]["exported"].keys()
+    assert list(lacks(result, keys)) == []
 
 
 def test_a_problem_of_ones_own_runs(tmp_path):
