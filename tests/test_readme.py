@@ -119,6 +119,7 @@ def workshop(tmp_path_factory):
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
 
     run(["search", "--budget", "20ms", "--out", "runs/first"])
+    done.add(("search", "--budget", "20ms"))  # the same, in a directory with another name
     run.folder = folder
     return run
 
