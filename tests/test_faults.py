@@ -241,7 +241,7 @@ def test_rounding_does_not_depend_on_cores():
 
     def fitted(count):
         with threadpool_limits(count, user_api="blas"):
-            surrogate = nas.Surrogate(positions).fit(paths, scores, 0.1)
+            surrogate = nas.Surrogate.fit(positions, paths, scores, 0.1)
             return [x.tobytes() for x in surrogate.posterior(paths)]
 
     assert fitted(1) == fitted(2)

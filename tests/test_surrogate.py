@@ -69,7 +69,7 @@ def test_it_interpolates_exact_scores_and_knows_what_it_does_not_know():
     rng = np.random.default_rng(1)
     truth = additive(rng)
     chosen = rng.choice(len(PATHS), 40, replace=False)
-    surrogate = Surrogate(SPACE.positions).fit(PATHS[chosen], truth[chosen])
+    surrogate = Surrogate.fit(SPACE.positions, PATHS[chosen], truth[chosen])
     mean, deviation = surrogate.posterior(PATHS)
     assert np.abs(mean - surrogate.predict(PATHS)).max() < 1e-9
     assert spearman(mean, truth) > 0.8
@@ -86,7 +86,7 @@ def test_pairs_that_a_sum_cannot_hold_are_learned():
     truth = 2.0 * signs[0] * signs[1] + signs[1] * signs[4] + 0.2 * additive(rng)
     chosen = rng.choice(len(PATHS), 250, replace=False)
     left = np.setdiff1d(np.arange(len(PATHS)), chosen)
-    process = Surrogate(SPACE.positions).fit(PATHS[chosen], truth[chosen])
+    process = Surrogate.fit(SPACE.positions, PATHS[chosen], truth[chosen])
     ridge = Ridge.fit(SPACE.positions, PATHS[chosen], truth[chosen])
     ours, theirs = (spearman(m.predict(PATHS[left]), truth[left]) for m in (process, ridge))
     assert ours > max(0.9, theirs + 0.1)
@@ -98,7 +98,8 @@ def test_expected_scores_are_nearer_to_the_truth_than_noisy_ones():
     truth = 50 + 4 * (truth - truth.mean()) / truth.std() + rng.normal(0, 0.5, len(PATHS))
     chosen = rng.choice(len(PATHS), 400, replace=False)
     noisy = truth[chosen] + rng.normal(0, 2.5, 400)
-    expected = Surrogate(SPACE.positions).fit(PATHS[chosen], noisy, 2.5**2).predict(PATHS[chosen])
+    process = Surrogate.fit(SPACE.positions, PATHS[chosen], noisy, 2.5**2)
+    expected = process.predict(PATHS[chosen])
     error = [np.sqrt(np.mean((x - truth[chosen]) ** 2)) for x in (noisy, expected)]
     assert error[1] < 0.6 * error[0]
     # What is chosen by expectation is truly better than what is chosen by luck.
@@ -139,7 +140,7 @@ def test_the_ridge_is_additive_given_the_first_choice_and_its_maximum_is_exact()
     trellis = random_trellis("swin:debug", 1)
     budget = (trellis.fastest + trellis.slowest) / 2
     fits = trellis.costs_of(PATHS) <= budget
-    best, score = ridge.maximise(trellis.within(budget).best)
+    best, score = ridge.maximise(trellis.within(budget))
     bound = max(trellis.bound(budget, tables) for tables in ridge.tables)
     assert score == pytest.approx(float(ridge.predict(best[None])[0]))
     assert score - 1e-9 <= predicted[fits].max() <= bound + 1e-9

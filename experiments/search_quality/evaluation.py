@@ -83,7 +83,7 @@ def fresh(paths, known, n: int) -> np.ndarray:
 
 
 def screened(within, positions, paths, scores, n: int, rng) -> np.ndarray:
-    surrogate = Surrogate(positions).fit(paths, scores)
+    surrogate = Surrogate.fit(positions, paths, scores)
     parents = paths[np.argsort(-scores)[:16]]
     for _ in range(4):
         pool = np.unique(np.concatenate([parents, offspring(within, parents, 240, rng)]), axis=0)

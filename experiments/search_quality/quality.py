@@ -107,7 +107,7 @@ def one(job):
     if problem.noise:
         clean = []
         for n in at:
-            surrogate = Surrogate(problem.positions).fit(paths[:n], scores[:n])
+            surrogate = Surrogate.fit(problem.positions, paths[:n], scores[:n])
             clean += gaps(problem, paths[:n], surrogate.predict(paths[:n]), [n])
         record["denoised"] = clean
     return record

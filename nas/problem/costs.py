@@ -1,4 +1,4 @@
-"""What members of a space cost: exact where it is a sum over the choices, else estimated as one."""
+"""Costs of the members of a space: exact where they are sums over the choices, else estimated."""
 
 from __future__ import annotations
 
@@ -17,129 +17,99 @@ from nas.space.rules import Position
 from nas.strategy.constraints import Limit
 from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Graph, Ints, decode
-from nas.trellis.trellis import Trellis
+from nas.trellis.trellis import Trellis, whole
 
 _DRAWS = 400  # calls of a black-box cost, at most, to estimate it as a sum over the choices
 
 
 @dataclass(frozen=True)
 class Additive:
-    """A cost that is a sum over the choices: `function(name, value)` gives that of one.
+    """A cost that is a sum over the choices: `function(name, value)` gives the cost of one.
 
-    Names are those of `space.positions()`, e.g. `blocks[2]`; a value is what stands there. Where
-    a `Repeat` has ended nothing is added.
+    Names are those of `space.positions()`, e.g. `blocks[2]`; the value is what is chosen there. A
+    position after the end of a `Repeat` costs nothing. `fixed` is added to every sum.
     """
 
     function: Callable[[str, Any], float]
     fixed: float = 0.0
 
 
-class Costs:
-    """A cost of any kind as a limit: exact where it is additive, estimated where it is not."""
+@dataclass(frozen=True)
+class Cost:
+    """The cost of the members of a space, whichever way it was given (`read_cost`).
 
-    def __init__(
-        self,
-        space: Space[Any] | SearchSpace,
-        positions: Sequence[Position],
-        graph: Graph,
-        cost: Any,
-        rng: np.random.Generator,
-    ) -> None:
-        self.space, self.cost, self.reach = space, cost, 0.0
-        self.exact = True
-        self._known: dict[tuple[int, ...], float] = {}
-        self._drawn: list[tuple[float, float]] = []  # true and estimated, where it is not exact
-        try:
-            self._solve(graph, positions, rng)
-        except ValueError as error:  # of the trellis
-            raise UsageError(
-                f"the latency of a choice cannot be used: {error}", "mend the table or the function"
-            ) from None
+    `costs_of` gives the true costs (n,) of paths (n, positions); `trellis` holds them, or an
+    estimate of them, made from true costs and their estimates `drawn` (n, 2) and off by at most
+    `error` in nine of ten of these. `drawn` is empty where the trellis is exact.
+    """
 
-    def _solve(self, graph: Graph, positions: Sequence[Position], rng: np.random.Generator) -> None:
-        cost = self.cost
-        if hasattr(cost, "calibration"):  # a latency table
-            self.trellis = Trellis(graph, cost.cost, fixed=cost.calibration.overhead)
-        elif isinstance(cost, Additive):
-            self.trellis = Trellis(graph, lambda item: float(cost.function(*item)), cost.fixed)
-        elif (table := _table(cost)) is not None:
-            _require_all(table, positions)
-            self.trellis = Trellis(graph, lambda item: table.get(item[0], {}).get(item[1], 0.0))
-        elif callable(cost):
-            self.exact = False
-            self.trellis, self.reach = self._estimate(graph, positions, rng)
-        else:
-            raise UsageError(
-                f"a latency cannot be a {type(cost).__name__}",
-                "give a table, a mapping, nas.Additive(function) or a function",
-            )
+    trellis: Trellis
+    costs_of: Callable[[Ints], Floats]
+    drawn: tuple[tuple[float, float], ...] = ()
+    error: float = 0.0
 
     @property
     def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with the cost of any choice."""
         return fingerprint([costs.tolist() for costs in self.trellis.costs], self.trellis.fixed)
 
     def limit(self, name: str, bound: float) -> Limit:
-        if self.exact:
+        """The limit that this cost is at most `bound`."""
+        if not self.drawn:
             return Limit.additive(name, bound, self.trellis)
-        # What truly fits must be within reach, however wrong the estimate.
-        fitting = [estimate for true, estimate in self._drawn if true <= bound]
-        reach = max([bound + self.reach, *fitting])
-        return Limit(name, bound, self.costs_of, self.trellis, reach)
+        # Paths that are known to fit must be within reach, however wrong their estimate.
+        fitting = [estimate for true, estimate in self.drawn if true <= bound]
+        return Limit(name, bound, self.costs_of, self.trellis, max([bound + self.error, *fitting]))
 
-    def costs_of(self, paths: Ints) -> Floats:
-        if self.exact:
-            return self.trellis.costs_of(paths)
-        return np.array([self._call(tuple(path)) for path in paths.tolist()], dtype=float)
 
-    def _call(self, path: tuple[int, ...]) -> float:
-        if path not in self._known:
-            member = decode(self.space, np.array(path))
-            try:
-                value = float(self.cost(member))
-            except Exception as error:
-                raise UsageError(
-                    f"the latency of {member} raised {type(error).__name__}: {error}",
-                    "mend the function",
-                ) from error
-            if not math.isfinite(value):
-                raise UsageError(f"the latency of {member} is {value}", "mend the function")
-            self._known[path] = value
-        return self._known[path]
+def read_cost(
+    space: Space[Any] | SearchSpace,
+    positions: Sequence[Position],
+    graph: Graph,
+    given: Any,
+    rng: np.random.Generator,
+) -> Cost:
+    """The cost that is given as a table, an `Additive` or a function of a member.
 
-    @one_thread()
-    def _estimate(
-        self, graph: Graph, positions: Sequence[Position], rng: np.random.Generator
-    ) -> tuple[Trellis, float]:
-        """The function as a sum over the choices, by least squares on random members, and how far
-        nine of ten of these lie from it."""
-        if isinstance(self.space, SearchSpace):
+    A table is a `LatencyTable`, a mapping or a DataFrame. Raises `UsageError` where it is none of
+    these, lacks a value, or gives a cost that is negative or not finite.
+    """
+    try:
+        if (trellis := _exact(graph, positions, given)) is not None:
+            return Cost(trellis, trellis.costs_of)
+        if not callable(given):
+            raise UsageError(
+                f"a latency cannot be a {type(given).__name__}",
+                "give a table, a mapping, nas.Additive(function) or a function",
+            )
+        if isinstance(space, SearchSpace):
             raise UsageError("a family's latency is a sum over its layers", "give its LatencyTable")
-        whole = Trellis(graph, lambda _: 0.0).within(0.0, ticks=1)
-        values = [len(p.values) for p in positions]
-        paths = whole.sample(min(_DRAWS, 4 * sum(values)), rng)
-        costs = self.costs_of(paths)
-        blocks = [np.eye(n)[paths[:, i]] for i, n in enumerate(values)]
-        x = np.concatenate(blocks, axis=1)
-        mean = costs.mean()
-        weights = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ (costs - mean))
-        tables = np.split(weights, np.cumsum(values)[:-1])
-        low = [t.min() for t in tables]
-        costs_of = {p.name: dict(enumerate(t - m)) for p, t, m in zip(positions, tables, low)}
-        where = {p.name: {v: k for k, v in enumerate(p.values)} for p in positions}
-        fixed = float(mean + sum(low))
-        trellis = Trellis(graph, lambda item: costs_of[item[0]][where[item[0]][item[1]]], fixed)
-        estimates = trellis.costs_of(paths)
-        self._drawn = list(zip(costs.tolist(), estimates.tolist()))
-        return trellis, float(np.quantile(np.abs(estimates - costs), 0.9))
+        return _estimated(graph, positions, _BlackBox(space, given), rng)
+    except ValueError as error:  # of the trellis
+        raise UsageError(
+            f"the latency of a choice cannot be used: {error}", "mend the table or the function"
+        ) from None
 
 
-def _table(cost: Any) -> dict[str, dict[Any, float]] | None:
-    """A mapping or DataFrame (columns: position, value, cost) as what each value costs."""
-    if isinstance(cost, Mapping):
-        return {name: dict(values) for name, values in cost.items()}
-    if hasattr(cost, "itertuples"):
+def _exact(graph: Graph, positions: Sequence[Position], given: Any) -> Trellis | None:
+    """The trellis of a cost that is a sum over the choices; None if it is not given as one."""
+    if hasattr(given, "calibration"):  # a latency table
+        return Trellis(graph, given.cost, fixed=given.calibration.overhead)
+    if isinstance(given, Additive):
+        return Trellis(graph, lambda item: float(given.function(*item)), given.fixed)
+    if (table := _table(given)) is not None:
+        _require_all(table, positions)
+        return Trellis(graph, lambda item: table.get(item[0], {}).get(item[1], 0.0))
+    return None
+
+
+def _table(given: Any) -> dict[str, dict[Any, float]] | None:
+    """A mapping or DataFrame (columns: position, value, cost) as the cost of each value."""
+    if isinstance(given, Mapping):
+        return {name: dict(values) for name, values in given.items()}
+    if hasattr(given, "itertuples"):
         found: dict[str, dict[Any, float]] = {}
-        for name, value, ms in cost.iloc[:, :3].itertuples(index=False):
+        for name, value, ms in given.iloc[:, :3].itertuples(index=False):
             found.setdefault(str(name), {})[value] = float(ms)
         return found
     return None
@@ -153,3 +123,52 @@ def _require_all(table: Mapping[str, Mapping[Any, float]], positions: Sequence[P
                     f"the latency table has nothing for {position.name} = {value}",
                     "every value of every position needs a cost",
                 )
+
+
+class _BlackBox:
+    """A function of a member as costs of paths; it is called once for each path."""
+
+    def __init__(self, space: Space[Any], function: Callable[[Any], float]) -> None:
+        self._space, self._function = space, function
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, paths: Ints) -> Floats:
+        return np.array([self._cost(tuple(path)) for path in paths.tolist()], dtype=float)
+
+    def _cost(self, path: tuple[int, ...]) -> float:
+        if path not in self._known:
+            member = decode(self._space, np.array(path))
+            try:
+                value = float(self._function(member))
+            except Exception as error:
+                raise UsageError(
+                    f"the latency of {member} raised {type(error).__name__}: {error}",
+                    "mend the function",
+                ) from error
+            if not math.isfinite(value):
+                raise UsageError(f"the latency of {member} is {value}", "mend the function")
+            self._known[path] = value
+        return self._known[path]
+
+
+@one_thread()
+def _estimated(
+    graph: Graph, positions: Sequence[Position], costs_of: _BlackBox, rng: np.random.Generator
+) -> Cost:
+    """A black box with its estimate as a sum over the choices: least squares on random members."""
+    values = [len(p.values) for p in positions]
+    paths = whole(graph).sample(min(_DRAWS, 4 * sum(values)), rng)
+    costs = costs_of(paths)
+    blocks = [np.eye(n)[paths[:, i]] for i, n in enumerate(values)]
+    x = np.concatenate(blocks, axis=1)
+    mean = costs.mean()
+    weights = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ (costs - mean))
+    tables = np.split(weights, np.cumsum(values)[:-1])
+    low = [t.min() for t in tables]
+    each = {p.name: dict(enumerate(t - m)) for p, t, m in zip(positions, tables, low)}
+    index = {p.name: {v: k for k, v in enumerate(p.values)} for p in positions}
+    fixed = float(mean + sum(low))
+    trellis = Trellis(graph, lambda item: each[item[0]][index[item[0]][item[1]]], fixed)
+    estimates = trellis.costs_of(paths)
+    error = float(np.quantile(np.abs(estimates - costs), 0.9))
+    return Cost(trellis, costs_of, tuple(zip(costs.tolist(), estimates.tolist())), error)

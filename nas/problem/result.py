@@ -1,4 +1,4 @@
-"""What a search over a space of a user's own has found."""
+"""The result of a search over a space of a user's own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nas.problem.costs import Costs
 from nas.problem.scores import flat
-from nas.strategy.quality import Quality, in_budget, judge
-from nas.strategy.searchers import Searcher
-from nas.strategy.statistics import hypervolumes, pareto
-from nas.trellis.graph import decode
-from nas.workers.ledger import Ledger
+from nas.strategy.quality import Quality
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +24,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Answer:
-    """The best that was found within one budget, and what is known of how good it is."""
+    """The best member found within one budget, None if there is none, and how good it is."""
 
     budget: float
     best: Found | None
@@ -40,21 +33,29 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exploration:
-    """What a search has found: every candidate in the order in which it was asked for, the front
-    of latency and score, an answer for each budget, and counts."""
+    """All that a search has found.
+
+    `candidates` are all members with a score, in the order in which they were asked for; `front`
+    those on the Pareto front of latency and score; `answers` the best for each budget. `proposals`
+    counts the paths looked at and `rejections` those not asked for, by cause; `set_aside` gives
+    the errors of members without a score, by their JSON. `hypervolume` is the area that the first
+    candidates dominate, for each number of them, as a share of the largest possible (see
+    `nas.strategy.statistics.hypervolumes`); `rank_correlation` is Spearman's, of the surrogate's
+    predictions with scores that it had not seen.
+    """
 
     candidates: tuple[Found, ...]
     front: tuple[Found, ...]
     answers: tuple[Answer, ...]
     proposals: int
     rejections: Mapping[str, int]
-    set_aside: Mapping[str, str]  # reasons, by JSON of the architecture
-    hypervolume: tuple[float, ...]  # by number of candidates, as a share
-    rank_correlation: float  # of the surrogate's predictions with scores it had not seen
+    set_aside: Mapping[str, str]
+    hypervolume: tuple[float, ...]
+    rank_correlation: float
 
     @property
     def best(self) -> Found | None:
-        """The answer for the first budget."""
+        """The best member within the first budget."""
         return self.answers[0].best
 
     def frame(self) -> DataFrame:
@@ -64,35 +65,3 @@ class Exploration:
         rows = [{**flat(c.architecture), "latency": c.latency, "score": c.score}
                 for c in self.candidates]  # fmt: skip
         return pd.DataFrame(rows)
-
-
-def exploration(space: Any, asked: Searcher, cost: Costs, ledger: Ledger) -> Exploration:
-    known = asked.known
-    costs = cost.costs_of(known.paths)
-    found = [
-        Found(decode(space, path), float(c), float(s))
-        for path, c, s in zip(known.paths, costs, known.scores)
-    ]
-    answers = []
-    for region in asked.regions:
-        best = in_budget(region, known)
-        at = None if best is None else int(np.flatnonzero((known.paths == best).all(1))[0])
-        answers.append(
-            Answer(
-                region.limits[0].bound,
-                None if at is None else found[at],
-                judge(region, known, best),
-            )
-        )
-    bound = max(region.limits[0].bound for region in asked.regions)
-    scores = known.scores.tolist()
-    return Exploration(
-        candidates=tuple(found),
-        front=tuple(found[i] for i in pareto(costs.tolist(), scores)),
-        answers=tuple(answers),
-        proposals=asked.proposals,
-        rejections=dict(asked.rejections),
-        set_aside={r["architecture"]: r["error"] for r in ledger.records.values() if "error" in r},
-        hypervolume=tuple(hypervolumes(costs.tolist(), scores, bound, min(scores, default=0.0))),
-        rank_correlation=asked.rank_correlation,
-    )

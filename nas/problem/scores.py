@@ -1,11 +1,11 @@
-"""A user's score, called by workers and kept in a ledger."""
+"""Scores of a user's own: a function, or a table of known ones, called by workers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -16,50 +16,73 @@ from nas.trellis.graph import Ints, decode
 from nas.workers.ledger import Ledger, Record, Task
 
 
-class Work:
-    """A user's score, as a worker calls it."""
+@dataclass(frozen=True)
+class ScoreTable:
+    """The known scores of members, by the values of some of their choices (`read_score`)."""
 
-    def __init__(self, score: Any) -> None:
-        self.score = score
-        self.known: dict[str, float] | None = None
-        if not callable(score):
-            if "score" not in getattr(score, "columns", ()):
-                raise UsageError(
-                    f"a score cannot be {type(score).__name__} without a column called score",
-                    "give a function, or a DataFrame with a column for each choice and score",
-                )
-            columns = [c for c in score.columns if c not in ("score", "latency")]
-            self.columns = columns
-            self.known = {
-                _cells(dict(zip(columns, row[:-1]))): float(row[-1])
-                for row in score[[*columns, "score"]].itertuples(index=False)
-            }
+    columns: tuple[str, ...]
+    scores: Mapping[str, float]
+
+    def __call__(self, member: Any) -> float:
+        """The score of a member; `KeyError` if the table has none."""
+        row = flat(member)
+        key = _cells({c: row.get(c) for c in self.columns})
+        if key not in self.scores:
+            raise KeyError(f"the table of scores has no row {key}")
+        return self.scores[key]
 
     @property
     def fingerprint(self) -> str:
-        """Of a table of scores; a function may be mended between a run and its continuation."""
-        return "" if self.known is None else fingerprint(self.known)
+        """Twelve hexadecimal digits that change with any score."""
+        return fingerprint(self.scores)
 
-    def __call__(self, architecture: Any) -> Record:
-        if self.known is None:
-            value = float(self.score(architecture))
-        else:
-            row = flat(architecture)
-            key = _cells({c: row.get(c) for c in self.columns})
-            if key not in self.known:
-                raise KeyError(f"the table of scores has no row {key}")
-            value = self.known[key]
+
+def read_score(given: Any) -> Callable[[Any], float]:
+    """The function of a member that is given as such, or as a DataFrame with a column `score`.
+
+    Each other column of the table but `latency` is a choice by name, as in `flat`.
+    """
+    if callable(given):
+        function: Callable[[Any], float] = given
+        return function
+    if "score" not in getattr(given, "columns", ()):
+        raise UsageError(
+            f"a score cannot be {type(given).__name__} without a column called score",
+            "give a function, or a DataFrame with a column for each choice and score",
+        )
+    columns = [c for c in given.columns if c not in ("score", "latency")]
+    rows = given[[*columns, "score"]].itertuples(index=False)
+    return ScoreTable(
+        tuple(columns), {_cells(dict(zip(columns, row[:-1]))): float(row[-1]) for row in rows}
+    )
+
+
+def make_scorer(score: Callable[[Any], float]) -> Callable[[Any], Record]:
+    """What a worker does: the record of a member's score; `ValueError` if that is not finite."""
+
+    def scorer(member: Any) -> Record:
+        value = float(score(member))
         if not math.isfinite(value):
             raise ValueError(f"the score is {value}")
         return {"score": value}
 
+    return scorer
 
-def made(work: Work) -> Work:
-    return work
+
+def score_paths(space: Any, ledger: Ledger, paths: Ints) -> list[Score]:
+    """The scores of paths (n, positions), from the ledger where it has them, else from workers."""
+    tasks = []
+    for path in paths:
+        member = decode(space, path)
+        text = _json(member)
+        name = sha256(text.encode()).hexdigest()[:12]
+        tasks.append(Task(name, member, {"architecture": text}))
+    records = ledger.score(tasks)
+    return [Score(r.get("score", math.nan), error=r.get("error", "")) for r in records]
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """The fields of a member by name, as in `blocks[2].heads`."""
+    """The choices of a member by name, as in `blocks[2].heads`."""
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -72,7 +95,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any]) -> str:
-    """A row as text; empty cells, and whole numbers that became floats by them, as they were."""
+    """A row as text, the same for a member and for the row of a DataFrame that holds it.
+
+    There an empty cell is nan, and whole numbers in a column with one have become floats.
+    """
     plain = {k: _plain(v) for k, v in sorted(row.items())}
     for name, value in plain.items():
         if isinstance(value, float):
@@ -85,20 +111,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _json(architecture: Any) -> str:
+def _json(member: Any) -> str:
     return json.dumps(
-        asdict(architecture),
-        separators=(",", ":"),
-        default=lambda v: getattr(v, "item", v.__str__)(),
+        asdict(member), separators=(",", ":"), default=lambda v: getattr(v, "item", v.__str__)()
     )
-
-
-def scored(space: Any, ledger: Ledger, paths: Ints) -> list[Score]:
-    tasks = []
-    for path in paths:
-        member = decode(space, path)
-        text = _json(member)
-        name = sha256(text.encode()).hexdigest()[:12]
-        tasks.append(Task(name, member, {"architecture": text}))
-    records = ledger.score(tasks)
-    return [Score(r.get("score", math.nan), error=r.get("error", "")) for r in records]

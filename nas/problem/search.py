@@ -1,8 +1,8 @@
 """Search over any space of a user's own: no model, no device, no torch.
 
-The space is a `Space` over a dataclass, the latency a table, a sum over the choices or any
-function, the score a function or a table of known scores. Everything else is the engine that also
-searches networks.
+The space is a `Space` over a dataclass; the latency is a table, a sum over the choices or any
+function; the score is a function or a table of known scores. The strategy is the same that searches
+networks.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy as np
 
 from nas.budget import Budget
 from nas.errors import RunError, UsageError
-from nas.problem.costs import Costs
-from nas.problem.result import Exploration, exploration
-from nas.problem.scores import Work, made, scored
+from nas.problem.costs import Cost, read_cost
+from nas.problem.result import Answer, Exploration, Found
+from nas.problem.scores import ScoreTable, make_scorer, read_score, score_paths
 from nas.records import Journal, fingerprint, read_json, write_json
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
-from nas.strategy.loop import Patience, explore, require_found
-from nas.strategy.searchers import Searcher, load_propose
-from nas.trellis.graph import Graph
+from nas.strategy.loop import BATCH, Patience, explore, nothing_fits
+from nas.strategy.quality import judge
+from nas.strategy.searchers import Known, Searcher, load_propose
+from nas.strategy.statistics import hypervolumes, pareto
+from nas.trellis.graph import Graph, decode
 from nas.versions import search_code
 from nas.workers import open_pool
 from nas.workers.ledger import Ledger, Record
@@ -47,66 +49,74 @@ def search_space(
     searcher: str = "evolution",
     sampler: str = "trellis",
     limits: Mapping[str, tuple[Any, float]] | None = None,
-    batch: int = 8,
+    batch: int = BATCH,
     workers: int = 0,
     ray_address: str | None = None,
     timeout_s: float = 600,
-    failed_share: float = 0.25,
+    failed_share: float = Patience.share,
     out: str | Path | None = None,
     resume: bool = False,
 ) -> Exploration:
-    """The members of a space with the highest scores within one latency budget, or several.
+    """Find the members of a space with the highest scores within a latency budget, or several.
 
-    `latency` is a table (a `LatencyTable`; a mapping or DataFrame of what each value of each
-    position costs), `Additive`, or any function of a member; `limits` are further ones, by name,
-    each a cost of the same kinds and its upper bound. `score` is a function of a member, or a
-    DataFrame with a column for each field or position and one called `score`. A score that raises
-    or is not finite sets its candidate aside; more than `failed_share` of them end the search with
-    an `EvaluationError`. With `out` every score is kept in `candidates.jsonl` there, and `resume`
-    goes on to the result of the undisturbed search: with the same settings, but for `evaluations`
-    and where they are done, and a score that is the same function, as far as anybody can tell.
+    `latency` is a table (a `LatencyTable`; a mapping or DataFrame of the cost of each value of each
+    position), an `Additive`, or any function of a member. `limits` are further ones, by name: a
+    cost of the same kinds and its upper bound. `score` is a function of a member, or a DataFrame
+    with a column for each field or position and one called `score`.
+
+    A member whose score raises or is not finite is set aside; more than `failed_share` of them end
+    the search with an `EvaluationError`. In the folder `out` every score is kept
+    (`candidates.jsonl`). `resume` goes on with the search there, to the result of one that was
+    never interrupted; the settings must be the same (`RunError`), but `evaluations`, workers and
+    the function of scores, which nobody can compare, may differ.
     """
+    limits, folder = limits or {}, None if out is None else Path(out)
+    budgets = _budgets(budget)
+    _check(budgets, evaluations, batch, limits)
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
-    graph = _graph(space)
-    budgets = [_number(b) for b in (budget if isinstance(budget, Sequence) and not
-               isinstance(budget, str) else [budget])]  # fmt: skip
-    _check(budgets, evaluations, batch, limits or {})
+    graph = Graph.of(space) if isinstance(space, SearchSpace) else Graph.choices(space)
     rng = np.random.default_rng(seed)
-    cost = Costs(space, positions, graph, latency, rng)
+    cost = read_cost(space, positions, graph, latency, rng)
     others = {
-        name: (Costs(space, positions, graph, other, rng), bound)
-        for name, (other, bound) in (limits or {}).items()
+        name: read_cost(space, positions, graph, own, rng) for name, (own, _) in limits.items()
     }
-    further = [own.limit(name, bound) for name, (own, bound) in others.items()]
+    further = [others[name].limit(name, bound) for name, (_, bound) in limits.items()]
     regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
-    work = Work(score)
+    function = read_score(score)
     identity = {
         "space": fingerprint([[p.name, repr(p.values)] for p in positions], _edges(graph)),
         "budget": budgets, "latency": cost.fingerprint,
-        "limits": [[name, own.fingerprint, bound] for name, (own, bound) in others.items()],
-        "score": work.fingerprint, "seed": seed, "searcher": searcher, "sampler": sampler,
+        "limits": [[name, others[name].fingerprint, bound] for name, (_, bound) in limits.items()],
+        # A function may be mended between a search and its continuation.
+        "score": function.fingerprint if isinstance(function, ScoreTable) else "",
+        "seed": seed, "searcher": searcher, "sampler": sampler,
         "batch": batch, "code": search_code(),
     }  # fmt: skip
     with ExitStack() as held:
-        _refuse_other(out, resume, identity)
-        pool = open_pool(made, (work,), workers=workers, address=ray_address, timeout_s=timeout_s)
-        held.enter_context(pool)
-        journal = _journal(out, identity)
+        if folder is not None:
+            _refuse_other(folder, resume, identity)
+        pool = open_pool(
+            make_scorer, (function,), workers=workers, address=ray_address, timeout_s=timeout_s
+        )
+        held.enter_context(pool)  # before anything is written: it may fail
+        journal = None if folder is None else _journal(folder, identity)
         if journal is not None:
             held.enter_context(journal.locked())
         ledger = Ledger(pool, journal)
-        scoring = partial(scored, space, ledger)
-        explore(asked, scoring, evaluations, batch, Patience(failed_share))
+        scored = partial(score_paths, space, ledger)
+        explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
-        require_found(asked, regions[0])
-    return exploration(space, asked, cost, ledger)
+        raise nothing_fits(asked, regions[0])
+    return _exploration(space, asked, cost, ledger)
 
 
-def _number(budget: str | float | Budget) -> float:
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
-    return budget.latency_ms if isinstance(budget, Budget) else float(budget)
+def _budgets(given: str | float | Budget | Sequence[str | float | Budget]) -> list[float]:
+    """One budget, or each of several, in the unit of costs; text and `Budget`s in milliseconds."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [number for budget in given for number in _budgets(budget)]
+    own = Budget.parse(given) if isinstance(given, str) else given
+    return [own.latency_ms if isinstance(own, Budget) else float(own)]
 
 
 def _check(
@@ -128,21 +138,12 @@ def _check(
         )
 
 
-def _graph(space: Space[Any] | SearchSpace) -> Graph:
-    if isinstance(space, SearchSpace):
-        return Graph.of(space)
-    return Graph.choices(space)
-
-
 def _edges(graph: Graph) -> list[list[list[int]]]:
     return [[c.tolist() for c in (x.source, x.value, x.target)] for x in graph.levels]
 
 
-def _refuse_other(out: str | Path | None, resume: bool, identity: Record) -> None:
+def _refuse_other(folder: Path, resume: bool, identity: Record) -> None:
     """Raise `RunError` if a folder belongs to another search."""
-    if out is None:
-        return
-    folder = Path(out)
     file = folder / "settings.json"
     if file.exists():
         if not resume:
@@ -157,11 +158,35 @@ def _refuse_other(out: str | Path | None, resume: bool, identity: Record) -> Non
         raise RunError(f"{folder} has candidates of an unknown search", "choose another folder")
 
 
-def _journal(out: str | Path | None, identity: Record) -> Journal | None:
-    """The journal of a folder, which is marked as that of this search."""
-    if out is None:
-        return None
-    file = Path(out) / "settings.json"
+def _journal(folder: Path, identity: Record) -> Journal:
+    """The journal of scores in a folder, which is marked as that of this search."""
+    file = folder / "settings.json"
     if not file.exists():
         write_json(file, identity)
-    return Journal(Path(out) / "candidates.jsonl")
+    return Journal(folder / "candidates.jsonl")
+
+
+def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exploration:
+    known = asked.known
+    costs, scores = cost.costs_of(known.paths).tolist(), known.scores.tolist()
+    found = tuple(
+        Found(decode(space, path), c, s) for path, c, s in zip(known.paths, costs, scores)
+    )
+    bound = max(region.limits[0].bound for region in asked.regions)
+    return Exploration(
+        candidates=found,
+        front=tuple(found[i] for i in pareto(costs, scores)),
+        answers=tuple(_answer(region, known, found) for region in asked.regions),
+        proposals=asked.proposals,
+        rejections=dict(asked.rejections),
+        set_aside={r["architecture"]: r["error"] for r in ledger.records.values() if "error" in r},
+        hypervolume=tuple(hypervolumes(costs, scores, bound, min(scores, default=0.0))),
+        rank_correlation=asked.rank_correlation,
+    )
+
+
+def _answer(region: Region, known: Known, found: Sequence[Found]) -> Answer:
+    fitting = np.flatnonzero(region.fits(known.paths))
+    best = int(fitting[np.argmax(known.scores[fitting])]) if len(fitting) else None
+    quality = judge(region, known, None if best is None else known.paths[best])
+    return Answer(region.limits[0].bound, None if best is None else found[best], quality)

@@ -147,7 +147,7 @@ class Contest:
         settings = self.job.settings
         chosen = [a for a in self.job.scores.drawn if self.job.fits(a, self.region)]
         if new and (missing := settings.evaluations - len(chosen)) > 0:
-            paths = self.region.sample(missing, np.random.default_rng(settings.seed + 1))
+            paths = self.region.within.sample(missing, np.random.default_rng(settings.seed + 1))
             chosen += [decode(self.job.space, p) for p in paths[self.region.fits(paths)]]
         return chosen
 

@@ -31,7 +31,7 @@ from nas.runtimes import VERBS, load_runtime
 from nas.settings import Distribution, Settings
 from nas.space.architecture import Architecture
 from nas.strategy.constraints import Region
-from nas.strategy.loop import require_found
+from nas.strategy.loop import nothing_fits
 from nas.strategy.searchers import Searcher
 from nas.strategy.statistics import hypervolumes
 
@@ -202,7 +202,7 @@ class _Run:
         else:
             searcher = self._evolve(job.regions)
             if not len(searcher.known):
-                require_found(searcher, job.regions[0])
+                raise nothing_fits(searcher, job.regions[0])
         score_all(job, "largest", [job.space.largest])
         if error := job.scores.ledger.records.get(job.space.largest.id, {}).get("error"):
             raise EvaluationError(

@@ -164,7 +164,7 @@ class Scores:
         if len(known) >= JUDGED_FROM:
             paths = np.array([encode(space, a) for a in known])
             noise = np.array([self.noise(a) for a in known])
-            scores = Surrogate(space.positions).fit(paths, scores, noise).predict(paths)
+            scores = Surrogate.fit(space.positions, paths, scores, noise).predict(paths)
         return dict(zip(known, scores.tolist()))
 
 

@@ -1,4 +1,4 @@
-"""A path as the features of its choices, for the surrogates."""
+"""The features of a path: what the surrogates see of its choices."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from nas.trellis.graph import Floats, Ints
 
 
 class Fields:
-    """Paths as features: each field of each position as categories, and as levels where ordered.
+    """The features of paths, field by field.
 
-    Rows of one field have norm 1, so that the inner product of two paths within a field is their
-    likeness: 1 where they agree; where they do not, -1 / (values - 1) for categories, and falling
+    A field is one of the dataclass that a position chooses, or the position itself. Its values are
+    categories; those of three or more numbers are levels besides, which count as another field. The
+    features of a field have norm 1, so that the inner product of two paths within it is their
+    likeness: 1 where they agree; where they differ, -1 / (values - 1) for categories, and falling
     to -1 with the distance for levels.
+
+    `tables` holds (values, features) for each position, `owner` (features,) the number of the field
+    of each feature, and `count` how many fields there are.
     """
 
     def __init__(self, positions: Sequence[Position]) -> None:
-        self.tables: list[Floats] = []  # for each position (values, features)
+        self.tables: list[Floats] = []
         owner: list[int] = []
         for position in positions:
             blocks = [block for column in _columns(position.values) for block in _codes(column)]
@@ -29,16 +34,16 @@ class Fields:
                 owner += [len(set(owner))] * block.shape[1]
             empty = np.zeros((len(position.values), 0))
             self.tables.append(np.concatenate([empty, *blocks], axis=1))
-        self.owner = np.array(owner, dtype=np.int64)  # the field of each feature
+        self.owner = np.array(owner, dtype=np.int64)
         self.count = len(set(owner))
 
     def __call__(self, paths: Ints) -> Floats:
-        """(n, features) for value indices (n, positions)."""
+        """The features (n, features) of paths (n, positions)."""
         return np.concatenate([t[paths[:, i]] for i, t in enumerate(self.tables)], axis=1)
 
 
 def _columns(values: Sequence[Any]) -> list[list[Any]]:
-    """Values by field: a dataclass has its own, anything else is one; `None` has none of them."""
+    """The values of a position by field, where `None` (no item of a `Repeat`) has None in each."""
     width = max((len(fields(v)) for v in values if is_dataclass(v)), default=0)
     if not width:
         return [list(values)]
@@ -48,7 +53,10 @@ def _columns(values: Sequence[Any]) -> list[list[Any]]:
 
 
 def _codes(column: list[Any]) -> list[Floats]:
-    """Codes of a field's values, one block a kind; none where there is nothing to choose."""
+    """The features of a field's values: categories, and levels if there are three or more numbers.
+
+    A field with one value has no features.
+    """
     kinds = list(dict.fromkeys(column))
     n = len(kinds)
     if n < 2:

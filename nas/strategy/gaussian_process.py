@@ -1,14 +1,17 @@
-"""What is known of scores, as a function of the choices: a Gaussian process.
+"""A Gaussian process from the choices of a path to its score, by which candidates are screened.
 
-It screens candidates: it knows what it does not know, takes in noise, and its kernel holds what
-each choice adds, what pairs do together, and what only whole combinations do; how much of each, and
-how much each field matters, is learned (Rasmussen and Williams, Gaussian Processes for Machine
-Learning, 2006, sections 4.2 and 5.4).
+It says how uncertain its predictions are and takes in the noise of scores. Its kernel has a part
+for what each choice adds, one for what pairs of choices do together, and one for what only whole
+combinations do. How much of each there is, and how much each field matters, is learned from the
+scores (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, sections 4.2 and
+5.4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +24,7 @@ from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Ints
 
 _JITTER = 1e-6
-_LEARNED_FROM = (
-    400  # scores that the kernel is learned from at most; all of them are predicted from
-)
+_LEARNED_FROM = 400  # scores at most that the kernel is learned from; all are predicted from
 # Logarithms of: additive, pairwise and joint variance, length of the joint part, noise (of scores
 # scaled to a variance of 1): the mode of their normal prior, and its standard deviation. Additive
 # unless the scores say otherwise, with a noise that is neither ruled out nor assumed.
@@ -33,7 +34,7 @@ _BOUNDS = [(-7.0, 4.0)] * 3 + [(-3.0, 3.0), (-12.0, 1.0)]
 
 
 class _Kernel(NamedTuple):
-    """Weights of the fields (they sum to 1), and the five numbers of the prior above."""
+    """The weights of the fields (they sum to 1), and the five numbers of the prior above."""
 
     weights: Floats
     additive: float
@@ -56,76 +57,106 @@ class _Kernel(NamedTuple):
         return likeness * (self.additive + self.pairwise * likeness) + tail
 
 
+@dataclass(frozen=True, eq=False)
 class Surrogate:
-    """A Gaussian process from the choices of a path to its score; `fit` first, again with more."""
+    """A Gaussian process that has been fitted to scores (`Surrogate.fit`).
 
-    def __init__(self, positions: Sequence[Position]) -> None:
-        self.fields = Fields(positions)
-        self._theta: Floats | None = None
+    Its numbers are of scores scaled to `(score - mean) / scale`: `theta` (fields + 5,), the
+    logarithms of what its kernel has learned; `x`, the weighted features of the paths fitted to;
+    `lower`, the Cholesky factor of their covariance; `alpha`, the solution with their scores.
+    """
 
+    fields: Fields
+    theta: Floats
+    mean: float
+    scale: float
+    x: Floats
+    lower: Floats
+    alpha: Floats
+
+    @classmethod
     @one_thread()
-    def fit(self, paths: Ints, scores: Floats, noise: Floats | float = 0.0) -> Surrogate:
-        """`noise` is the variance of each score as a measurement, as far as it is known."""
-        x = self.fields(paths)
-        self._mean, self._scale = float(scores.mean()), float(scores.std()) or 1.0
-        y = (scores - self._mean) / self._scale
-        known = np.broadcast_to(np.asarray(noise) / self._scale**2, y.shape)
-        self._learn(x, y, known)
-        self._x = x * np.sqrt(self._kernel.weights[self.fields.owner])
-        own = self._kernel(self._x @ self._x.T)
-        own[np.diag_indices(len(y))] += known + self._kernel.noise + _JITTER
-        self._lower = cholesky(own, lower=True)
-        self._alpha = cho_solve((self._lower, True), y)
-        return self
+    def fit(
+        cls,
+        positions: Sequence[Position],
+        paths: Ints,
+        scores: Floats,
+        noise: Floats | float = 0.0,
+        before: Surrogate | None = None,
+    ) -> Surrogate:
+        """Fit paths (n, positions) to scores (n,) with the variance `noise` (n,), as far as known.
 
-    def _learn(self, x: Floats, y: Floats, noise: Floats) -> None:
-        """The kernel that explains the scores best, from where the last one was."""
-        if len(y) > _LEARNED_FROM:  # the best, which matter, and of the others every so many
-            order = np.argsort(-y, kind="stable")
-            half = _LEARNED_FROM // 2
-            rest = order[half:]
-            some = np.concatenate([order[:half], rest[:: -(-len(rest) // half)]])
-            x, y, noise = x[some], y[some], noise[some]
-        first = self._theta is None
-        start = np.concatenate([np.zeros(self.fields.count), _PRIOR]) if first else self._theta
-        found = minimize(
-            _negative_evidence,
-            start,
-            args=(x, y, noise, self.fields.owner),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(-8.0, 8.0)] * self.fields.count + _BOUNDS,
-            options={"maxiter": 40 if first else 8},
-        )
-        self._theta = found.x
-        self._kernel = _Kernel.of(found.x)
+        The kernel is learned on from that of an earlier process `before`, of the same positions
+        and fewer scores, which takes fewer steps.
+        """
+        fields = Fields(positions) if before is None else before.fields
+        x = fields(paths)
+        mean, scale = float(scores.mean()), float(scores.std()) or 1.0
+        y = (scores - mean) / scale
+        known = np.broadcast_to(np.asarray(noise) / scale**2, y.shape)
+        theta = _learned(fields, x, y, known, None if before is None else before.theta)
+        kernel = _Kernel.of(theta)
+        x = x * np.sqrt(kernel.weights[fields.owner])
+        own = kernel(x @ x.T)
+        own[np.diag_indices(len(y))] += known + kernel.noise + _JITTER
+        lower = cholesky(own, lower=True)
+        return cls(fields, theta, mean, scale, x, lower, cho_solve((lower, True), y))
+
+    def __len__(self) -> int:
+        """The number of scores that it was fitted to."""
+        return len(self.alpha)
+
+    @cached_property
+    def _kernel(self) -> _Kernel:
+        return _Kernel.of(self.theta)
 
     def _towards(self, paths: Ints) -> tuple[Floats, Floats]:
-        """Features of paths, weighted, and their kernel with what was fitted (n, fitted)."""
+        """The weighted features of paths, and their kernel with the paths fitted to (n, fitted)."""
         x = self.fields(paths) * np.sqrt(self._kernel.weights[self.fields.owner])
-        return x, self._kernel(x @ self._x.T)
+        return x, self._kernel(x @ self.x.T)
 
     @one_thread()
     def predict(self, paths: Ints) -> Floats:
-        """Expected scores (n,), free of noise: also those of fitted paths."""
-        mean: Floats = self._mean + self._scale * (self._towards(paths)[1] @ self._alpha)
+        """The expected scores (n,) of paths (n, positions), without noise, also of those fitted."""
+        mean: Floats = self.mean + self.scale * (self._towards(paths)[1] @ self.alpha)
         return mean
 
     @one_thread()
     def posterior(self, paths: Ints) -> tuple[Floats, Floats]:
-        """Expected scores (n,) and their standard deviations (n,)."""
+        """The expected scores (n,) of paths (n, positions), and their standard deviations (n,)."""
         _, near = self._towards(paths)
-        known = solve_triangular(self._lower, near.T, lower=True)
+        known = solve_triangular(self.lower, near.T, lower=True)
         variance = np.maximum(self._kernel.variance - (known**2).sum(0), 1e-12)
-        return self._mean + self._scale * (near @ self._alpha), self._scale * np.sqrt(variance)
+        return self.mean + self.scale * (near @ self.alpha), self.scale * np.sqrt(variance)
 
     @one_thread()
     def covariance(self, paths: Ints) -> Floats:
-        """What is not known of these paths, together (n, n)."""
+        """The covariance (n, n) of the expected scores of paths (n, positions)."""
         x, near = self._towards(paths)
-        known = solve_triangular(self._lower, near.T, lower=True)
-        left: Floats = self._scale**2 * (self._kernel(x @ x.T) - known.T @ known)
+        known = solve_triangular(self.lower, near.T, lower=True)
+        left: Floats = self.scale**2 * (self._kernel(x @ x.T) - known.T @ known)
         return left
+
+
+def _learned(fields: Fields, x: Floats, y: Floats, noise: Floats, start: Floats | None) -> Floats:
+    """The logarithms `theta` of the kernel that explains the scores best, from `start` if given."""
+    if len(y) > _LEARNED_FROM:  # the best scores, which matter, and some evenly of the others
+        order = np.argsort(-y, kind="stable")
+        half = _LEARNED_FROM // 2
+        rest = order[half:]
+        some = np.concatenate([order[:half], rest[:: -(-len(rest) // half)]])
+        x, y, noise = x[some], y[some], noise[some]
+    found = minimize(
+        _negative_evidence,
+        np.concatenate([np.zeros(fields.count), _PRIOR]) if start is None else start,
+        args=(x, y, noise, fields.owner),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-8.0, 8.0)] * fields.count + _BOUNDS,
+        options={"maxiter": 40 if start is None else 8},
+    )
+    theta: Floats = found.x
+    return theta
 
 
 def _negative_evidence(
@@ -146,7 +177,7 @@ def _negative_evidence(
     inverse = cho_solve(factor, np.eye(len(y)))
     alpha = inverse @ y
     value = 0.5 * float(y @ alpha) + float(np.log(np.diag(factor[0])).sum())
-    slope = 0.5 * (inverse - np.outer(alpha, alpha))  # of the value by each entry of the kernel
+    slope = 0.5 * (inverse - np.outer(alpha, alpha))  # the value's, by each entry of the kernel
     tail = kernel.joint * np.exp((likeness - 1) / kernel.length)
     by_likeness = slope * (kernel.additive + 2 * kernel.pairwise * likeness + tail / kernel.length)
     by_weight = np.bincount(owner, ((by_likeness @ x) * x).sum(0), minlength=len(kernel.weights))

@@ -1,7 +1,7 @@
-"""The loop: ask a searcher, have its paths scored, tell it.
+"""The loop of a search: a searcher is asked for paths, these are scored, and it is told the scores.
 
-Paths are asked for in batches of a fixed size and told in the order in which they were asked for.
-So the number of workers, and the order in which they finish, change nothing of the result.
+Paths are asked for in batches of a fixed size, and told in the order in which they were asked for.
+So the result depends neither on the number of workers nor on the order in which they finish.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Score:
-    """What came of one path: its score and that score's variance, or why it has none."""
+    """The score of a path and the variance of that score as a measurement, or why it has none."""
 
     value: float = math.nan
     noise: float = 0.0
@@ -29,7 +29,7 @@ class Score:
 
 @dataclass
 class Patience:
-    """How many candidates of a run may fail: a share of them, and in any case a few."""
+    """The number of candidates of a run that may fail: a share of those tried, and always a few."""
 
     share: float = 0.25
     always: int = 4
@@ -37,7 +37,7 @@ class Patience:
     failed: int = 0
 
     def note(self, error: str) -> None:
-        """Count one more, failed if there is an error; `EvaluationError` when too many have."""
+        """Count one candidate, failed if it has an error; `EvaluationError` if too many have."""
         self.tried += 1
         self.failed += bool(error)
         if error and self.failed > max(self.always, self.share * self.tried):
@@ -55,10 +55,11 @@ def explore(
     batch: int = BATCH,
     patience: Patience | None = None,
 ) -> int:
-    """Ask, score, tell, up to a number of evaluations; returns how many there were.
+    """Ask a searcher for up to so many paths, have them scored, and tell it; returns their number.
 
-    Fewer where everything that fits has been scored or nothing new is found. A path without a
-    score is set aside and never asked for again; `EvaluationError` when too many are.
+    There are fewer where everything that fits has been scored, or nothing new is found. A path
+    whose score has an error is set aside and never asked for again; `EvaluationError` when
+    `patience` ends.
     """
     patience = patience or Patience()
     done = 0
@@ -76,11 +77,11 @@ def explore(
     return done
 
 
-def require_found(searcher: Searcher, region: Region) -> None:
-    """Raise `InfeasibleError` when bounded tries have found nothing that meets all limits."""
+def nothing_fits(searcher: Searcher, region: Region) -> InfeasibleError:
+    """The error of a search without a proposal that keeps all limits; it says which reject most."""
     rejected = {c: n for c, n in searcher.rejections.items() if n and c.startswith("over_")}
     causes = ", ".join(f"{n} {c.replace('_', ' ')}" for c, n in sorted(rejected.items()))
-    raise InfeasibleError(
+    return InfeasibleError(
         f"none of {searcher.proposals:,} proposals meets {' and '.join(map(str, region.limits))}"
         f" (rejected: {causes or 'none'})",
         "raise the limit that rejects most",

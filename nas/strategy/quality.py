@@ -1,40 +1,44 @@
-"""How good the answer of a search is, by everything known."""
+"""The quality of an answer: how far it may be from the best there is, by everything known."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from nas.strategy.constraints import Region
 from nas.strategy.ridge import Ridge
 from nas.strategy.searchers import Known
 from nas.trellis.graph import Ints
 
-JUDGED_FROM = 24  # scores below which nothing can be said about what is not scored
+JUDGED_FROM = 24  # scores; a surrogate of fewer says nothing about paths without a score
+_TICKS = 8192
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How far the answer may be from the best there is, and what more budget would bring.
+    """How far an answer may be from the best there is, and what more budget would bring.
 
-    `bound` is exact for the surrogate: no path that fits is predicted above it (additive given the
-    first choice, costs rounded down; as far as the cost is known where it is a black box).
-    `within_budget` counts by the limit that leaves least, black boxes left out. `gap` is what the
-    answer is predicted below it; `error` is the root mean square error of these predictions on
-    scores left out of the fit.
+    `bound` is the highest score that the ridge regression predicts for any path that fits, or more
+    (costs are rounded down; as far as the cost is known, where it is a black box); `gap` is how
+    much lower it predicts the answer; `error` is the root mean square error of its predictions on
+    scores left out of the fit; `gain_10_percent` is the rise of `bound` with a budget 10 % higher.
+    All four are in the unit of scores, and None where too little is known.
+
+    `within_budget` counts the paths that keep the limit that leaves the fewest, black boxes left
+    out; `share_within_budget` is its share of all `architectures`.
     """
 
     bound: float | None
     gap: float | None
     error: float | None
-    gain_10_percent: float | None  # how much the bound rises with 10 % more budget
+    gain_10_percent: float | None
     architectures: int
     within_budget: int
-    share_within_budget: float  # of uniform draws from the whole space
+    share_within_budget: float
 
     def summary(self) -> dict[str, Any]:
+        """The fields by name as `run.json` holds them, numbers above 0.001 to four decimals."""
+
         def short(x: Any) -> Any:
             return round(x, 4) if isinstance(x, float) and x > 1e-3 else x
 
@@ -42,15 +46,14 @@ class Quality:
 
 
 def judge(region: Region, known: Known, answer: Ints | None) -> Quality:
-    """The quality of an answer (positions,), by everything known."""
-    budget = region.limits[0]
+    """The quality of an answer (positions,) within a region, by all scores known; None is none."""
     count = region.graph.count
     inside = count
     for limit in region.limits:
         if limit.exact and limit.trellis and limit.bound < limit.trellis.slowest:
-            inside = min(inside, limit.trellis.within(limit.bound, ticks=8192).count)
+            inside = min(inside, limit.trellis.within(limit.bound, ticks=_TICKS).count)
     bound = gap = error = gain = None
-    if len(known) >= JUDGED_FROM and budget.trellis is not None:
+    if len(known) >= JUDGED_FROM and region.limits[0].trellis is not None:
         ridge = Ridge.fit(known.positions, known.paths, known.scores)
         error = ridge.error
         bound = _bound(region, ridge, 1.0)
@@ -61,7 +64,7 @@ def judge(region: Region, known: Known, answer: Ints | None) -> Quality:
 
 
 def _bound(region: Region, ridge: Ridge, more: float) -> float:
-    """The least of the bounds of every additive limit, the budget raised by a factor."""
+    """The lowest of the bounds by each limit that has a trellis, with `more` times the budget."""
     found = []
     for i, limit in enumerate(region.limits):
         if limit.trellis is None:
@@ -72,13 +75,3 @@ def _bound(region: Region, ridge: Ridge, more: float) -> float:
             max(trellis.bound(max(reach, trellis.fastest), tables) for tables in ridge.tables)
         )
     return min(found)
-
-
-def in_budget(region: Region, known: Known) -> Ints | None:
-    """The known path with the highest score that meets all limits."""
-    fits = region.fits(known.paths)
-    if not fits.any():
-        return None
-    values = np.where(fits, known.scores, -np.inf)
-    best: Ints = known.paths[int(np.argmax(values))]
-    return best

@@ -1,11 +1,13 @@
-"""What is known of scores as a sum over the choices, given the first: for seeds, and a bound."""
+"""Ridge regression from the choices of a path to its score, as a sum that the trellis can maximise.
+
+Its maximum over all paths that fit is exact: it seeds the search, and bounds what can be found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -13,25 +15,27 @@ from nas.space.rules import Position
 from nas.strategy.features import Fields
 from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Ints
+from nas.trellis.within import Within
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """Ridge regression that is additive given the first choice; the penalty is that of the least
-    leave-one-out error.
+    """Ridge regression that is additive given the first choice.
 
-    The first position (in our spaces the resolution) scales everything after it, so each other
-    choice has a coefficient besides for every value of the first.
+    The first position (in our spaces the resolution) scales everything after it, so every feature
+    of the others has a weight of its own for each value of the first, besides the one for all.
+    `error` is the root mean square of the leave-one-out error, in the unit of scores.
     """
 
     fields: Fields
     weights: Floats
     mean: float
-    error: float  # root mean square of the leave-one-out error
+    error: float
 
     @classmethod
     @one_thread()
     def fit(cls, positions: Sequence[Position], paths: Ints, scores: Floats) -> Ridge:
+        """Fit paths (n, positions) to scores (n,), by the penalty of least leave-one-out error."""
         own = Fields(positions)
         x, mean = cls._features(own, paths), float(scores.mean())
         y = scores - mean
@@ -62,13 +66,15 @@ class Ridge:
 
     @one_thread()
     def predict(self, paths: Ints) -> Floats:
+        """The expected scores (n,) of paths (n, positions)."""
         return self.mean + self._features(self.fields, paths) @ self.weights
 
     @cached_property
     def tables(self) -> list[list[Floats]]:
-        """For each value of the first position what each value of each position adds.
+        """What each value of each position adds to the score, given each value of the first.
 
-        The other values of the first are forbidden: minus infinity.
+        `tables[k][position]` (values,) holds for paths whose first choice is value `k`; the other
+        values of the first position have minus infinity there.
         """
         values = len(self.fields.tables[0])
         rest = sum(t.shape[1] for t in self.fields.tables[1:])
@@ -85,6 +91,6 @@ class Ridge:
             found.append(tables)
         return found
 
-    def maximise(self, solve: Callable[[list[Floats]], tuple[Any, float]]) -> tuple[Any, float]:
-        """The best that `solve(tables)` finds for any first value: a path, and its score."""
-        return max((solve(tables) for tables in self.tables), key=lambda found: found[1])
+    def maximise(self, within: Within) -> tuple[Ints, float]:
+        """Of the paths that fit the one (positions,) of highest expected score, and that score."""
+        return max((within.best(tables) for tables in self.tables), key=lambda found: found[1])

@@ -1,4 +1,4 @@
-"""Statistics of a search: ranks and fronts."""
+"""Statistics of costs and scores: rank correlation, fronts, and the area that they dominate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats in both (lower cost, higher score), by cost."""
+    """The indices of the Pareto front, by cost; of several equal points it holds one.
+
+    A point is on it if no other is as cheap with a higher score, or cheaper with as high a score.
+    """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i]))
     front: list[int] = []
     for i in order:
@@ -31,10 +34,10 @@ def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def hypervolumes(
     costs: Sequence[float], scores: Sequence[float], limit: float, base: float
 ) -> list[float]:
-    """For each number of points, the area that the first so many dominate.
+    """The area that the first points dominate, for each number of them (as many as points).
 
-    Below cost `limit` and above score `base`, as a share of the rectangle down to cost 0 and up to
-    the best score: 1 were the best score free.
+    It lies below the cost `limit` and above the score `base`, as a share of the rectangle down to
+    cost 0 and up to the best score: 1 is the best score at no cost.
     """
     from pymoo.indicators.hv import HV
 

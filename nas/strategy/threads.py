@@ -11,8 +11,10 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread: with two it rounds in another way, so that a search would go
-    another way on another number of cores, and while others use these it takes ten times as long.
+    """Run linear algebra on one thread inside the block.
+
+    On two threads it rounds in another way, so that a search would go another way on another number
+    of cores; and while other processes use these, it takes ten times as long.
     """
     with _blas().limit(limits=1, user_api="blas"):
         yield
@@ -20,5 +22,5 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The libraries of linear algebra in this process."""
+    """The libraries of linear algebra in this process; to look for them takes milliseconds."""
     return ThreadpoolController()

@@ -164,6 +164,11 @@ class Trellis:
         return found
 
 
+def whole(graph: Graph) -> Within:
+    """All paths of a graph, whatever they cost."""
+    return Trellis(graph, lambda _: 0.0).within(0.0, ticks=1)
+
+
 def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[Floats]:
     """What each edge costs (edges,), by level; `total` gives the cost of its items together.
 
@@ -171,7 +176,7 @@ def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[
     counted once for each place of weights: a layer that runs in several phases occurs several times
     on one edge (never on two) and takes its time in each phase, but has its weights once.
     """
-    return [np.array([total(items) for items in level.items], float) for level in graph.levels]
+    return [np.array([total(items) for items in level.items]) for level in graph.levels]
 
 
 # A whole number of ticks must not become another by a rounding error. Rounding down stays proven:

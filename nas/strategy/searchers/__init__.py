@@ -1,9 +1,8 @@
-"""Searchers behind ask and tell: what to try next, given what is known.
+"""Searchers: which paths to try next, given the scores known.
 
-A searcher is one file with one function `propose(region, known, n, rng)`, or an object that is
-called like it: candidates for one region, best first, of any number. Everything else is done here
-once: the rejection step, counts by cause, several budgets in turn, never the same path twice. It
-knows nothing of torch, files or workers.
+A searcher is one file here with a function `make(**settings)` that returns its `Propose`. All the
+rest is written once, in `Searcher`: the rejection step, counts of rejections by cause, turns of
+several budgets, and that no path is asked for twice. Nothing here knows of torch, files or workers.
 """
 
 from __future__ import annotations
@@ -23,14 +22,16 @@ from nas.strategy.constraints import Region
 from nas.strategy.statistics import spearman
 from nas.trellis.graph import Floats, Ints
 
-_TRIES = 20  # rounds of proposals before giving up on finding more
-_MOST = 4096  # proposals of a round, where most are rejected
+_TRIES = 20  # rounds of proposals after which no more are looked for
+_MOST = 4096  # proposals of one round, where most are rejected
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Everything scored so far: paths (n, positions), scores (n,), and the variance of each score
-    as a measurement (n,), 0 where it is exact or nobody knows."""
+    """All paths scored so far (n, positions), their scores (n,), and the noise of these (n,).
+
+    The noise of a score is its variance as a measurement: 0 where it is exact or unknown.
+    """
 
     positions: tuple[Position, ...]
     paths: Ints
@@ -41,6 +42,7 @@ class Known:
         return len(self.scores)
 
     def within(self, region: Region) -> Known:
+        """The part of it that keeps all limits of a region."""
         fits = region.fits(self.paths)
         return Known(self.positions, self.paths[fits], self.scores[fits], self.noise[fits])
 
@@ -50,17 +52,23 @@ class Known:
 
 
 class Propose(Protocol):
-    """Candidates (any number, positions) for one region, best first."""
+    """A search algorithm: candidates for one region, given all that is known.
 
-    def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints: ...
+    One that predicts scores shows by what in an attribute `surrogate`, so that `Searcher` can
+    compare its predictions with the scores that come.
+    """
+
+    def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
+        """Candidates (any number, positions), best first; the first `n` new ones that fit count."""
 
 
 def searcher_names() -> list[str]:
+    """The names of all searchers, which are those of the files here."""
     return sorted(module.name for module in iter_modules(__path__))
 
 
 def load_propose(name: str, **settings: Any) -> Propose:
-    """The searcher called `name`, with its settings where it has any."""
+    """The algorithm of the searcher called `name`; `UnknownNameError` if there is none."""
     if name not in searcher_names():
         raise UnknownNameError("searcher", name, searcher_names())
     module = import_module(f"nas.strategy.searchers.{name}")
@@ -69,11 +77,12 @@ def load_propose(name: str, **settings: Any) -> Propose:
 
 
 class Searcher:
-    """Ask for paths, tell their scores; every path asked for is new and meets all limits.
+    """A search by ask and tell: every path that `ask` returns is new and keeps all limits.
 
-    With several regions (budgets) each ask serves them in turn; a score told counts for all of
-    them. Proposals and rejections by cause are counted. The same seed and the same scores give the
-    same questions.
+    With several regions (one for each budget) the paths of an ask are for each in turn; a score
+    told counts for all of them. `proposals` counts the paths looked at, `rejections` those not
+    asked for, by cause; `unseen` holds for each score the surrogate's prediction before it came,
+    and the score. The same seed and the same scores give the same paths.
     """
 
     def __init__(
@@ -89,13 +98,14 @@ class Searcher:
         self.rejections: Counter[str] = Counter({"duplicate": 0})
         for region in regions:
             self.rejections.update({limit.cause: 0 for limit in region.limits})
-        self.unseen: list[tuple[float, float]] = []  # what was predicted of a score, and the score
+        self.unseen: list[tuple[float, float]] = []
         self._scores: dict[tuple[int, ...], tuple[float, float]] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._turn = 0
 
     @property
     def known(self) -> Known:
+        """All scores told so far, in the order in which they were told."""
         n = len(self._scores)
         scores = np.array(list(self._scores.values()), dtype=float).reshape(n, 2)
         paths = np.array(list(self._scores), dtype=np.int64).reshape(n, len(self.positions))
@@ -103,12 +113,13 @@ class Searcher:
 
     @property
     def rank_correlation(self) -> float:
-        """Of the surrogate's predictions with scores that it had not seen; nan without one."""
+        """Spearman's, of the surrogate's predictions with scores not seen; nan without those."""
         return spearman(*zip(*self.unseen)) if len(self.unseen) > 2 else float("nan")
 
     def tell(
         self, paths: Ints, scores: Sequence[float], noise: Sequence[float] | float = 0.0
     ) -> None:
+        """Learn the scores (n,) of paths (n, positions), asked for or not, and their variances."""
         surrogate = getattr(self.propose, "surrogate", None)
         asked = [tuple(path) in self._seen for path in paths.tolist()]
         if surrogate is not None and any(asked):
@@ -120,7 +131,7 @@ class Searcher:
             self._seen.add(tuple(path))
 
     def ask(self, n: int) -> Ints:
-        """`n` new paths, distinct; fewer if none are left or none are found."""
+        """`n` distinct new paths (n, positions); fewer where no more are left or found."""
         chosen: list[tuple[int, ...]] = []
         turns = [(self._turn + i) % len(self.regions) for i in range(n)]
         self._turn = (self._turn + n) % len(self.regions)
@@ -130,20 +141,19 @@ class Searcher:
         return np.array(chosen, dtype=np.int64).reshape(len(chosen), len(self.positions))
 
     def _fill(self, region: Region, known: Known, chosen: list[tuple[int, ...]], upto: int) -> None:
+        """Choose new paths of one region until `upto` are chosen, or after many tries."""
         for i in range(_TRIES):
             if len(chosen) >= upto or (i and self._exhausted(region)):
                 return
             wanted = min((upto - len(chosen)) << i, max(_MOST, upto))
-            stuck = i >= _TRIES // 2  # a searcher that repeats itself is helped by chance
-            proposed = (
-                region.anywhere(wanted, self.rng)
-                if stuck
-                else self.propose(region, known, wanted, self.rng)
-            )
+            if i < _TRIES // 2:
+                proposed = self.propose(region, known, wanted, self.rng)
+            else:  # the searcher repeats itself: random draws instead
+                proposed = region.anywhere(wanted, self.rng)
             self._accept(region, proposed, chosen, upto)
 
     def _exhausted(self, region: Region) -> bool:
-        """Whether as many paths are known as the region proposes from, so that few can be left."""
+        """Whether every path that the region can propose is known already."""
         count = region.within.count if region.exact else region.graph.count
         if len(self._seen) < count:
             return False
@@ -152,7 +162,7 @@ class Searcher:
     def _accept(
         self, region: Region, paths: Ints, chosen: list[tuple[int, ...]], upto: int
     ) -> None:
-        """The rejection step: every proposal's true costs, in order, until there are enough."""
+        """The rejection step: choose new paths that keep all limits, in order, until `upto`."""
         step = max(2 * (upto - len(chosen)), 8)
         for start in range(0, len(paths), step):
             chunk = paths[start : start + step]

@@ -3,8 +3,9 @@
 After the evolutionary search of once-for-all (Cai et al., ICLR 2020) and SparseViT (CVPR 2023),
 with two differences: children come from the trellis, so that none is thrown away for its latency,
 and many generations run on a surrogate for each candidate that is scored for real. Candidates are
-screened by expected improvement (Jones et al., 1998), and those scored together are chosen one
-after the other as if the ones before were known, so that they do not all ask the same question.
+screened by expected improvement (Jones et al., 1998). Those that will be scored together are chosen
+one after the other as if the scores of the ones before were known, so that they do not all try the
+same thing.
 """
 
 from __future__ import annotations
@@ -23,45 +24,50 @@ from nas.trellis.graph import Floats, Ints
 
 @dataclass(eq=False)
 class Evolution:
-    """How the population moves on; population, parents and mutation after once-for-all.
+    """The evolutionary searcher; its population, parents and mutation are those of once-for-all.
 
-    `screened=0` is evolution without a surrogate. A surrogate is fitted from `random` scores on;
-    before, candidates are uniform draws.
+    A surrogate is fitted as soon as `random` scores are known; before, candidates are uniform
+    draws. From then on `screened` generations run on it for each one that is scored; with
+    `screened=0` there is no surrogate. `surrogate` is the one fitted last.
     """
 
     population: int = 96
     parents: int = 24
     mutation: float = 0.1
-    screened: int = 15  # generations on the surrogate for each real one
+    screened: int = 15
     random: int = 24
     surrogate: Surrogate | None = field(default=None, init=False)
-    _fitted_on: int = field(default=-1, init=False)
 
     def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
+        """Propose `n` or more paths (any number, positions) of the region, best first."""
         if self.screened and len(known) >= self.random:
-            return self._screen(self._fit(known), region, known, n, rng)
+            return self._screen(self._fitted(known), region, known, n, rng)
         inside = known.within(region)
         if self.screened or len(inside) < self.population:
-            return region.sample(n, rng)
+            return region.within.sample(n, rng)
         return self._vary(region, inside.best(self.parents), n, rng)
 
-    def _fit(self, known: Known) -> Surrogate:
-        if self.surrogate is None:
-            self.surrogate = Surrogate(known.positions)
-        if self._fitted_on != len(known):
-            self.surrogate.fit(known.paths, known.scores, known.noise)
-            self._fitted_on = len(known)
+    def _fitted(self, known: Known) -> Surrogate:
+        """The surrogate of everything known, fitted again where a score has come since."""
+        if self.surrogate is None or len(self.surrogate) != len(known):
+            self.surrogate = Surrogate.fit(
+                known.positions, known.paths, known.scores, known.noise, before=self.surrogate
+            )
         return self.surrogate
 
     def _screen(
         self, surrogate: Surrogate, region: Region, known: Known, n: int, rng: np.random.Generator
     ) -> Ints:
+        """New paths by generations on the surrogate, from the best known, random draws, and a seed.
+
+        The first `n` are chosen to be scored together.
+        """
         inside = known.within(region)
         expected = surrogate.predict(inside.paths) if len(inside) else np.zeros(0)
         best = float(expected.max(initial=-np.inf))
         half = self.population // 2
         start = [inside.paths[np.argsort(-expected, kind="stable")[:half]]]
-        start += [region.sample(half, rng), self._seed(region, known)]
+        start += [region.within.sample(half, rng), _seed(region, known)]
         pool = np.unique(np.concatenate(start), axis=0)
         gain = _gain(surrogate, pool, best)
         for _ in range(self.screened):
@@ -79,31 +85,34 @@ class Evolution:
         order = np.argsort(-gain, kind="stable")[: max(4 * n, 128)]
         return _apart(surrogate, pool[order], best, n)
 
-    def _seed(self, region: Region, known: Known) -> Ints:
-        """What would be best if choices only added up, as the trellis finds it."""
-        ridge = Ridge.fit(known.positions, known.paths, known.scores)
-        path, score = ridge.maximise(region.within.best)
-        return np.array([path]) if np.isfinite(score) else known.paths[:0]
-
     def _vary(self, region: Region, parents: Ints, n: int, rng: np.random.Generator) -> Ints:
-        """Half crossed pairs, half mutated copies."""
+        """Children (n, positions) of random parents: half crossed pairs, half mutated copies."""
         first, second = (parents[rng.integers(len(parents), size=n)] for _ in range(2))
         half = n // 2
-        crossed = region.crossover(first[:half], second[:half], rng)
-        return np.concatenate([crossed, region.mutate(first[half:], self.mutation, rng)])
+        crossed = region.within.crossover(first[:half], second[:half], rng)
+        return np.concatenate([crossed, region.within.mutate(first[half:], self.mutation, rng)])
+
+
+def _seed(region: Region, known: Known) -> Ints:
+    """The path (1, positions) that would be best if choices only added up; none if nothing fits."""
+    ridge = Ridge.fit(known.positions, known.paths, known.scores)
+    path, score = ridge.maximise(region.within)
+    return path[None] if np.isfinite(score) else known.paths[:0]
 
 
 def _among(paths: Ints, others: Ints) -> np.ndarray:
+    """Which of the paths are among others: booleans (n,)."""
     known = set(map(tuple, others.tolist()))
     return np.array([tuple(path) in known for path in paths.tolist()], dtype=bool)
 
 
 def _gain(surrogate: Surrogate, paths: Ints, best: float) -> Floats:
+    """The expected improvement (n,) of each of the paths on the score `best`."""
     return _improvement(*surrogate.posterior(paths), best) if len(paths) else np.zeros(0)
 
 
 def _improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
-    """Expected improvement on `best`; the mean where there is nothing to improve on."""
+    """The expected improvement on `best`; the mean where there is nothing to improve on."""
     if not np.isfinite(best):
         return mean
     z = (mean - best) / deviation
@@ -113,7 +122,11 @@ def _improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
 
 
 def _apart(surrogate: Surrogate, paths: Ints, best: float, n: int) -> Ints:
-    """The paths, `n` of them first: each the best given that those before it are known."""
+    """The paths in an order whose first `n` are worth scoring together.
+
+    Each of these has the highest expected improvement of those left, with the uncertainty that
+    remains once the scores of the ones before it are known.
+    """
     if len(paths) <= 1:
         return paths
     mean, covariance = surrogate.predict(paths), surrogate.covariance(paths)
@@ -130,5 +143,4 @@ def _apart(surrogate: Surrogate, paths: Ints, best: float, n: int) -> Ints:
     return paths[[*order, *np.flatnonzero(left)]]
 
 
-def make(**settings: float) -> Evolution:
-    return Evolution(**settings)  # type: ignore[arg-type]
+make = Evolution

@@ -1,8 +1,8 @@
 """NSGA-II (Deb et al., IEEE TEC 2002), from pymoo: the highest scores at the lowest cost.
 
-Parents are the survivors of everything known, by rank and crowding distance. Children are made by
-its tournament, simulated binary crossover and polynomial mutation over the indices of the values,
-which are written from the cheapest to the dearest; what does not fit is drawn instead.
+Parents are the survivors of everything known, by rank and crowding distance. Children come from its
+tournament, simulated binary crossover and polynomial mutation over the indices of the values, which
+are written from the cheapest to the dearest; choices that leave no way to fit are drawn instead.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 
 from nas.strategy.constraints import Region
-from nas.strategy.searchers import Known, Propose
+from nas.strategy.searchers import Known
 from nas.trellis.graph import Ints
 
 
 @dataclass(frozen=True)
 class Nsga2:
-    """Settings of NSGA-II."""
+    """NSGA-II; as long as fewer than `population` scores are known, candidates are random draws."""
 
     population: int = 48
 
     def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
+        """Propose about `n` children (any number, positions) of the survivors in the region."""
         from pymoo.core.population import Population
 
         inside = known.within(region)
         if len(inside) < self.population:
-            return region.sample(n, rng)
-        problem = _problem(region, known)
+            return region.within.sample(n, rng)
+        problem = _problem(known)
         costs = region.limits[0].costs_of(inside.paths)
         everyone = Population.new(X=inside.paths, F=np.stack([-inside.scores, costs], axis=1))
         algorithm = _algorithm(self.population)
@@ -41,11 +42,11 @@ class Nsga2:
             problem, parents, max(n, 2), algorithm=algorithm, random_state=rng
         )
         if not len(children):
-            return region.sample(n, rng)
-        return region.follow(np.rint(children.get("X")).astype(np.int64), rng)
+            return region.within.sample(n, rng)
+        return region.within.follow(np.rint(children.get("X")).astype(np.int64), rng)
 
 
-def _problem(region: Region, known: Known) -> Any:
+def _problem(known: Known) -> Any:
     from pymoo.core.problem import Problem
 
     highest = [len(position.values) - 1 for position in known.positions]
@@ -63,5 +64,4 @@ def _algorithm(population: int) -> Any:
     return NSGA2(pop_size=population, crossover=crossover, mutation=mutation)
 
 
-def make(population: int = 48) -> Propose:
-    return Nsga2(population)
+make = Nsga2

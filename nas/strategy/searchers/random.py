@@ -10,8 +10,10 @@ from nas.trellis.graph import Ints
 
 
 def propose(region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
-    return region.sample(n, rng)
+    """Draw `n` paths (n, positions) uniformly, whatever is known."""
+    return region.within.sample(n, rng)
 
 
 def make() -> Propose:
+    """The searcher, which has no settings."""
     return propose

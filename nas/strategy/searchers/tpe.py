@@ -1,6 +1,6 @@
 """The tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), from Optuna.
 
-Its suggestions are any values; the choices among them that leave no way to fit are drawn instead.
+It suggests values of each choice by itself; where these leave no way to fit, others are drawn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _SOME = 16  # suggestions at a time: each takes milliseconds
 
 
 def propose(region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
+    """Suggest up to `n` paths (some, positions), by the scores known inside the region."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution
 
@@ -38,8 +39,9 @@ def propose(region: Region, known: Known, n: int, rng: np.random.Generator) -> I
     )
     trials = [study.ask(choices) for _ in range(min(n, _SOME))]
     suggested = [[trial.params[name] for name in choices] for trial in trials]
-    return region.follow(np.array(suggested, dtype=np.int64), rng)
+    return region.within.follow(np.array(suggested, dtype=np.int64), rng)
 
 
 def make() -> Propose:
+    """The searcher, which has no settings."""
     return propose
