@@ -30,7 +30,7 @@ from nas.lowering.onnx import quiet
 from nas.network.calibration import METHODS, calibrate
 from nas.network.network import Network
 from nas.progress import bar
-from nas.runtimes.torch_cpu import quiet_process
+from nas.runtimes.host import quiet_process
 from nas.space.architecture import at_precision
 from nas.training.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
 

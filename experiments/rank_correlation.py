@@ -29,7 +29,7 @@ from nas.latency.table import kendall_tau
 from nas.network.macs import count_macs
 from nas.network.network import Network
 from nas.progress import bar
-from nas.runtimes.torch_cpu import keep_heap
+from nas.runtimes.host import keep_heap
 from nas.strategy.statistics import spearman
 from nas.training.supernet import Recipe, Trainer, faster_in_bf16
 from nas.trellis.graph import Graph, decode

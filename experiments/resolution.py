@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator
-from nas.runtimes.torch_cpu import keep_heap
+from nas.runtimes.host import keep_heap
 from nas.training.supernet import load_supernet, supernet_folder
 
 

@@ -26,7 +26,7 @@ from nas.latency.campaign import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
 from nas.run.contest import sparsities, uniform
-from nas.runtimes.torch_cpu import keep_heap
+from nas.runtimes.host import keep_heap
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.trellis.graph import decode
 

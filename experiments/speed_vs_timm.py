@@ -32,7 +32,7 @@ import timm_models  # noqa: E402 (how timm is imported beside a CPU build of tor
 
 from nas.families import load_space  # noqa: E402
 from nas.network.network import Network  # noqa: E402
-from nas.runtimes.torch_cpu import quiet_process  # noqa: E402
+from nas.runtimes.host import quiet_process  # noqa: E402
 from nas.training.pretrained import load_weights  # noqa: E402
 
 MODELS = (

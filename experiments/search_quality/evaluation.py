@@ -36,7 +36,7 @@ from nas.evaluation.racing import Race
 from nas.families import load_space
 from nas.latency.table import LatencyTable, shipped_folder
 from nas.records import Journal, read_json, write_json
-from nas.runtimes.torch_cpu import keep_heap
+from nas.runtimes.host import keep_heap
 from nas.strategy.gaussian_process import Surrogate
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.trellis.graph import decode, encode

@@ -80,7 +80,7 @@ class Job:
         self.imported = self._imported()
         shipped = [] if self.settings.fresh else self._shipped_scores()
         identity = self._checked(shipped)
-        from nas.runtimes.torch_cpu import keep_heap
+        from nas.runtimes.host import keep_heap
 
         keep_heap()
         self.evaluator = Evaluator(

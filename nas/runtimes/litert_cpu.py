@@ -8,7 +8,7 @@ from typing import Any
 from nas.errors import PreparationError
 from nas.lowering.tflite import LOWERING
 from nas.runtimes import Program, Runtime, timed
-from nas.runtimes.torch_cpu import describe_host, host_conditions
+from nas.runtimes.host import describe_host, host_conditions
 from nas.space.layer import Layer
 from nas.versions import installed
 
