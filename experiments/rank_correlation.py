@@ -25,7 +25,7 @@ import torch
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator, cores
 from nas.families import load_space
-from nas.latency.table import kendall_tau
+from nas.latency.fit import kendall_tau
 from nas.network.macs import count_macs
 from nas.network.network import Network
 from nas.progress import bar

@@ -18,7 +18,9 @@ from PIL import Image
 from nas.data.dataset import Dataset, load_data
 from nas.families import load_space, space_names
 from nas.latency.end_to_end import Measurement
-from nas.latency.table import Calibration, LatencyTable, Row
+from nas.latency.fit import Calibration
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 from nas.network.macs import count_macs
 from nas.network.network import Network
 from nas.runtimes import load_runtime

@@ -13,7 +13,9 @@ from nas.families import load_space
 from nas.latency.audit import as_json, audit, shortened
 from nas.latency.audit.copies import copied
 from nas.latency.audit.outliers import kinds, layer_kind
-from nas.latency.table import Calibration, LatencyTable, Reference, Row
+from nas.latency.fit import Calibration
+from nas.latency.rows import Reference, Row
+from nas.latency.table import LatencyTable
 from nas.trellis.graph import Graph, decode, space_layers
 from nas.versions import layer_code
 

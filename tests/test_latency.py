@@ -16,7 +16,9 @@ from scipy.stats import kendalltau
 from nas.errors import TableError, UnknownNameError
 from nas.families import load_space
 from nas.latency.campaign import forget, profile
-from nas.latency.table import Calibration, LatencyTable, Row, kendall_tau
+from nas.latency.fit import Calibration, kendall_tau
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 from nas.records import Journal
 from nas.runtimes import load_runtime
 from nas.tasks.classification import Classification

@@ -11,7 +11,8 @@ import pytest
 
 from nas.errors import TableError, UsageError
 from nas.latency.port import NOTE, Chosen, carry, check, choose_rows, kind_of, provenance
-from nas.latency.table import LatencyTable, Row
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 
 pytestmark = pytest.mark.quiet
 

@@ -34,7 +34,8 @@ from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.racing import Race
 from nas.families import load_space
-from nas.latency.table import LatencyTable, shipped_folder
+from nas.latency.library import shipped_folder
+from nas.latency.table import LatencyTable
 from nas.records import Journal, read_json, write_json
 from nas.runtimes.host import keep_heap
 from nas.strategy.gaussian_process import Surrogate

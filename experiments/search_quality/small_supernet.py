@@ -18,7 +18,8 @@ import pandas as pd
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
-from nas.latency.table import LatencyTable, shipped_folder
+from nas.latency.library import shipped_folder
+from nas.latency.table import LatencyTable
 from nas.progress import bar
 from nas.records import Journal
 from nas.space.architecture import Stage

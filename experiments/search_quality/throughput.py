@@ -36,7 +36,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nas.families import load_space, space_names
-from nas.latency.table import LatencyTable, shipped_folder
+from nas.latency.library import shipped_folder
+from nas.latency.table import LatencyTable
 from nas.network.macs import count_macs
 from nas.space.layer import Layer
 from nas.tasks.classification import Classification

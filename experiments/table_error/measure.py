@@ -24,7 +24,8 @@ import matplotlib.pyplot as plt
 
 from nas.families import load_space
 from nas.latency.campaign import profile
-from nas.latency.table import LatencyTable, cache_folder
+from nas.latency.library import cache_folder
+from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 
 HERE = Path(__file__).parent

@@ -111,7 +111,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    from nas.latency.table import saved_tables
+    from nas.latency.library import saved_tables
 
     rows = []
     for folder, table in saved_tables():

@@ -39,7 +39,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs and predicted latency of an architecture, layer by layer."""
-    from nas.latency.table import known_table
+    from nas.latency.library import known_table
     from nas.network.macs import count_macs, count_params
     from nas.runtimes import load_runtime
 

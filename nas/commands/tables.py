@@ -49,7 +49,8 @@ def profile(
 
     from nas.families import load_space
     from nas.latency.campaign import profile as run_profile
-    from nas.latency.table import LatencyTable, table_folder
+    from nas.latency.library import table_folder
+    from nas.latency.table import LatencyTable
     from nas.runtimes import load_runtime
     from nas.tasks.classification import Classification
 
@@ -119,7 +120,7 @@ def audit(
     from nas.latency.audit import as_json as json_of
     from nas.latency.audit import audit as run_audit
     from nas.latency.audit import shortened
-    from nas.latency.table import find_table
+    from nas.latency.library import find_table
 
     table = find_table(name)
     space = None if table.manifest["source"] == "external" else table.manifest["space"]
@@ -182,7 +183,7 @@ def measure(
     import numpy as np
 
     from nas.latency.end_to_end import measure_fresh
-    from nas.latency.table import known_table
+    from nas.latency.library import known_table
     from nas.progress import bar
     from nas.runtimes import VERBS, load_runtime
 

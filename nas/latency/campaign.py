@@ -22,19 +22,13 @@ from typing import Any
 import numpy as np
 
 from nas.errors import InfeasibleError, PreparationError, TableError
+from nas.latency.files import SCHEMA
+from nas.latency.fit import Calibration
+from nas.latency.library import PROTOCOL, known_table, table_folder
 from nas.latency.port import PER_KIND, Port, choose_rows
 from nas.latency.port import check as check_port
-from nas.latency.table import (
-    PROTOCOL,
-    SCHEMA,
-    UNUSABLE,
-    Calibration,
-    LatencyTable,
-    Reference,
-    Row,
-    known_table,
-    table_folder,
-)
+from nas.latency.rows import UNUSABLE, Reference, Row
+from nas.latency.table import LatencyTable
 from nas.network.macs import count_macs, count_params
 from nas.progress import Advance, bar
 from nas.records import Journal, fingerprint

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nas.errors import MissingPackageError, TableError, UnknownNameError, UsageError
-from nas.latency.table import SCHEMA, LatencyTable, Row
+from nas.latency.files import SCHEMA
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 from nas.records import fingerprint
 
 PREFIX = "external:"

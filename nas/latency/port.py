@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import TableError, UsageError
-from nas.latency.table import LatencyTable, Row, kendall_tau
+from nas.latency.fit import kendall_tau
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 from nas.records import fingerprint
 
 Floats = NDArray[np.float64]

@@ -20,7 +20,8 @@ from nas.errors import RunError, TableError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
 from nas.latency.campaign import profile
-from nas.latency.table import LatencyTable, find_table
+from nas.latency.library import find_table
+from nas.latency.table import LatencyTable
 from nas.layers.elastic import explicit_in_windows
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_json, write_text

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.latency.audit.outliers import Floats
-from nas.latency.table import Row
+from nas.latency.rows import Row
 
 LOG10_CHANCE = -6.0  # less likely than this is no coincidence
 _FLOOR = 0.0005  # no device repeats itself better than this

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from nas.errors import TableError
 from nas.latency.audit.copies import copied, repeated
 from nas.latency.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
-from nas.latency.table import Calibration, LatencyTable, Reference
+from nas.latency.fit import Calibration
+from nas.latency.rows import Reference
+from nas.latency.table import LatencyTable
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
 from nas.versions import layer_code

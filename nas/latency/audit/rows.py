@@ -8,7 +8,7 @@ import numpy as np
 
 from nas.latency.audit.outliers import Floats, Kind
 from nas.latency.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
-from nas.latency.table import Row
+from nas.latency.rows import Row
 
 # Sizes that can only add work as they grow; not the side of a map, which may be padded anyway.
 WORK = frozenset({"classes", "expand", "features", "heads", "hidden", "inner", "kernel"})

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nas.latency.audit.outliers import Floats, Kind, kinds
-from nas.latency.table import LatencyTable, Row
+from nas.latency.rows import Row
+from nas.latency.table import LatencyTable
 from nas.space.family import SearchSpace
 
 FLOOR = 0.005  # no median is known better than this: layers before a layer, clocks, rounding
