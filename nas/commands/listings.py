@@ -49,7 +49,7 @@ def list_(
 
 def _models() -> list[dict[str, Any]]:
     from nas.families import load_space, model_names
-    from nas.network.macs import count_params, sum_macs
+    from nas.network.macs import sum_macs, sum_params
     from nas.progress import track
 
     rows = []
@@ -62,7 +62,7 @@ def _models() -> list[dict[str, Any]]:
                 "model": name,
                 "family": space.family,
                 "resolution": space.largest.resolution,
-                "params M": round(sum(map(count_params, layers)) / 1e6, 3),
+                "params M": round(sum_params(layers) / 1e6, 3),
                 "MACs G": round(sum_macs(layers).total / 1e9, 3),
             }
         )

@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nas.space.layer import Layer
+from nas.space.layer import Layer, by_path
 
 
 def count_params(layer: Layer) -> int:
     """Parameters of one layer at its own size."""
     with torch.device("meta"):
         return sum(p.numel() for p in layer.build().parameters())
+
+
+def sum_params(layers: Iterable[Layer]) -> int:
+    """Parameters of a whole network, each layer's once in however many phases it runs."""
+    return sum(map(count_params, by_path(layers).values()))
 
 
 class Macs(NamedTuple):

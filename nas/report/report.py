@@ -20,7 +20,7 @@ from nas.errors import RunError
 from nas.families import load_space
 from nas.latency.table import LatencyTable
 from nas.network.calibration import run_layer
-from nas.network.macs import count_params, sum_macs
+from nas.network.macs import sum_macs, sum_params
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_bytes, write_text
 from nas.report import pictures
@@ -244,7 +244,7 @@ def _winner(run: Run, answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "budget_ms": answer["budget_ms"],
         "resolution": architecture.resolution,
-        "params": sum(map(count_params, layers)),
+        "params": sum_params(layers),
         "macs": sum_macs(layers).total,
         "stages": _schedule(space, architecture),
     }

@@ -14,9 +14,10 @@ from nas.network.macs import count_macs, count_params
 from nas.progress import track
 from nas.settings import Settings
 from nas.space.family import SearchSpace
+from nas.space.layer import Layer, by_path
 from nas.strategy.constraints import Limit, Region
 from nas.trellis.graph import Graph
-from nas.trellis.trellis import Trellis
+from nas.trellis.trellis import Trellis, edge_costs
 
 _TICKS = 8192  # with which what fits a budget is counted
 
@@ -45,15 +46,15 @@ class Limits:
     def counts(self) -> list[Limit]:
         """Of parameters and MACs, where they are limited."""
         found = []
-        for name, most, count in (
-            ("parameters", self.settings.max_params, count_params),
-            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total),
+        for name, most, count, once in (
+            ("parameters", self.settings.max_params, count_params, True),
+            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total, False),
         ):
             if most:
                 layers = self.graph.items()
                 counted = track(layers.items(), name, len(layers), "layers")
                 costs = {key: float(count(layer)) for key, layer in counted}
-                found.append(Limit.additive(name, most, _counted(self.graph, costs)))
+                found.append(Limit.additive(name, most, _counted(self.graph, costs, once)))
         return found
 
     def region(
@@ -111,5 +112,10 @@ class Limits:
         return ", ".join([*parts, f"overhead {trellis.fixed:.2f}"])
 
 
-def _counted(graph: Graph, costs: Mapping[str, float]) -> Trellis:
-    return Trellis(graph, lambda layer: costs[layer.key])
+def _counted(graph: Graph, costs: Mapping[str, float], once: bool) -> Trellis:
+    """The trellis of a count by key, of layers that run in several phases each time or `once`."""
+
+    def total(layers: tuple[Layer, ...]) -> float:
+        return sum(costs[layer.key] for layer in (by_path(layers).values() if once else layers))
+
+    return Trellis(graph, edge_costs(graph, total))
