@@ -1,1 +1,1 @@
-"""Which architectures a search tries next, and what it knows of those not tried."""
+"""The strategy of a search: which architectures it tries next, and what it predicts of others."""

@@ -1,1 +1,1 @@
-"""A space as a layered graph: how many members fit a budget, the best, and draws among them."""
+"""A space as a layered graph: how many members fit a budget, which is best, and draws of them."""

@@ -1,7 +1,7 @@
-"""Dynamic programming over what is left of a budget, in whole ticks, from the last level back.
+"""Dynamic programs over the ticks left of a budget, from the last level of a graph to the first.
 
-`end` (ticks + 1,) says with how many ticks left a path may end. An edge that costs more than all
-ticks cannot be taken.
+`costs` are the whole ticks of each edge, by level; `end` (ticks + 1,) says with how many ticks left
+a path may end. An edge that costs more than all ticks cannot be taken.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ def count_ways(
     end: NDArray[np.bool_],
     weights: Sequence[Floats] | None = None,
 ) -> list[Floats]:
-    """For each level and the end, (states, 2, ticks + 1): the ways on, before them as many zeros.
+    """The number of ways to the end: tables (states, 2, ticks + 1) by level and for the end.
 
-    With `l` ticks left there are `table[state, 1, l]` ways (or the sum of the products of their
-    weights, which are by level and edge); the zeros are what an edge that costs `c > l` finds at
+    From a state with `l` ticks left `table[state, 1, l]` ways lead to a permitted end; with
+    `weights` (edges,) of each level it is the sum of the products of their weights. `table[:, 0]`
+    is zero, and lies just before: that is where an edge that costs `c > l` finds its ways, at
     `l - c`.
     """
     width = len(end)
@@ -50,9 +51,10 @@ def highest_scores(
     scores: Sequence[Floats],
     end: NDArray[np.bool_],
 ) -> list[Floats]:
-    """For each level and the end, (states, ticks + 1): the highest score of a way on.
+    """The highest score of a way to the end: tables (states, ticks + 1) by level and for the end.
 
-    `scores[position][value]` of all but the last level, which has nothing to choose.
+    A score is the sum of `scores[position][value]`; the last level has nothing to choose and so no
+    score. Where no way leads to a permitted end it is minus infinity.
     """
     width = len(end)
     tables = [np.where(end, 0.0, -np.inf)[None]]

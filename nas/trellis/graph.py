@@ -1,8 +1,9 @@
-"""A space as a layered graph: every architecture is one path from the first position to the end.
+"""A space as a layered graph, in which every architecture is one path from the start to the end.
 
-A state is what the choices so far leave for those to come; an edge is one value chosen in a state.
-From the reachable states follow the exact number of architectures and the exact set of layers, of
-which an architecture is one path of value indices (positions,).
+Each position has a level of edges. A state holds all that the choices so far mean for those to come
+(the width, the resolution, what rules remember); an edge is one value chosen in one state. The
+number of architectures and the set of their layers follow exactly from the states that can be
+reached. A path is written as the index of its value at each position: integers (positions,).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ S = TypeVar("S")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Advance says what a value adds at a position after a state: its items (of any kind) and the next
-# state, or None where it is not allowed. Items are what is costed: layers, in our own spaces.
+# `advance(position, state, value)` gives the items that choosing a value adds, and the state after
+# it; None where the value is not allowed in that state. Items are what has a cost: the layers of a
+# family, in other spaces the choices themselves. `finish(state)` gives the items after all choices.
 Advance = Callable[[int, Any, Any], "Part | tuple[tuple[Any, ...], Hashable] | None"]
 Finish = Callable[[Any], tuple[Any, ...]]
 
@@ -37,7 +39,11 @@ _START: Hashable = None
 
 @dataclass(frozen=True)
 class Level:
-    """The edges of one position; an edge is a source state, a value index and a target state."""
+    """The edges of one position, from its states to those of the next.
+
+    Edge `e` leads from state `source[e]` by value `value[e]` to state `target[e]` and adds
+    `items[e]`. `sources` is the number of states, `values` that of values.
+    """
 
     sources: int
     values: int
@@ -47,26 +53,26 @@ class Level:
     items: tuple[tuple[Any, ...], ...]
 
     def only(self, edges: Ints) -> Level:
-        """Some of its edges, between the same states."""
+        """The level of some of these edges, between the same states."""
         items = tuple(self.items[e] for e in edges.tolist())
         columns = (self.source[edges], self.value[edges], self.target[edges])
         return Level(self.sources, self.values, *columns, items)
 
     @cached_property
     def edge(self) -> Ints:
-        """(sources, values): the number of the edge, -1 where the value is not allowed."""
+        """The edge of each state and value (sources, values); -1 where the value is not allowed."""
         edge = np.full((self.sources, self.values), -1)
         edge[self.source, self.value] = np.arange(len(self.source))
         return edge
 
     @cached_property
     def degree(self) -> Ints:
-        """(sources,): the number of edges that leave each state."""
+        """The number of edges that leave each state (sources,)."""
         return np.bincount(self.source, minlength=self.sources)
 
     @cached_property
     def out(self) -> Ints:
-        """(sources, largest degree): the edges that leave each state by value, then -1."""
+        """The edges that leave each state (sources, largest degree), by value and then -1."""
         order = np.lexsort((self.value, self.source))
         first = np.cumsum(self.degree) - self.degree
         out = np.full((self.sources, max(1, self.degree.max(initial=0))), -1)
@@ -77,13 +83,13 @@ class Level:
 
 @dataclass(frozen=True)
 class Graph:
-    """The reachable states of every position, and the edges between them."""
+    """The levels of all positions, with the states that can be reached, and one for the finish."""
 
     levels: tuple[Level, ...]
 
     @classmethod
     def build(cls, positions: Sequence[Sequence[Any]], advance: Advance, finish: Finish) -> Graph:
-        """`positions` holds the values of each position; the last level is the finish."""
+        """The graph over `positions`, which holds the values of each; `None` is the first state."""
         states: dict[Hashable, int] = {_START: 0}
         levels = []
         with _no_collection():
@@ -104,7 +110,7 @@ class Graph:
 
     @classmethod
     def of(cls, space: SearchSpace) -> Graph:
-        """The graph of a family's space; its items are layers."""
+        """The graph of a family's space, whose items are layers."""
         return cls.build(
             [position.values for position in space.positions],
             space.advance,
@@ -113,9 +119,9 @@ class Graph:
 
     @classmethod
     def choices(cls, space: Space[Any]) -> Graph:
-        """The graph of a space over any dataclass; its items are pairs (name, value) of positions.
+        """The graph of a space over any dataclass, whose items are the choices as (name, value).
 
-        A `Repeat` that has ended adds none.
+        A position after the end of a `Repeat` adds none.
         """
         positions = _positions(space)
         walk = Walk(positions)
@@ -128,9 +134,9 @@ class Graph:
         return cls.build([position.values for position in positions], advance, lambda _: ())
 
     def without(self, items: Collection[Hashable]) -> Graph:
-        """This graph without the edges that contain one of these items (their `key`s).
+        """This graph without the edges that add one of these items, given by `key`.
 
-        Nor those that only they lead to.
+        Edges that can no longer be reached are left out too.
         """
         if not items:
             return self
@@ -148,7 +154,7 @@ class Graph:
 
     @cached_property
     def alive(self) -> list[NDArray[np.bool_]]:
-        """For each level and state: whether some path leads from it to the end."""
+        """Whether some path leads from a state to the end: booleans (states,) for each level."""
         alive = [np.ones(1, bool)]
         for level in reversed(self.levels):
             states = np.zeros(level.sources, bool)
@@ -157,7 +163,7 @@ class Graph:
         return alive
 
     def items(self) -> dict[Any, Any]:
-        """Every item that occurs on some complete path, by its `key` (layers) or itself."""
+        """All items of complete paths, by `key` if they have one (layers), else by themselves."""
         return {
             getattr(item, "key", item): item
             for level, alive in zip(self.levels, self.alive[1:])
@@ -167,7 +173,7 @@ class Graph:
         }
 
     def before(self) -> dict[Any, dict[Any, Any]]:
-        """For each item, by `key`, the items that can stand just before it, by theirs."""
+        """The items that can be added just before each item, both by `key`."""
         found: dict[Any, dict[Any, Any]] = {}
         last: list[dict[Any, Any]] = [{}]
         for level, alive in zip(self.levels, self.alive[1:]):
@@ -186,9 +192,9 @@ class Graph:
         return found
 
     def tours(self, wanted: Collection[Hashable] | None = None, seed: int = 0) -> list[Ints]:
-        """Few paths that together contain every item, or those `wanted` (by their `key`s).
+        """A few paths that together contain every item, or every item `wanted` (by `key`).
 
-        Greedy, from paths through missing items.
+        Each is the one with the most missing items of 24 random paths through one of these.
         """
         rng = np.random.default_rng(seed)
         where: dict[Any, list[tuple[int, int]]] = {}
@@ -215,7 +221,7 @@ class Graph:
         return tours
 
     def _through(self, index: int, edge: int, rng: np.random.Generator) -> Ints:
-        """A random path that takes this edge of this level."""
+        """A random path through an edge of the level `index`."""
         levels = self.levels
         path = np.zeros(len(levels), np.int64)
         path[index] = levels[index].value[edge]
@@ -232,7 +238,7 @@ class Graph:
         return path[:-1]
 
     def along(self, path: Ints) -> list[Any]:
-        """The items of one path of value indices (positions,), in order."""
+        """The items of one path (positions,), in the order in which they are added."""
         state = 0
         items: list[Any] = []
         for level, value in zip(self.levels, [*path.tolist(), 0]):
@@ -243,7 +249,7 @@ class Graph:
 
     @cached_property
     def count(self) -> int:
-        """How many paths there are, exactly."""
+        """The exact number of paths."""
         ways = [1]
         for level in reversed(self.levels):
             before = [0] * level.sources
@@ -255,7 +261,7 @@ class Graph:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Much is made here and nothing thrown away; to look for garbage took a third of the time."""
+    """Look for no garbage: a graph makes much and throws nothing away, and looking took a third."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -277,13 +283,13 @@ def decode(space: SearchSpace, path: Ints) -> Architecture: ...
 @overload
 def decode(space: Space[S], path: Ints) -> S: ...
 def decode(space: SearchSpace | Space[Any], path: Ints) -> Any:
-    """The architecture of a path of value indices."""
+    """The architecture of a path (positions,)."""
     values = (position.values[v] for position, v in zip(_positions(space), path.tolist()))
     return _domain(space).assemble(values)
 
 
 def encode(space: SearchSpace | Space[Any], architecture: Any) -> Ints:
-    """The path of value indices of an architecture."""
+    """The path (positions,) of an architecture."""
     values = _domain(space).flatten(architecture)
     return np.array([p.values.index(v) for p, v in zip(_positions(space), values)])
 
@@ -297,5 +303,5 @@ def _positions(space: SearchSpace | Space[Any]) -> tuple[Position, ...]:
 
 
 def space_layers(space: SearchSpace) -> dict[str, Layer]:
-    """Exactly the layers that some architecture of the space needs, by key."""
+    """The layers that some architecture of the space has, and no others, by key."""
     return Graph.of(space).items()

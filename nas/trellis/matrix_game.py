@@ -1,4 +1,4 @@
-"""Matrix games: the mixture of choices that does best against the worst that can come."""
+"""Matrix games: the mixture of choices that is best in the worst case."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from nas.trellis.graph import Floats
 
 
 def solve_game(payoff: Floats) -> tuple[Floats, float]:
-    """The mixture of the rows whose smallest column is largest, and that value.
+    """The shares (rows,) of the rows whose mixture has the largest smallest entry, and that entry.
 
-    The simplex method on the columns' problem, with Bland's rule; no payoff is negative.
+    `payoff` (rows, columns) holds nothing negative. The simplex method with Bland's rule solves the
+    column player's linear program; the shares are its shadow prices.
     """
     rows, columns = payoff.shape
-    # Maximise sum(y) with (payoff + 1) y <= 1; what each limit is worth is the row's share.
+    # Maximise sum(y) with (payoff + 1) y <= 1; the shadow price of a limit gives its row's share.
     table = np.zeros((rows + 1, columns + rows + 1))
     table[:rows, :columns] = payoff + 1
     table[:rows, columns:-1] = np.eye(rows)
@@ -30,5 +31,5 @@ def solve_game(payoff: Floats) -> tuple[Floats, float]:
         others = np.arange(rows + 1) != row
         table[others] -= np.outer(table[others, column], table[row])
         basis[row] = column
-    worth = table[-1, columns:-1].clip(min=0.0)  # but for rounding it is
-    return worth / worth.sum(), 1 / table[-1, -1] - 1
+    prices = table[-1, columns:-1].clip(min=0.0)  # rounding may leave -1e-17
+    return prices / prices.sum(), 1 / table[-1, -1] - 1

@@ -1,14 +1,14 @@
-"""The trellis: every architecture of a space as a path, and exact answers about all of them.
+"""The trellis: a graph of architectures with costs of edges, and exact answers about all of them.
 
-An additive cost (latency, MACs, parameters) of a path is the sum over its edges, and what an edge
-costs depends only on its own choice and on the small state left by the choices before. So the
-number of architectures, the cheapest and the dearest, how many fit a budget, uniform draws from
-exactly those, and the best one under an additive score follow from one pass of dynamic programming
-from the last position to the first, over a remaining budget counted in integer ticks.
+An additive cost (latency, MACs, parameters) of a path is the sum over its edges, and the cost of an
+edge depends only on its own choice and on the small state that the choices before have left. So one
+pass of dynamic programming, from the last position to the first, answers what the cheapest and the
+dearest path cost. With the remaining budget counted in whole ticks it also answers how many paths
+fit a budget, which of them has the highest additive score, and how to draw uniformly from them.
 
-Ticks divide the room between the cheapest path and the budget; costs are rounded up to them, edge
-by edge. So nothing that is drawn exceeds the budget, the cheapest path is always among what fits,
-and of T ticks and P positions a path may be left out only in the last P / T of the room.
+Ticks divide the room between the cheapest path and the budget, and the cost of each edge is rounded
+up to them. So no path that is drawn exceeds the budget, the cheapest path always fits, and with T
+ticks and P positions only paths in the last P / T of the room may be left out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Trellis:
 
     @cached_property
     def step(self) -> float:
-        """What all costs are whole multiples of; 0 if that is nothing with up to three decimals."""
+        """The number that all costs are whole multiples of; 0 if none with three decimals is."""
         costs = np.unique(np.concatenate(self.costs))
         for scale in (1, 10, 100, 1000):
             whole = np.rint(costs * scale)
@@ -65,7 +65,7 @@ class Trellis:
 
     @cached_property
     def cheapest(self) -> list[Floats]:
-        """For each level and state: the cost of the cheapest way to the end (inf if none)."""
+        """The cost of the cheapest way from each state to the end, by level; inf if none is."""
         return self._extreme(np.minimum, np.inf)
 
     @property
@@ -75,9 +75,11 @@ class Trellis:
 
     @cached_property
     def slowest(self) -> float:
+        """The cost of the dearest path, `fixed` included."""
         return float(self._extreme(np.maximum, -np.inf)[0][0]) + self.fixed
 
     def _extreme(self, pick: np.ufunc, worst: float) -> list[Floats]:
+        """What `cheapest` holds, with another comparison."""
         best = [np.zeros(1)]
         for level, costs in zip(reversed(self.graph.levels), reversed(self.costs)):
             before = np.full(level.sources, worst)
@@ -97,14 +99,14 @@ class Trellis:
         return total
 
     def cost(self, path: Ints) -> float:
-        """The cost of one path of value indices (positions,)."""
+        """The cost of one path (positions,); `ValueError` where there is no such path."""
         cost = float(self.costs_of(np.asarray(path)[None])[0])
         if cost == np.inf:
             raise ValueError(f"no such path: {np.asarray(path).tolist()}")
         return cost
 
     def cheapest_path(self) -> Ints:
-        """One path that costs `fastest`, as value indices (positions,)."""
+        """A path (positions,) that costs `fastest`."""
         path, state = [], 0
         for level, costs, after in zip(self.graph.levels, self.costs, self.cheapest[1:]):
             out = np.flatnonzero(level.source == state)
@@ -122,8 +124,9 @@ class Trellis:
     ) -> Within:
         """The paths that cost at most `budget`, and (rounded up) more than `floor`.
 
-        With `weights[position]` (values,), none negative, they are drawn with probability
-        proportional to the product of the weights of their values instead of uniformly.
+        `ticks` is the number of ticks that the room above the cheapest path is divided into; fewer
+        are taken where all costs are multiples of a `step`. `weights` are those of `Within`. Raises
+        `InfeasibleError` where no path fits.
         """
         tick, ticks = _grid(self, budget, ticks)
         costs = self._in_ticks(tick, ticks, lambda x: np.ceil(x - _SLACK))
@@ -139,10 +142,10 @@ class Trellis:
         return within
 
     def bound(self, budget: float, scores: Sequence[Floats], ticks: int = 4096) -> float:
-        """What no path within `budget` exceeds in the sum of `scores[position][value]`.
+        """A sum of `scores[position][value]` that no path within `budget` exceeds.
 
-        `Within.best` with costs rounded down: the best of a superset, at most one tick per position
-        over the budget.
+        It is the highest of all paths whose costs, rounded down, fit: these may exceed the budget
+        by at most one tick for each position.
         """
         tick, ticks = _grid(self, budget, ticks)
         costs = self._in_ticks(tick, ticks, lambda x: np.floor(x + _SLACK))
@@ -150,10 +153,10 @@ class Trellis:
         return float(highest_scores(self.graph.levels, costs, scores, end)[0][0, ticks])
 
     def _in_ticks(self, tick: float, ticks: int, rounded: Callable[[Floats], Floats]) -> list[Ints]:
-        """Whole ticks by which each edge is dearer than the cheapest way on from its source.
+        """The whole ticks by which each edge is dearer than the cheapest way on from its source.
 
-        Counted like this the cheapest path costs no tick at all, and so is never rounded away;
-        `ticks + 1` stands for all that is too dear.
+        The cheapest path costs no ticks in this way, so that rounding never leaves it out;
+        `ticks + 1` stands for any edge that is too dear.
         """
         found = []
         before = self.cheapest
@@ -170,7 +173,7 @@ def whole(graph: Graph) -> Within:
 
 
 def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[Floats]:
-    """What each edge costs (edges,), by level; `total` gives the cost of its items together.
+    """The costs (edges,) of each level, where `total` gives the cost of all items of one edge.
 
     A cost must add up over the edges, but need not over the items of one. So parameters can be
     counted once for each place of weights: a layer that runs in several phases occurs several times
@@ -179,31 +182,33 @@ def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[
     return [np.array([total(items) for items in level.items]) for level in graph.levels]
 
 
-# A whole number of ticks must not become another by a rounding error. Rounding down stays proven:
-# as long as all slack together is less than a tick, no sum of whole ticks gets past the budget.
+# A whole number of ticks must not become another by a rounding error. A bound stays proven: as long
+# as the slack of all edges together is less than a tick, no sum of whole ticks exceeds the budget.
 _SLACK = 1e-6
 
 
 def _grid(trellis: Trellis, budget: float, ticks: int) -> tuple[float, int]:
-    """The size of a tick, and how many there are; exact where costs are multiples of a step."""
+    """The size of a tick and their number; a tick is a step where all costs are multiples of it."""
     room = budget - trellis.fastest
     if room < 0:
         raise InfeasibleError(
             f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",
             "raise the budget",
         )
-    if trellis.step and 1 <= (whole := int(room / trellis.step + _SLACK)) <= ticks:
-        return trellis.step, whole
+    if trellis.step and 1 <= (steps := int(room / trellis.step + _SLACK)) <= ticks:
+        return trellis.step, steps
     return max(room / ticks, 1e-12 * abs(budget), 1e-300), ticks
 
 
 def contradiction(trellises: Sequence[Trellis], budgets: Sequence[float]) -> float:
-    """The largest, over all shares, of the smallest possible mixed cost relative to the budgets.
+    """A number that proves, where it is more than 1, that no path keeps all budgets.
 
-    More than 1 proves that no path keeps all budgets, for what keeps each keeps every mixture; 1 or
-    less proves nothing unless there is but one. The shares that prove most solve a matrix game
-    between costs and paths, whose columns are the few paths that are cheapest for some shares
-    (Dantzig and Wolfe, 1960). The trellises must be of one graph, the budgets positive.
+    Mix the costs, each relative to its budget, by shares that sum to 1: a path that keeps every
+    budget has a mixed cost of at most 1. The number is the cost of the cheapest path by the mixture
+    that makes it dearest; 1 or less proves nothing, unless there is only one budget. That mixture
+    solves a matrix game between costs and paths, of which only the few paths matter that are
+    cheapest by some mixture (column generation: Dantzig and Wolfe, 1960). Raises `ValueError`
+    unless the trellises are of one graph and the budgets positive.
     """
     if any(trellis.graph is not trellises[0].graph for trellis in trellises):
         raise ValueError("the costs must be those of one graph")
