@@ -22,7 +22,7 @@ import torch
 
 from nas.data.dataset import load_data
 from nas.evaluation.accuracy import Evaluator, cores, resize
-from nas.latency.campaign import profile
+from nas.latency.profiling import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
 from nas.run.contest import sparsities, uniform

@@ -47,7 +47,7 @@ _HOMES = {
     "load_weights": "nas.training.pretrained",
     "macs_by_resolution": "nas.report.macs",
     "measure_fresh": "nas.latency.end_to_end",
-    "profile": "nas.latency.campaign",
+    "profile": "nas.latency.profiling",
     "quantize": "nas.quantization",
     "search": "nas.entry",
     "train": "nas.training.supernet",

@@ -17,7 +17,8 @@ import pytest
 import nas.runtimes
 from nas.errors import PreparationError, RunError, TableError
 from nas.families import load_space
-from nas.latency.campaign import profile, stackable
+from nas.latency.profiling import profile
+from nas.latency.protocols import stackable
 from nas.latency.table import LatencyTable
 from nas.records import Journal
 from nas.runtimes import Runtime, Sample
@@ -186,7 +187,7 @@ def test_a_profile_survives_ten_kills(tmp_path):
     """Each at a random moment; the last one ends with every row once and no line torn."""
     code = (
         "import sys; from pathlib import Path; from nas.families import load_space; from nas.tasks.classification import Classification\n"
-        "from nas.latency.campaign import profile\n"
+        "from nas.latency.profiling import profile\n"
         f"profile(load_space('swin:debug', Classification(2)), folder=Path({str(tmp_path)!r}), rounds=20)"
     )
     rng = random.Random(0)

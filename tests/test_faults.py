@@ -29,7 +29,7 @@ from nas.data.dataset import load_data
 from nas.errors import EvaluationError, RunError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
-from nas.latency.campaign import profile
+from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_json

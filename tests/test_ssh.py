@@ -28,7 +28,7 @@ from nas.agent.client import Link, agent_source, printable
 from nas.agent.server import Agent, Refusal, emulator
 from nas.errors import DeviceError, PreparationError, UsageError
 from nas.families import load_space
-from nas.latency.campaign import profile
+from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 from nas.runtimes.ssh import AgentRuntime, _wired

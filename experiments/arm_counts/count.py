@@ -142,7 +142,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runtime = ArmCounts(arguments.userland)
     if arguments.table:
-        from nas.latency.campaign import profile
+        from nas.latency.profiling import profile
 
         table = profile(load_space(arguments.table), runtime, arguments.out)
         print(len(table.rows), table.manifest["unit"], table.calibration)

@@ -23,8 +23,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from nas.families import load_space
-from nas.latency.campaign import profile
 from nas.latency.library import cache_folder
+from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
 from nas.runtimes import load_runtime
 

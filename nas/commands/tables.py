@@ -48,8 +48,8 @@ def profile(
     from dataclasses import asdict
 
     from nas.families import load_space
-    from nas.latency.campaign import profile as run_profile
     from nas.latency.library import table_folder
+    from nas.latency.profiling import profile as run_profile
     from nas.latency.table import LatencyTable
     from nas.runtimes import load_runtime
     from nas.tasks.classification import Classification

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from nas.records import write_csv, write_text
 from nas.runtimes import SOURCES
 
 SCHEMA = 2
+SAMPLES = "samples.jsonl"  # the journal of the campaign that measured a table
 
 
 def write(
@@ -58,6 +60,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Row], tuple[Reference,
             raise _damaged(folder / "rows.csv", f"line {line}: {row.key} is there twice")
         found[row.key] = row
     return manifest, found, tuple(references)
+
+
+def forget(folder: Path) -> None:
+    """Delete a table and its samples, and nothing else that may lie in the folder."""
+    for name in ("manifest.toml", "rows.csv", "networks.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if (samples := folder / SAMPLES).exists():
+        os.truncate(samples, 0)  # it may be locked: the file stays, and so does the lock
 
 
 def _renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

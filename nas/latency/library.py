@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from nas.errors import TableError, UnknownNameError
+from nas.latency.protocols import PROTOCOL
 from nas.latency.table import LatencyTable
 from nas.progress import console
 from nas.records import fingerprint
@@ -15,8 +16,6 @@ from nas.runtimes import Runtime
 from nas.space.family import SearchSpace
 from nas.tasks import load_task
 from nas.versions import layer_code
-
-PROTOCOL = 5  # raised when the way of measuring changes
 
 
 def cache_folder() -> Path:

@@ -313,10 +313,8 @@ class Port:
     chosen: Chosen
 
     def carry(self, measured: Mapping[str, Row]) -> tuple[dict[str, Row], Report]:
+        """Every row on the new device, and how well that predicts; see `carry`."""
         return carry(self.table, self.chosen, measured)
-
-    def provenance(self, measured: Mapping[str, Row], source: str) -> dict[str, Any]:
-        return provenance(self.table, source, self.carry(measured)[1])
 
 
 def check(

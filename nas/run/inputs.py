@@ -19,8 +19,8 @@ from nas.data.dataset import Dataset, load_data
 from nas.errors import RunError, TableError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
-from nas.latency.campaign import profile
 from nas.latency.library import find_table
+from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
 from nas.layers.elastic import explicit_in_windows
 from nas.progress import bar, console

@@ -1,0 +1,174 @@
+"""The table of a device for a space: found, or measured by a campaign."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from nas.errors import TableError
+from nas.latency.campaign import Campaign, Outcome, networks_wanted
+from nas.latency.files import SAMPLES, SCHEMA, forget
+from nas.latency.library import known_table, table_folder
+from nas.latency.port import PER_KIND, Port, choose_rows, provenance
+from nas.latency.port import check as check_port
+from nas.latency.protocols import PROTOCOL, PROTOCOLS, VISIT
+from nas.latency.table import LatencyTable
+from nas.records import Journal, fingerprint
+from nas.runtimes import CONTEXTS, Runtime, check_option, load_runtime
+from nas.space.family import SearchSpace
+from nas.tasks import load_task
+from nas.trellis.graph import Graph
+from nas.versions import layer_code
+
+ROUNDS = 5
+
+
+def profile(
+    space: SearchSpace,
+    device: str | Runtime = "torch-cpu",
+    folder: Path | None = None,
+    rounds: int | None = None,
+    minutes: float = math.inf,
+    context: str = "",
+    sibling: LatencyTable | None = None,
+    rows_per_kind: int = PER_KIND,
+    again: bool = False,
+) -> LatencyTable:
+    """The table of a device: read if it is complete, else measured, by default in five rounds.
+
+    `context` says how rows are timed; by default as it predicts whole networks best on this
+    runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
+    else with a `TableError`, and the same call goes on. With the table of a `sibling` device only
+    `rows_per_kind` rows of each kind of layer (and a few to check) are measured, the others
+    carried over. `again` forgets what there was, once everything else is known to be right.
+    """
+    with load_runtime(device) if isinstance(device, str) else device as runtime:
+        if folder is None:
+            if runtime.exact and not again and (found := known_table(space, runtime)):
+                return found  # shipped, or of an earlier run: it would come out the same
+            folder = table_folder(space, runtime)
+        graph = Graph.of(space)
+        if graph.count < sum(networks_wanted(runtime)):
+            raise TableError(
+                f"{space.name} has {graph.count} architectures, too few to calibrate a table on",
+                f"measure it end to end: vitnas measure {space.name}",
+            )
+        runtime.describe()
+        if (folder / "manifest.toml").exists() and not again:
+            table = LatencyTable.load(folder)
+            table.check(space, runtime.describe())
+            if _complete(table, runtime, graph, rounds or 0, context, sibling is not None):
+                return table
+        journal = Journal(folder / SAMPLES)
+        with journal.locked():
+            if again:
+                forget(folder)
+            context = _context(runtime, context, sibling)
+            port = _port(space, runtime, context, sibling, rows_per_kind)
+            number = _claim(journal, _identity(space, runtime, context, port))
+            rounds = 1 if runtime.exact else rounds or ROUNDS
+            campaign = Campaign(space, graph, runtime, context, journal, rounds, port)
+            table = _table(campaign, campaign.run(minutes), number)
+            table.save(folder)
+            return table
+
+
+def _complete(
+    table: LatencyTable, runtime: Runtime, graph: Graph, rounds: int, context: str, ported: bool
+) -> bool:
+    """Whether a table that was found is what was asked for, with all rows in enough rounds."""
+    manifest = table.manifest
+    return (
+        context in ("", manifest["context"])
+        and ported == ("port" in manifest)
+        and manifest.get("rounds", 0) >= (0 if runtime.exact else rounds)
+        and graph.items().keys() <= table.rows.keys()
+    )
+
+
+def _context(runtime: Runtime, asked: str, sibling: LatencyTable | None) -> str:
+    """How rows are timed: as asked, else like those of the sibling, else as the runtime is best."""
+    alike = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
+    return check_option("context", asked or alike or runtime.context, CONTEXTS)
+
+
+def _port(
+    space: SearchSpace,
+    runtime: Runtime,
+    context: str,
+    sibling: LatencyTable | None,
+    rows_per_kind: int,
+) -> Port | None:
+    """What is carried over from the sibling's table; `TableError` where nothing can be."""
+    if sibling is None:
+        return None
+    described, code = runtime.describe(), layer_code(space.family)
+    check_port(sibling, described, runtime.unit, code, context)
+    theirs = load_task(sibling.manifest)
+    if sibling.manifest["space"] != space.name or theirs != space.task:
+        raise TableError(
+            f"the table to port is of {sibling.manifest['space']} with {theirs}, not of "
+            f"{space.name} with {space.task}",
+            "give --space and --classes of that table",
+        )
+    return Port(sibling, choose_rows(sibling, rows_per_kind))
+
+
+def _identity(space: SearchSpace, runtime: Runtime, context: str, port: Port | None) -> str:
+    """A fingerprint of everything that the samples of a campaign depend on."""
+    return fingerprint(
+        runtime.describe(),
+        layer_code(space.family),
+        space.name,
+        space.task.to_json(),
+        PROTOCOL,
+        context,
+        runtime.lowering,
+        *([port.chosen] if port else []),
+    )
+
+
+def _claim(journal: Journal, identity: str) -> str:
+    """Start a journal with who measures what, or refuse another's; the campaign's number."""
+    records = journal.read()
+    if not records:
+        journal.append({"identity": identity, "campaign": secrets.token_hex(6)})
+        records = journal.read()
+    if records[0].get("identity") != identity:
+        raise TableError(
+            f"{journal.path} has samples of another machine, version, space or way of timing",
+            "choose another folder, or measure anew: vitnas profile --again",
+        )
+    return str(records[0]["campaign"])
+
+
+def _table(campaign: Campaign, outcome: Outcome, number: str) -> LatencyTable:
+    space, runtime = campaign.space, campaign.runtime
+    manifest = {
+        "schema": SCHEMA,
+        "space": space.name,
+        **space.task.to_json(),
+        "source": runtime.source,
+        "unit": runtime.unit,
+        "campaign": number,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(outcome.seconds, 1),
+        "vitnas_version": version("vitnas"),
+        "layer_code": layer_code(space.family),
+        "lowering": runtime.lowering,
+        "resolutions": list(space.positions[0].values),
+        "context": campaign.context,
+        "protocol": PROTOCOLS[campaign.context] + VISIT,
+        "rounds": campaign.rounds,
+        "wall_over_cpu": round(outcome.wall_over_cpu, 3),
+        "device": runtime.describe(),
+        "conditions": runtime.conditions(),
+        "calibration": asdict(outcome.calibration),
+    }
+    if campaign.port and outcome.port:
+        manifest |= provenance(campaign.port.table, runtime.source, outcome.port)
+    return LatencyTable(outcome.rows, manifest, outcome.references)
