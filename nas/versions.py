@@ -21,10 +21,7 @@ def layer_code(family: str) -> str:
     import search_spaces
 
     folder = Path(nas.__file__).parent
-    files = [
-        folder / "layers" / f"{name}.py"
-        for name in ("convolution", "elastic", "precision", "windows")
-    ]
+    files = sorted((folder / "layers").glob("*.py"))
     own = Path(next(iter(search_spaces.__path__))) / f"{family}.py"
     return fingerprint(*(file.read_bytes() for file in [*files, own] if file.exists()))
 

@@ -17,19 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.layers.convolution import (
-    ACTIVATIONS,
-    ConvNorm,
-    InvertedResidual,
-    MapModule,
-    MapScore,
-    kept_rows,
-    map_window,
-    on_kept_windows,
-)
+from nas.layers import mode
+from nas.layers.activations import ACTIVATIONS
+from nas.layers.conv import ConvNorm, pointwise
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
-from nas.layers.precision import Quantizer, linear
-from nas.layers.windows import kept_windows
+from nas.layers.inverted_residual import InvertedResidual
+from nas.layers.maps import MapModule, MapScore
+from nas.layers.precision import Quantizer
+from nas.layers.windows import kept_rows, kept_windows, map_window, on_kept_windows
 from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
@@ -194,7 +189,7 @@ def linear_attention(qkv: Tensor, eps: float) -> Tensor:
             return linear_attention(qkv.float(), eps).to(qkv.dtype)
     q, k, v = qkv.unbind(2)
     y = F.pad(v, (0, 0, 0, 1), value=1.0) @ F.relu(k).mT @ F.relu(q)
-    if torch.onnx.is_in_onnx_export():  # its optimizer takes 1e-15 for 0, which leaves 0 / 0
+    if mode.exporting():  # its optimizer takes 1e-15 for 0, which leaves 0 / 0
         y, eps = y * 2.0**40, eps * 2.0**40
     return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
@@ -263,9 +258,7 @@ class MultiScaleLinearAttention(nn.Module):
 
     def _qkv(self, x: Tensor, heads: int, bits: int) -> Tensor:
         weight = self.qkv[:heads, :, :, : x.shape[-1]].reshape(-1, x.shape[-1])
-        if bits == 32 and torch.onnx.is_in_onnx_export():  # runtimes are faster at convolutions
-            return F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None]).permute(0, 2, 3, 1)
-        return linear(x, weight, None, self.input, bits)
+        return pointwise(x, weight, None, self.input, bits)
 
     def _spread(self, qkv: Tensor, padding: int) -> Tensor:
         """The depthwise 5x5 convolution."""
@@ -292,7 +285,7 @@ class MultiScaleLinearAttention(nn.Module):
         d = self.pointwise.shape[-1]
         groups = spread.shape[-1] // d
         weight = self.pointwise.flatten(0, 1)[:groups]
-        if spread.is_meta or torch.onnx.is_in_onnx_export():  # counted and exported as what it is
+        if spread.is_meta or mode.exporting():  # counted and exported as what it is
             weight = weight.reshape(-1, d, 1, 1)
             y = F.conv2d(spread.permute(0, 3, 1, 2), weight, groups=groups).permute(0, 2, 3, 1)
             return channels_first(y, b).reshape(b, groups, d, -1)

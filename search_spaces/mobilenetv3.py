@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
+from nas.layers.conv import ConvNorm
 from nas.layers.elastic import ElasticLinear, ElasticModule
-from nas.layers.windows import kept_windows
+from nas.layers.inverted_residual import InvertedResidual
+from nas.layers.maps import MapModule, MapScore
+from nas.layers.windows import kept_windows, map_window
 from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space

@@ -19,16 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.convolution import ConvNorm, InvertedResidual, MapModule, MapScore, map_window
-from nas.layers.elastic import (
-    ATTENTION_NAMES,
-    ElasticAttention,
-    ElasticLayerNorm,
-    ElasticLinear,
-    ElasticMlp,
-    ElasticModule,
-)
-from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
+from nas.layers.conv import ConvNorm
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
+from nas.layers.inverted_residual import InvertedResidual
+from nas.layers.maps import MapModule, MapScore
+from nas.layers.windows import kept_windows, map_window, window_orders, window_tokens
 from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
@@ -187,11 +183,6 @@ def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
     return x_BPNC.reshape(-1, c).index_select(0, rows).view(b, p, -1, c)
 
 
-def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x) of a tensor nobody else holds: in place during inference."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 class TransformerLayer(TokenModule):
     """Pre-norm attention and MLP on the first `patches` patches; the others are left behind."""
 
@@ -200,7 +191,7 @@ class TransformerLayer(TokenModule):
         self.norm1 = ElasticLayerNorm(width)
         self.attention = ElasticAttention(width, heads, head_dim)
         self.norm2 = ElasticLayerNorm(width)
-        self.mlp = ElasticMlp(width, hidden, silu)
+        self.mlp = ElasticMlp(width, hidden, "silu")
 
     def forward(
         self,

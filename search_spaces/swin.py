@@ -15,16 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.layers.elastic import (
-    ATTENTION_NAMES,
-    ElasticAttention,
-    ElasticLayerNorm,
-    ElasticLinear,
-    ElasticMlp,
-    ElasticModule,
-)
+from nas.layers import mode
+from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
 from nas.layers.windows import (
     kept_windows,
+    overwritable,
     padded,
     relative_index,
     shift_mask,
@@ -172,16 +168,15 @@ class WindowBlock(MapModule):
         else:
             index = index.expand(b, -1, -1)
             mask = mask.repeat(b, 1, 1) if mask is not None and b > 1 else mask
-        # Windows do not overlap and nobody else holds the map: write where they were read. Only
-        # autograd needs the map as it was.
-        output = flat.clone() if torch.is_grad_enabled() else flat
+        # Windows do not overlap: write where they were read.
+        output = overwritable(flat)
         if b > 1:
             first = torch.arange(0, len(flat), side * side, device=x_BSSC.device)
             index = index + first[:, None, None]
         index = index.reshape(-1, window * window)
         bias = self._bias(heads, window).to(x_BSSC.dtype)
         # Autograd saves less with one chunk. Chunks of equal size: a short last one is slow.
-        chunks = 1 if torch.is_grad_enabled() else -(-len(index) // CHUNK)
+        chunks = 1 if mode.recording() else -(-len(index) // CHUNK)
         chunk = -(-len(index) // chunks)
         for start in range(0, len(index), chunk):
             rows = index[start : start + chunk]

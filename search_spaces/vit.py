@@ -17,14 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.layers.elastic import (
-    ATTENTION_NAMES,
-    ElasticAttention,
-    ElasticLayerNorm,
-    ElasticLinear,
-    ElasticMlp,
-    ElasticModule,
-)
+from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
 from nas.layers.windows import kept_windows, window_orders, window_tokens
 from nas.network.inputs import Images
 from nas.space.architecture import Architecture, Stage

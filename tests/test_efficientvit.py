@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from nas.families import load_space
-from nas.layers.convolution import InvertedResidual
+from nas.layers.inverted_residual import InvertedResidual
 from nas.layers.windows import kept_windows
 from nas.network.macs import count_macs
 from nas.tasks.classification import Classification

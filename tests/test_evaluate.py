@@ -17,8 +17,7 @@ from nas.evaluation.accuracy import Evaluator, recalibrate, resize
 from nas.evaluation.racing import Race
 from nas.evaluation.shared_prefixes import Prefixes, Step, copied, count_bytes, depth_first, forks
 from nas.families import load_space
-from nas.layers import elastic
-from nas.layers.elastic import explicit_in_windows
+from nas.layers import attention
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.space.architecture import at_precision
@@ -193,18 +192,22 @@ def test_answers_of_a_plain_network_are_those_of_its_forward(evaluator):
 
 
 def test_the_kernel_of_attention_can_be_told_instead_of_timed(monkeypatch):
-    monkeypatch.setattr(elastic, "_explicit_wins", None)
-    monkeypatch.setattr(elastic, "_time_explicit", lambda: pytest.fail("timed"))
-    ran = []
-    for name in ("_explicit", "_fused"):
-        kernel = getattr(elastic, name)
-        monkeypatch.setattr(elastic, name, lambda *a, n=name, k=kernel: (ran.append(n), k(*a))[1])
-    q = torch.zeros(1, 1, 49, 8)
-    for choice in (True, False):
-        assert explicit_in_windows(choice) is choice
-        assert explicit_in_windows() is choice
-        elastic._attend(q, q, q, None)
-    assert ran == ["_explicit", "_fused"]
+    monkeypatch.setattr("nas.network.network.fastest_in_windows", lambda: pytest.fail("timed"))
+    space, ran = load_space("swin:debug").restrict("precision", "fp32"), []
+    images = torch.zeros(1, 3, space.smallest.resolution, space.smallest.resolution)
+    for told in (attention.explicit, attention.fused):
+
+        def kernel(*tensors, told=told):
+            ran.append(told)
+            return told(*tensors)
+
+        supernet = Network(space, space.largest).eval().use_in_windows(kernel)
+        with torch.inference_mode():
+            for network in (supernet, supernet.inherit(space.smallest).deploy()):
+                ran.clear()
+                network(images, space.smallest)
+                assert ran
+                assert set(ran) == {told}
 
 
 LISTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=8)

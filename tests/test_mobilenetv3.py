@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import make_divisible
 
-from nas.layers.convolution import halo_tokens
+from nas.layers.windows import halo_tokens
 from nas.network.macs import count_macs, count_params
 from nas.space.family import SearchSpace
 from nas.tasks.classification import Classification

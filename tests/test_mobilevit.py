@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from nas.families import load_space
-from nas.layers.convolution import BatchNorm, MapScore
+from nas.layers.conv import BatchNorm
+from nas.layers.maps import MapScore
 from nas.layers.windows import kept_windows
 from nas.network.network import Network
 from nas.tasks.classification import Classification

@@ -11,7 +11,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from nas.families import load_space
-from nas.layers.elastic import ElasticAttention, ElasticMlp
+from nas.layers.attention import ElasticAttention
+from nas.layers.elastic import ElasticMlp
 from nas.layers.windows import kept_windows
 from nas.network.macs import count_params
 from nas.network.network import Network

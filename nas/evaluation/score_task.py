@@ -18,7 +18,7 @@ from nas.data.dataset import Dataset, Images, Labels, Split
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.racing import Race
 from nas.families import load_space
-from nas.layers.elastic import explicit_in_windows
+from nas.layers.attention import Kernel, fused
 from nas.network.network import Network
 from nas.space.task import Task
 from nas.workers.ledger import Record
@@ -47,7 +47,7 @@ class Scoring:
     race_error: float = 0.05
     reuse_mb: int = 1024
     threads: int = 1
-    explicit: bool = False  # the kernel of windows, which workers must not choose each for itself
+    kernel: Kernel = fused  # of windows: workers must not choose each for itself
     device: str = "cpu"
 
 
@@ -115,11 +115,10 @@ def cargo(evaluator: Evaluator) -> dict[str, Any]:
 def load_scorer(settings: Scoring, arrays: dict[str, Any]) -> Scorer:
     """The scorer of a worker process."""
     torch.set_num_threads(1)
-    explicit_in_windows(settings.explicit)
     space = load_space(settings.space, settings.task)
     network = Network.empty(space, space.largest)
     weights = {k: torch.from_numpy(np.array(v)) for k, v in arrays["weights"].items()}
-    network.load_state_dict(weights)
+    network.use_in_windows(settings.kernel).load_state_dict(weights)
     name, task, mean, std, fingerprint = arrays["data"]
     search = _Arrays("search", arrays["images"], arrays["labels"])
     few = arrays["calibration"]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.errors import EvaluationError
+from nas.layers import mode
 
 LOW, HIGH = -128, 127  # of activations; weights use -127 to 127
 _EXACT_FLOAT32 = 2**24 // (255 * 127)  # products that a float32 sums without rounding
@@ -122,7 +123,7 @@ def linear(
         y = F.linear(x, weight, bias)
     else:
         packed = _packed(weight, bias, quantizer)
-        if torch.onnx.is_in_onnx_export():
+        if mode.exporting():
             y = _linear_qdq(x, packed)
         else:
             q = rounded(x.flatten(0, -2), packed.scale, packed.zero)
@@ -133,7 +134,7 @@ def linear(
 
 def _overwritable(residual: Tensor, x: Tensor) -> bool:
     """Not what autograd needs; under autocast x is of another type than the residual."""
-    if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+    if mode.recording() or mode.exporting():
         return False
     return residual.is_contiguous() and residual.dtype == x.dtype
 
@@ -169,7 +170,7 @@ def conv2d(
     if bits == 32 or quantizer.training:
         return F.conv2d(x, weight, bias, stride, padding)
     packed = _packed(weight, bias, quantizer)
-    if torch.onnx.is_in_onnx_export():
+    if mode.exporting():
         return _conv_qdq(x, packed, stride, padding)
     # Integers in floats, in a type that adds them without rounding: what int32 would give.
     exact = torch.float32 if weight[0].numel() <= _EXACT_FLOAT32 else torch.float64

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nas.layers import mode
+
 
 def kept_windows(total: int, sparsity_percent: int) -> int:
     """How many of `total` windows stay at a sparsity in percent: rounded up, at least one."""
@@ -105,6 +107,89 @@ def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int])
         scores = torch.linalg.vector_norm(activity[:, tokens], dim=-1)
         # Of equal windows the first, everywhere: ONNX's TopK does so by itself, and its exporter
         # knows no stable sort.
-        settings = {} if torch.onnx.is_in_onnx_export() else {"stable": True}
+        settings = {} if mode.exporting() else {"stable": True}
         orders.append(scores.argsort(dim=1, descending=True, **settings))
     return orders
+
+
+def _halo_tokens(size: int, window: int, halo: int) -> NDArray[np.int64]:
+    first = np.arange(0, size, window)
+    line = (first[:, None] + np.arange(-halo, window + halo)).clip(0, size - 1)
+    y, x = line[:, None, :, None], line[None, :, None, :]
+    tokens: NDArray[np.int64] = (y * size + x).reshape(len(first) ** 2, -1)
+    return tokens
+
+
+@constant
+def halo_tokens(size: int, window: int, halo: int) -> NDArray[np.int64]:
+    """(windows, (window + 2 halo)**2) tokens of each window and its surroundings.
+
+    Beyond the edge of the map stands the nearest token; `halo_inside` says where.
+    """
+    return _halo_tokens(size, window, halo)
+
+
+@constant
+def halo_inside(size: int, window: int, halo: int) -> NDArray[np.float32]:
+    """(windows, (window + 2 halo)**2, 1): 1 where the token lies in the map, 0 beyond its edge."""
+    first = np.arange(0, size, window)
+    line = first[:, None] + np.arange(-halo, window + halo)
+    line = ((line >= 0) & (line < size)).astype(np.float32)
+    inside = line[:, None, :, None] * line[None, :, None, :]
+    return inside.reshape(len(first) ** 2, -1, 1)
+
+
+def on_kept_windows(
+    run: Callable[[Tensor, Tensor | None], Tensor],
+    x_BSSC: Tensor,
+    order: Tensor,
+    *,
+    kept: int,
+    window: int,
+    halo: int,
+) -> Tensor:
+    """The map with `run` applied to the `kept` first windows of `order` (B, windows).
+
+    `run(x, inside)` gets x (B * kept, window + 2 halo, window + 2 halo, C) and where its tokens lie
+    in the map (B * kept, window + 2 halo, window + 2 halo, 1), None if all do; it returns what the
+    inner (B * kept, window, window, C) become. Dropped windows pass unchanged.
+    """
+    size, c = x_BSSC.shape[2:]
+    side = window + 2 * halo
+    chosen = order[:, :kept]
+    rows = kept_rows(size, window, halo, chosen)
+    inside = None
+    if halo:
+        inside = halo_inside(size, window, halo, order.device)[chosen].view(-1, side, side, 1)
+    y = run(x_BSSC.reshape(-1, c).index_select(0, rows).view(-1, side, side, c), inside)
+    return written(x_BSSC, kept_rows(size, window, 0, chosen) if halo else rows, y)
+
+
+def kept_rows(size: int, window: int, halo: int, chosen: Tensor) -> Tensor:
+    """Of all tokens of a batch of maps, those of each one's `chosen` windows (B, kept)."""
+    tokens = halo_tokens(size, window, halo, chosen.device)[chosen]
+    if len(chosen) > 1:
+        last = len(chosen) * size * size
+        tokens = tokens + torch.arange(0, last, size * size, device=chosen.device)[:, None, None]
+    return tokens.flatten()
+
+
+def written(x_BSSC: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+    """The map with `y` in these rows."""
+    c = x_BSSC.shape[-1]
+    base = overwritable(x_BSSC.reshape(-1, c))
+    return base.index_copy_(0, rows, y.reshape(-1, c)).view(x_BSSC.shape)
+
+
+def overwritable(map_: Tensor) -> Tensor:
+    """A map to write windows into: itself, since nobody else holds it; a copy for autograd."""
+    return map_.clone() if mode.recording() else map_
+
+
+def map_window(size: int, largest: int = 8) -> int:
+    """The side of the windows in which a map of side `size` is pruned.
+
+    The largest divisor of up to `largest` tokens; a side that has none above 2 is one window.
+    """
+    window = max(d for d in range(1, largest + 1) if size % d == 0)
+    return window if window > 2 else size

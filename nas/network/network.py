@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import UsageError
-from nas.layers.elastic import Deployable, explicit_in_windows, inherit
+from nas.layers.attention import Kernel, fastest_in_windows, tell_kernel
+from nas.layers.elastic import Deployable, inherit
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer, by_path
@@ -39,6 +40,7 @@ class Network(nn.Module):
         self.space, self.architecture = space, architecture
         built = by_path(space.layers(architecture))
         self.layers = nn.ModuleDict({path: layer.build() for path, layer in built.items()})
+        self.kernel: Kernel | None = None
 
     @classmethod
     def empty(cls, space: SearchSpace, architecture: Architecture) -> Network:
@@ -89,7 +91,18 @@ class Network(nn.Module):
         for path, module in plain.layers.items():
             if path in self.layers:
                 inherit(module, self.layers[path])
+        if self.kernel is not None:
+            plain.use_in_windows(self.kernel)
         return plain.to(device)
+
+    def use_in_windows(self, kernel: Kernel) -> Network:
+        """Compute attention in windows by this kernel, here and in networks that inherit.
+
+        Kernels differ by rounding: processes whose scores are compared are told the same one.
+        """
+        tell_kernel(self, kernel)
+        self.kernel = kernel
+        return self
 
     def reorder(self) -> Network:
         """Sort heads and hidden channels by importance, so that smaller sizes keep the best ones.
@@ -103,15 +116,21 @@ class Network(nn.Module):
     def deploy(self) -> Network:
         """Prepare a plain network for inference only: norms folded, int8 weights packed once.
 
-        In place; the result is what is measured and exported, and can no longer be trained.
+        In place; the result is what is measured and exported, and can no longer be trained. Where
+        no kernel for windows was told, it is the faster one on this CPU.
         """
-        explicit_in_windows()
-        for module in self.eval().layers.modules():
-            if isinstance(module, Deployable):
-                module.deploy()
+        deploy(self.eval().layers, self.kernel or fastest_in_windows())
         return self
 
     @property
     def batch_norms(self) -> bool:
         """Whether statistics of batches are part of it, which differ from subnet to subnet."""
         return any(name.endswith("running_var") for name, _ in self.named_buffers())
+
+
+def deploy(module: nn.Module, kernel: Kernel) -> None:
+    """Prepare a module and all its parts for inference only, with this kernel in windows."""
+    tell_kernel(module, kernel)
+    for part in module.modules():
+        if isinstance(part, Deployable):
+            part.deploy()

@@ -8,17 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.layers.elastic import Deployable, explicit_in_windows
+from nas.layers.attention import Kernel, fastest_in_windows
+from nas.network.network import deploy
 from nas.space.layer import Layer
 
 Steps = list[tuple[nn.Module, dict[str, int]]]
 
 
 def build(
-    layers: Sequence[Layer], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    layers: Sequence[Layer],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    kernel: Kernel | None = None,
 ) -> Steps:
-    """Plain modules with weights that need no drawing; the time does not depend on them."""
-    explicit_in_windows()
+    """Deployed modules with weights that need no drawing; the time does not depend on them.
+
+    `kernel` is that of attention in windows, by default the faster one on this CPU.
+    """
+    kernel = kernel or fastest_in_windows()
     steps: Steps = []
     for layer in layers:
         with torch.device("meta"):
@@ -29,9 +36,7 @@ def build(
                 parameter.fill_(0.01)  # not zero, and far from denormal numbers
             for buffer in module.buffers():
                 buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
-        for part in module.modules():
-            if isinstance(part, Deployable):
-                part.deploy()
+        deploy(module, kernel)
         steps.append((module.to(device, dtype), layer.sizes))
     return steps
 

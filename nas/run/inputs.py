@@ -22,7 +22,7 @@ from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
 from nas.latency.library import find_table
 from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
-from nas.layers.elastic import explicit_in_windows
+from nas.layers.attention import explicit, fastest_in_windows, fused
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_json, write_text
 from nas.run.limits import Limits
@@ -78,6 +78,7 @@ class Job:
         self.feasible = [self.limits.feasible(wanted) for wanted in self.settings.budgets]
         self.regions = [self.limits.region(wanted) for wanted in self.settings.budgets]
         self.network, self.card = load_supernet(self.source, self.space.name, self.data)
+        self.kernel = fastest_in_windows()
         self.imported = self._imported()
         shipped = [] if self.settings.fresh else self._shipped_scores()
         identity = self._checked(shipped)
@@ -104,7 +105,7 @@ class Job:
         d, s = self.distribution, self.settings
         scoring = Scoring(
             self.space.name, self.space.task, self.evaluator.images,
-            race_error=s.race_error, reuse_mb=d.reuse_mb, explicit=explicit_in_windows(),
+            race_error=s.race_error, reuse_mb=d.reuse_mb, kernel=self.kernel,
             device="cuda" if d.gpus else "cpu",
         )  # fmt: skip
         if not d.workers and d.ray_address is None:
@@ -176,8 +177,10 @@ class Job:
                     f"{self.folder} was made with another {' and '.join(differing)}",
                     "resume with the same options, or start a new run without --resume",
                 )
-            explicit_in_windows(before["explicit_in_windows"])  # a timing: today's may differ
-        identity["explicit_in_windows"] = explicit_in_windows()
+            # A timing: today's may differ.
+            self.kernel = explicit if before["explicit_in_windows"] else fused
+        self.network.use_in_windows(self.kernel)
+        identity["explicit_in_windows"] = self.kernel is explicit
         return identity
 
     def _write_down(self, identity: Record) -> None:
