@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 from test_cli import call
 
 from nas.families import load_space, model_names
-from nas.network.macs import count_macs, sum_macs
+from nas.network.macs import count_macs, sum_macs, sum_params
+from nas.network.network import Network
 from nas.report.macs import exponent, macs_by_resolution
 
 VIT, SWIN = "vit_base_patch16_224", "swin_base_patch4_window7_224"
@@ -168,3 +170,12 @@ def test_what_cannot_be_counted_is_one_line_before_anything_is(arguments, hint, 
     assert out == ""
     assert err.count("\n") == 1
     assert hint in err
+
+
+def test_layers_of_several_phases_have_their_parameters_once_and_run_each_time():
+    space = load_space("swin:debug")
+    layers = space.layers(space.largest)
+    phased = [replace(layer, phase=phase) for phase in range(3) for layer in layers]
+    weights = Network(space, space.largest).parameters()
+    assert sum_params(phased) == sum_params(layers) == sum(p.numel() for p in weights)
+    assert sum_macs(phased).total == 3 * sum_macs(layers).total

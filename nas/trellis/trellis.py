@@ -39,7 +39,9 @@ class Trellis:
     ) -> None:
         self.graph, self.fixed = graph, fixed
         self.costs = (
-            edge_costs(graph, lambda items: sum(map(cost, items))) if callable(cost) else list(cost)
+            [np.array([sum(map(cost, items)) for items in level.items]) for level in graph.levels]
+            if callable(cost)
+            else list(cost)
         )
         if any((costs < 0).any() or not np.isfinite(costs).all() for costs in self.costs):
             raise ValueError("every cost must be finite and not negative")
