@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from nas.errors import PreparationError
+from nas.extensions import member_name
 from nas.records import fingerprint, write_bytes
 from nas.space.layer import Layer
 from nas.versions import installed, layer_code
@@ -105,7 +106,7 @@ def _path(layer: Layer, batch: int) -> Path:
         layer.key,
         batch,
         VERSION,
-        layer_code(layer.module.__module__.rpartition(".")[2]),
+        layer_code(member_name("search_spaces", layer.module.__module__)),
         installed("torch"),
     )
     return Path(platformdirs.user_cache_dir("vitnas")) / "onnx" / identity[:2] / identity
