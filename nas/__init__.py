@@ -22,6 +22,7 @@ _HOMES = {
     "Architecture": "nas.space.architecture",
     "Budget": "nas.budget",
     "Choice": "nas.space.domains",
+    "ENDED": "nas.space.rules",
     "Evaluator": "nas.evaluation.accuracy",
     "Exploration": "nas.problem.result",
     "Fixed": "nas.space.domains",

@@ -59,7 +59,7 @@ def score(net):
 def cost(name, value):
     if name == "depth":
         return value
-    return 0.0 if value is None else MS[value.width] + (value.kind == "b")
+    return 0.0 if value is nas.ENDED else MS[value.width] + (value.kind == "b")
 
 
 TABLE = {p.name: {v: cost(p.name, v) for v in p.values} for p in SPACE.positions()}
@@ -281,3 +281,42 @@ def test_a_member_that_breaks_the_rule_is_no_member():
     falling = replace(net, layers=(Layer(3, "a"), Layer(1, "a")))
     with pytest.raises(UsageError, match="width"):
         SPACE.parse({"layers": [vars(x) for x in falling.layers], "depth": 1})
+
+
+@dataclass(frozen=True)
+class Normed:
+    norm: str | None
+    heads: tuple[int | None, ...]
+
+
+NORMED = nas.Space(
+    Normed,
+    norm=nas.Choice(None, "layer"),
+    heads=nas.Repeat(nas.Choice(None, 2), nas.Choice(1, 3)),
+)
+NORM_COST = {None: 50.0, "layer": 1.0, 2: 3.0}
+
+
+def normed_cost(net):
+    return sum(NORM_COST[x] for x in (net.norm, *net.heads))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {p.name: {v: NORM_COST[v] for v in p.values if v is not nas.ENDED}
+         for p in NORMED.positions()},
+        nas.Additive(lambda name, value: NORM_COST[value]),
+        normed_cost,
+    ],
+    ids=["mapping", "additive", "black box"],
+)  # fmt: skip
+@pytest.mark.parametrize("budget", [4.0, 10.0, 60.0, 500.0])
+def test_none_is_a_value_like_any_other_and_costs_what_it_costs(given, budget):
+    """Also within a Repeat, where it once stood for the end."""
+    members = [Normed(norm, heads) for norm in (None, "layer")
+               for n in (1, 3) for heads in itertools.product((None, 2), repeat=n)]  # fmt: skip
+    fitting = {m: normed_cost(m) for m in members if normed_cost(m) <= budget}
+    found = nas.search(budget, space=NORMED, latency=given, score=lambda m: len(m.heads),
+                       evaluations=40, searcher="random")  # fmt: skip
+    assert {c.architecture: c.latency for c in found.candidates} == fitting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from dataclasses import asdict, dataclass, replace
 from random import Random
 
@@ -17,7 +18,7 @@ from nas.errors import UsageError
 from nas.families import load_space
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space, restrict, rewrite
-from nas.space.rules import Along
+from nas.space.rules import ENDED, Along
 from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode, encode
 
@@ -145,8 +146,25 @@ def test_items_of_a_repeat_may_be_plain_choices():
     assert all(space.parse(asdict(w)) == w for w in found)
     with pytest.raises(UsageError, match=r"widths\[1\] must be one of 1, 2, 3, got 5"):
         space.parse({"widths": [1, 5]})
-    with pytest.raises(ValueError, match="cannot hold None"):
-        list(Repeat(Choice(1, None), Choice(2)).positions("x"))
+
+
+def test_none_is_an_item_of_a_repeat_and_its_end_is_not():
+    """What was refused before the end had a value of its own."""
+    space = Space(Widths, widths=Repeat(Choice(1, None), Choice(0, 2)))
+    plain = {Widths(()), *(Widths(w) for w in itertools.product((1, None), repeat=2))}
+    graph = Graph.choices(space)
+    found = [decode(space, np.array(path)) for path in paths_of(graph)]
+    assert len(found) == graph.count == len(plain)
+    assert set(found) == plain
+    assert all(space.parse(json.loads(json.dumps(asdict(w)))) == w for w in found)
+    assert graph.along(encode(space, Widths((None, 1)))) == [("widths[0]", None), ("widths[1]", 1)]
+    assert graph.along(encode(space, Widths(()))) == []
+    assert pickle.loads(pickle.dumps(ENDED)) is ENDED
+
+
+def test_a_rule_sees_none_as_a_value():
+    same = Space(Widths, widths=Repeat(Choice(None, 1), Choice(2), (Along("widths", "=="),)))
+    assert set(same.values()) == {Widths((None, None)), Widths((1, 1))}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.optimize import check_grad
 from test_trellis import everything, random_trellis
 
 from nas.families import load_space
-from nas.space.rules import Position
+from nas.space.rules import ENDED, Position
 from nas.strategy.features import Fields
 from nas.strategy.gaussian_process import _PRIOR, Surrogate, _negative_evidence
 from nas.strategy.ridge import Ridge
@@ -37,7 +37,7 @@ def additive(rng, by_first=False):
 
 def test_likeness_is_one_for_the_same_and_falls_with_the_distance():
     levels = Position("levels", (1, 2, 4, 8))
-    blocks = Position("blocks", (None, Block(1, "a"), Block(1, "b"), Block(2, "a"), Block(3, "c")))
+    blocks = Position("blocks", (ENDED, Block(1, "a"), Block(1, "b"), Block(2, "a"), Block(3, "c")))
     fields = Fields([levels, Position("one", ("x",)), blocks])
     paths = np.array([[i, 0, j] for i in range(4) for j in range(5)])
     x = fields(paths)

@@ -13,7 +13,7 @@ from nas.errors import UsageError
 from nas.records import fingerprint
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
-from nas.space.rules import Position
+from nas.space.rules import ENDED, Position
 from nas.strategy.constraints import Limit
 from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Graph, Ints, decode
@@ -118,7 +118,7 @@ def _table(given: Any) -> dict[str, dict[Any, float]] | None:
 def _require_all(table: Mapping[str, Mapping[Any, float]], positions: Sequence[Position]) -> None:
     for position in positions:
         for value in position.values:
-            if value is not None and value not in table.get(position.name, {}):
+            if value is not ENDED and value not in table.get(position.name, {}):
                 raise UsageError(
                     f"the latency table has nothing for {position.name} = {value}",
                     "every value of every position needs a cost",

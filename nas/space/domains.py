@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 from nas.errors import UsageError
-from nas.space.rules import Along, Length, Position, Walk
+from nas.space.rules import ENDED, Along, Length, Position, Walk
 
 S = TypeVar("S")
 
@@ -142,7 +142,7 @@ class Repeat:
     """As many items as one of `times` says; each item is one position of the flat form.
 
     `item` is the domain of every item, or a tuple with one domain for each index; `rules` hold
-    along the items. None stands for no item, so no item may be None.
+    along the items. `ENDED` stands for no item.
     """
 
     item: Space[Any] | Choice | tuple[Space[Any] | Choice, ...]
@@ -155,24 +155,22 @@ class Repeat:
         items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
         if len(items) != longest:
             raise ValueError(f"{len(items)} domains for up to {longest} items")
-        if any(isinstance(item, Choice) and None in item.values for item in items):
-            raise ValueError("a Repeat cannot hold None: use another value")
         return items
 
     def positions(self, name: str) -> Iterator[Position]:
         for i, item in enumerate(self.items):
-            end = (None,) if i >= self.times.values[0] else ()
+            end = (ENDED,) if i >= self.times.values[0] else ()
             values = item.values if isinstance(item, Choice) else item.values()
             position = Position(f"{name}[{i}]", (*end, *values))
             yield position.under(name, Length(self.times.values), *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
         yield from value
-        yield from itertools.repeat(None, self.times.values[-1] - len(value))
+        yield from itertools.repeat(ENDED, self.times.values[-1] - len(value))
 
     def assemble(self, values: Iterator[Any]) -> Any:
         taken = itertools.islice(values, self.times.values[-1])
-        return tuple(v for v in list(taken) if v is not None)
+        return tuple(v for v in list(taken) if v is not ENDED)
 
     def parse(self, data: Any, name: str) -> Any:
         if not isinstance(data, Sequence) or len(data) not in self.times.values:

@@ -19,7 +19,7 @@ from nas.extensions import member_name
 from nas.space.architecture import Architecture
 from nas.space.domains import Choice, Space, restrict, rewrite
 from nas.space.layer import Layer, Part, in_phases
-from nas.space.rules import Position, Walk
+from nas.space.rules import ENDED, Position, Walk
 from nas.space.task import Task
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class SearchSpace:
         if kind == "width":
             parts = self.parts
             return parts.transition(stage, state, value) if stage else parts.stem(state, value)
-        return Part((), state) if value is None else self.parts.block(stage, i, state, value)
+        return Part((), state) if value is ENDED else self.parts.block(stage, i, state, value)
 
     def finish(self, state: Any) -> tuple[Layer, ...]:
         """The head's layers after the state of the last position."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from enum import Enum
 from typing import Any, Protocol
 
 from nas.errors import UsageError
@@ -23,6 +24,18 @@ _RELATIONS = {
 Last = tuple[Any, ...]  # what a rule remembers; () is nothing
 
 
+class End(Enum):
+    """The value of the positions after the last item of a `Repeat`, which nothing else equals."""
+
+    ENDED = "ended"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+ENDED = End.ENDED
+
+
 class Rule(Protocol):
     def reads(self, name: str, value: Any) -> Last:
         """What the rule is about in the value of a position."""
@@ -33,7 +46,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Position:
-    """One choice to make; `None` among the values means that a `Repeat` has ended.
+    """One choice to make; `ENDED` among the values means that a `Repeat` has ended.
 
     `rules` are those of the containers it is in, each with its container's name.
     """
@@ -88,19 +101,19 @@ def _found(name: str, value: Any, field: str) -> Iterator[Any]:
     if isinstance(value, tuple):
         for entry in value:
             yield from _found(name, entry, field)
-    elif value is not None and name.rpartition(".")[2].partition("[")[0] == field:
+    elif value is not ENDED and name.rpartition(".")[2].partition("[")[0] == field:
         yield value
-    elif is_dataclass(value):
+    elif is_dataclass(value) and not isinstance(value, type):
         for inner in value.__dataclass_fields__:
             yield from _found(inner, getattr(value, inner), field)
 
 
-_ENDED = -1
+_OVER = -1
 
 
 @dataclass(frozen=True)
 class Length:
-    """A sequence ends (its values are None from there on) after one of `times` items."""
+    """A sequence ends (its values are `ENDED` from there on) after one of `times` items."""
 
     times: tuple[int, ...]
 
@@ -109,9 +122,9 @@ class Length:
 
     def after(self, last: Last, name: str, value: Any) -> Last | None:
         length = last[0] if last else 0
-        if value is None:
-            return (_ENDED,) if length == _ENDED or length in self.times else None
-        return None if length == _ENDED else (length + 1,)
+        if value is ENDED:
+            return (_OVER,) if length == _OVER or length in self.times else None
+        return None if length == _OVER else (length + 1,)
 
 
 class Walk:

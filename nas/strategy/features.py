@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.space.rules import Position
+from nas.space.rules import ENDED, Position
 from nas.trellis.graph import Floats, Ints
 
 
@@ -43,12 +43,12 @@ class Fields:
 
 
 def _columns(values: Sequence[Any]) -> list[list[Any]]:
-    """The values of a position by field, where `None` (no item of a `Repeat`) has None in each."""
+    """The values of a position by field, `ENDED` (no item of a `Repeat`) in each."""
     width = max((len(fields(v)) for v in values if is_dataclass(v)), default=0)
     if not width:
         return [list(values)]
-    nothing = (None,) * width
-    rows = [nothing if v is None else tuple(getattr(v, f.name) for f in fields(v)) for v in values]
+    nothing = (ENDED,) * width
+    rows = [nothing if v is ENDED else tuple(getattr(v, f.name) for f in fields(v)) for v in values]
     return [list(column) for column in zip(*rows)]
 
 

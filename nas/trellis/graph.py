@@ -22,7 +22,7 @@ from nas.space.architecture import Architecture
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer, Part
-from nas.space.rules import Position, Walk
+from nas.space.rules import ENDED, Position, Walk
 
 S = TypeVar("S")
 Ints = NDArray[np.int64]
@@ -129,7 +129,7 @@ class Graph:
         def advance(index: int, state: Any, value: Any) -> tuple[tuple[Any, ...], Hashable] | None:
             if (after := walk.advance(index, state, value)) is None:
                 return None
-            return () if value is None else ((positions[index].name, value),), after
+            return () if value is ENDED else ((positions[index].name, value),), after
 
         return cls.build([position.values for position in positions], advance, lambda _: ())
 
