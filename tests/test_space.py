@@ -162,6 +162,46 @@ def test_none_is_an_item_of_a_repeat_and_its_end_is_not():
     assert pickle.loads(pickle.dumps(ENDED)) is ENDED
 
 
+@given(
+    times=st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
+    numpy=st.booleans(),
+)
+def test_a_repeat_has_every_number_of_items_in_whatever_order_they_are_written(times, numpy):
+    written = Choice(*(np.int64(n) if numpy else n for n in times))
+    space = Space(Widths, widths=Repeat(Choice(1, 2), written))
+    plain = {Widths(w) for n in times for w in itertools.product((1, 2), repeat=n)}
+    graph = Graph.choices(space)
+    found = [decode(space, np.array(path)) for path in paths_of(graph)]
+    assert len(found) == graph.count == len(plain)
+    assert set(found) == plain
+    assert all(tuple(encode(space, w)) in set(paths_of(graph)) for w in plain)
+    for n in range(6):
+        if n in times:
+            assert space.parse({"widths": [1] * n}) == Widths((1,) * n)
+        else:
+            with pytest.raises(UsageError, match="must be a list of"):
+                space.parse({"widths": [1] * n})
+
+
+def test_items_of_their_own_follow_the_greatest_number_wherever_it_is_written():
+    items = (Choice(1), Choice(2), Choice(3))
+    space = Space(Widths, widths=Repeat(items, Choice(3, 1)))
+    assert set(space.values()) == {Widths((1,)), Widths((1, 2, 3))}
+
+
+@pytest.mark.parametrize("times", [Choice(-1), Choice(2, -3), Choice(1.5), Choice(2, "3"),
+                                   Choice(True), -1, 2.0, None, "3", (2, 3)])  # fmt: skip
+def test_the_number_of_items_is_whole_and_not_negative(times):
+    with pytest.raises(UsageError, match="whole numbers, 0 or more"):
+        Repeat(Choice(1), times)
+    with pytest.raises(ValueError, match="distinct"):
+        Choice(3, 3)
+
+
+def test_a_plain_number_of_items_is_a_choice_of_one():
+    assert Repeat(Choice(1), 3) == Repeat(Choice(1), Choice(3))
+
+
 def test_a_rule_sees_none_as_a_value():
     same = Space(Widths, widths=Repeat(Choice(None, 1), Choice(2), (Along("widths", "=="),)))
     assert set(same.values()) == {Widths((None, None)), Widths((1, 1))}

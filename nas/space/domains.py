@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
 
 from nas.errors import UsageError
@@ -137,17 +138,28 @@ class Fixed:
         return _parse_items(self, data, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Repeat:
     """As many items as one of `times` says; each item is one position of the flat form.
 
-    `item` is the domain of every item, or a tuple with one domain for each index; `rules` hold
-    along the items. `ENDED` stands for no item.
+    `item` is the domain of every item, or a tuple with one domain for each index; `times` is a
+    number or a choice of numbers, which are kept in rising order; `rules` hold along the items.
+    `ENDED` stands for no item. Raises `UsageError` unless the numbers are whole and not negative.
     """
 
     item: Space[Any] | Choice | tuple[Space[Any] | Choice, ...]
     times: Choice
-    rules: tuple[Along, ...] = ()
+    rules: tuple[Along, ...]
+
+    def __init__(
+        self,
+        item: Space[Any] | Choice | Sequence[Space[Any] | Choice],
+        times: Choice | int,
+        rules: tuple[Along, ...] = (),
+    ) -> None:
+        object.__setattr__(self, "item", tuple(item) if isinstance(item, Sequence) else item)
+        object.__setattr__(self, "times", _whole(times))
+        object.__setattr__(self, "rules", rules)
 
     @cached_property
     def items(self) -> tuple[Space[Any] | Choice, ...]:
@@ -177,6 +189,18 @@ class Repeat:
             lengths = ", ".join(map(str, self.times.values))
             raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
         return _parse_items(self, data, name)
+
+
+def _whole(times: Choice | int) -> Choice:
+    """The numbers of items that a `Repeat` may have, in rising order."""
+    numbers = times.values if isinstance(times, Choice) else (times,)
+    for number in numbers:
+        if not isinstance(number, Integral) or isinstance(number, bool) or int(number) < 0:
+            raise UsageError(
+                f"the times of a Repeat must be whole numbers, 0 or more, got {number!r}",
+                "e.g. Repeat(item, 3) or Repeat(item, Choice(2, 3, 4))",
+            )
+    return Choice(*sorted(map(int, numbers)))
 
 
 def _parse_items(domain: Fixed | Repeat, data: Sequence[Any], name: str) -> tuple[Any, ...]:
