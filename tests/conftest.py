@@ -1,4 +1,4 @@
-"""Shared pieces: small image folders, debug spaces, a supernet that takes milliseconds."""
+"""What tests share: the slow ones apart, one cache, painted photos, a supernet and a made-up table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+
+# Before numpy is imported, for it and for the programs that tests start: linear algebra on two
+# threads beside another test takes up to twenty times as long, for its threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -34,42 +38,72 @@ settings.register_profile("vitnas", deadline=None)
 settings.load_profile("vitnas")
 
 DEBUG_SPACES = [name for name in space_names() if name.endswith(":debug")]
+# Files are handed out in this order, and the rest by name: the longest must not start last.
+LONGEST = (
+    "test_readme",
+    "test_models",
+    "test_runtimes",
+    "test_run",
+    "test_whole_way",
+    "test_faults",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the slow tests unless they are asked for; start the longest files first.
+
+    Tests that are `quiet` come last, so that no other waits for the core beside them.
+    """
+    if not (config.option.all or config.option.markexpr):
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="slow: pytest --all"))
+
+    def turn(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.stem
+        place = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return item.get_closest_marker("quiet") is not None, place
+
+    items.sort(key=turn)
+
+
+def _lock() -> Path:
+    """A file that the processes of one run of the tests share."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", os.getpid())
+    return Path(tempfile.gettempdir()) / f"vitnas-tests-{run}"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Tests run on two cores beside each other; one that is `quiet`, whose times matter, alone."""
-    name = f"vitnas-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-    with (Path(tempfile.gettempdir()) / name).open("w") as lock:
+    with _lock().open("w") as lock:
         quiet = item.get_closest_marker("quiet") is not None
         fcntl.flock(lock, fcntl.LOCK_EX if quiet else fcntl.LOCK_SH)
         return (yield)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files go to whichever core is free: the longest first, those that need both cores last."""
-
-    def turn(item: pytest.Item) -> int:
-        if item.get_closest_marker("quiet") is not None:
-            return 2
-        return 0 if item.path.stem in ("test_readme", "test_whole_way", "test_faults") else 1
-
-    items.sort(key=turn)
+def pytest_sessionfinish() -> None:
+    _lock().unlink(missing_ok=True)
 
 
-torch.set_num_threads(1)  # for fixtures of modules, too: two threads beside other tests only wait
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache; what is exported for one test serves all others."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own inside that of the run
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's latency tables."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 def paint(folder: Path, per_class: int = 12, size: int = 32, mode: str = "RGB") -> Path:

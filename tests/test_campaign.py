@@ -25,8 +25,6 @@ from nas.runtimes import Runtime, Sample
 from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, space_layers
 
-pytestmark = pytest.mark.quiet
-
 SPACE = load_space("swin:debug", Classification(2))
 CALL, FIRST = 3.0, 0.7  # what every call, and every first layer, costs on the device below
 
@@ -183,6 +181,7 @@ def test_a_table_is_carried_to_a_sibling_by_a_few_rows(device, tmp_path):
     assert table.calibration.mape_percent < 0.1
 
 
+@pytest.mark.slow
 def test_a_profile_survives_ten_kills(tmp_path):
     """Each at a random moment; the last one ends with every row once and no line torn."""
     code = (

@@ -128,6 +128,7 @@ t.search({out!r}, score=lambda net: (time.sleep(0.05), t.score(net))[1], workers
 """
 
 
+@pytest.mark.slow
 def test_a_driver_killed_with_its_workers_goes_on_without_any(undisturbed, tmp_path):
     folder, whole = undisturbed
     program = DRIVER.format(tests=str(Path(__file__).parent), out=str(tmp_path / "run"))

@@ -171,6 +171,7 @@ def test_forgetting_a_table_deletes_nothing_else(tmp_path, table):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
     code = (
         "from pathlib import Path; from nas.families import load_space; from nas.tasks.classification import Classification; from nas.latency.profiling import profile;"

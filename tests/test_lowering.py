@@ -24,7 +24,9 @@ def test_a_network_composed_of_layers_is_the_network(name):
     """Sparse, with int8 blocks among them, in one model and as a chain of models."""
     space = load_space(name, Classification(5))
     sparse = space.restrict("sparsity", *[v for v in (50, 80) if _has(space, v)])
-    layers = sparse.layers(sparse.draw(Random(3)))
+    drawn = [sparse.layers(sparse.draw(Random(seed))) for seed in range(100)]
+    mixed = [x for x in drawn if {8, 32} <= {layer.sizes.get("bits") for layer in x}]
+    layers = min(mixed, key=lambda x: len({layer.key for layer in x}))  # each takes half a second
     torch.manual_seed(0)
     image = inputs(layers[0], 1)
     with torch.inference_mode():

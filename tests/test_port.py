@@ -14,8 +14,6 @@ from nas.latency.port import NOTE, Chosen, carry, check, choose_rows, kind_of, p
 from nas.latency.rows import Row
 from nas.latency.table import LatencyTable
 
-pytestmark = pytest.mark.quiet
-
 KINDS = {"Embed": (0.2, 1.4), "Block": (0.05, 8.0), "Head": (0.02, 0.1)}
 DEVICE = {"name": "board", "batch": 1, "dtype": "float32", "threads": 1, "runtime": "torch"}
 

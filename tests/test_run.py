@@ -136,6 +136,7 @@ def test_the_same_seed_gives_the_same_candidates(finished, settings, tmp_path):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_to_the_same_result(finished, settings, tmp_path):
     folder, result = finished
     again = tmp_path / "again"

@@ -73,6 +73,7 @@ def assert_same(folder, trained):
     assert by_step[0].keys() == by_step[1].keys()
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos, tmp_path):
     folder = tmp_path / "supernet"
     code = f"""

@@ -308,6 +308,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_lost_node_are_done_on_another():
     program = [sys.executable, "-c", LOSE_A_NODE]
     result = subprocess.run(program, capture_output=True, text=True, timeout=120)
@@ -331,6 +332,7 @@ with open_pool(make, workers=1) as pool:
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed():
     with ExitStack() as stack:
         programs = [

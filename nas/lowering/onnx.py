@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,17 +83,21 @@ def lower_ahead(layers: Sequence[Layer], batch: int, processes: int) -> Iterator
 
 
 def _prepare_worker() -> None:
-    """One thread; and the exporter's table of operators built once: a third of the time else."""
+    """Work on one thread, and end with the process that started this one."""
     import torch
 
-    with contextlib.suppress(AttributeError, OSError):  # Linux: end with the parent
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     torch.set_num_threads(1)
+
+
+@cache
+def _build_operators_once() -> None:
+    """Let the exporter keep its table of operators: a third of each export builds it anew."""
     with contextlib.suppress(ImportError, AttributeError):  # not public: as it may be
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        table = ONNXRegistry.from_torchlib()
-        ONNXRegistry.from_torchlib = lambda *_, **__: table  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 def _export_quietly(layer: Layer, batch: int) -> Layer:
@@ -133,6 +138,7 @@ def _export(layer: Layer, batch: int) -> OnnxPiece:
 
     from nas.network.standalone import build, inputs, run, slots
 
+    _build_operators_once()
     steps = build([layer])
     state = inputs(layer, batch)
     given = slots(state)

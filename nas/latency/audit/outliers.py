@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.strategy.threads import one_thread
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -122,6 +124,7 @@ def _features(logs: Floats, rows: int) -> Floats:
     return np.concatenate([constant, logs.sum(1, keepdims=True)], 1)
 
 
+@one_thread()
 def _robust(features: Floats, y: Floats) -> tuple[Floats, float]:
     """Residuals of least absolute deviations, then of Tukey's biweight; and their scale.
 
