@@ -119,21 +119,29 @@ def _text(node: Any) -> str:
     `ast.dump` and `ast.unparse` differ from version to version.
     """
     if isinstance(node, list):
-        return f"[{','.join(filter(None, map(_text, node)))}]"
+        return f"[{','.join([text for item in node if (text := _text(item))])}]"
     if not isinstance(node, ast.AST):
         return ascii(node)
-    if _counts_not(node):
+    if isinstance(node, ast.stmt) and _counts_not(node):
         return ""
     if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts into nested formats
         node.values = [
             x for x in node.values if not (isinstance(x, ast.Constant) and x.value == "")
         ]
-    fields = ((name, getattr(node, name, None)) for name in sorted(node._fields))
-    shown = (f"{k}={_text(v)}" for k, v in fields if k not in _SILENT and v not in (None, []))
+    shown = [
+        f"{name}={_text(value)}"
+        for name in _fields(type(node))
+        if (value := getattr(node, name, None)) is not None and value != []
+    ]
     return f"{type(node).__name__}({','.join(shown)})"
 
 
-def _counts_not(node: ast.AST) -> bool:
+@cache
+def _fields(kind: Any) -> list[str]:
+    return sorted(name for name in kind._fields if name not in _SILENT)
+
+
+def _counts_not(node: ast.stmt) -> bool:
     """Whether a statement only imports, only documents, or is for type checkers."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.Pass():

@@ -132,6 +132,29 @@ def test_a_damaged_table_is_an_error_with_the_fix(table, tmp_path):
         LatencyTable.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"classes": "ten"}, "is damaged .*classes is 'ten'"),
+        ({"classes": None}, "is damaged .*lacks 'classes'"),
+        ({"task": "telepathy"}, "is damaged .*unknown task 'telepathy'"),
+        ({"task": "my_lab.tasks"}, "VITNAS_EXTENSIONS does not list"),
+    ],
+)
+def test_a_table_whose_task_is_unknown_is_refused_in_one_line(table, tmp_path, change, why):
+    changed = {k: v for k, v in (table.manifest | change).items() if v is not None}
+    LatencyTable(table.rows, changed, table.references).save(tmp_path)
+    with pytest.raises(TableError, match=why) as error:
+        LatencyTable.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_without_a_task_is_of_a_classification(table, tmp_path):
+    old = {k: v for k, v in table.manifest.items() if k != "task"}
+    LatencyTable(table.rows, old, table.references).save(tmp_path)
+    assert LatencyTable.load(tmp_path).task == Classification(2)
+
+
 def test_an_unknown_device_is_refused():
     with pytest.raises(UnknownNameError, match="torch-cpu"):
         load_runtime("gpu")

@@ -123,10 +123,9 @@ def audit(
     from nas.latency.library import find_table
 
     table = find_table(name)
-    space = None if table.manifest["source"] == "external" else table.manifest["space"]
-    findings = run_audit(
-        table, find_table(other) if other else None, space=load_space(space) if space else None
-    )
+    own = table.manifest["source"] != "external"
+    space = load_space(table.manifest["space"], table.task) if own else None
+    findings = run_audit(table, find_table(other) if other else None, space=space)
     result = json_of(findings)
     if as_json:
         print_json(result)

@@ -118,7 +118,6 @@ def _manifest(file: _File, form: str, unit: str, device: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "space": "external",
-        "classes": 0,
         "source": "external",
         "unit": "ms",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,18 +6,21 @@ import csv
 import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 
-from nas.errors import TableError
+from nas.errors import TableError, UnknownNameError, UsageError
 from nas.latency.fit import Calibration
-from nas.latency.rows import Reference, Row
+from nas.latency.rows import UNUSABLE, Reference, Row
 from nas.records import write_csv, write_text
 from nas.runtimes import SOURCES
+from nas.tasks import load_task
+
+T = TypeVar("T")
 
 SCHEMA = 2
 SAMPLES = "samples.jsonl"  # the journal of the campaign that measured a table
@@ -104,6 +107,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{key} is missing or not a {kind.__name__}")
         if manifest["source"] not in SOURCES:
             raise ValueError(f"unknown source {manifest['source']!r}")
+        if manifest["source"] != "external":
+            _check_task(manifest)
         for key in ("name", "processor", "runtime"):
             if not isinstance(manifest["device"].get(key), str):
                 raise ValueError(f"device.{key} is missing or no text")
@@ -116,6 +121,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from None
 
 
+def _check_task(manifest: Mapping[str, Any]) -> None:
+    """An own task may be unknown here; that is no damage, and the error says what to do."""
+    try:
+        load_task(manifest)
+    except KeyError as error:
+        raise ValueError(f"its task lacks {error}") from None
+    except UnknownNameError as error:
+        raise ValueError(error.message) from None
+    except UsageError as error:
+        raise TableError(error.message, error.fix) from None
+
+
 def _check_calibration(numbers: Calibration, unknown: bool) -> None:
     """Every entry a finite number; errors may be unknown where no network was ever run."""
     for name, value in asdict(numbers).items():
@@ -125,24 +142,26 @@ def _check_calibration(numbers: Calibration, unknown: bool) -> None:
                 raise ValueError(f"calibration.{name} is {number!r}")
 
 
-def _read_csv(path: Path, unit: str, parse: Any) -> list[Any]:
-    found = []
+def _read_csv(path: Path, unit: str, parse: Callable[[dict[str, str]], T]) -> list[T]:
+    """What `parse` makes of each line, given its cells by column, without unit."""
+    found: list[T] = []
     with path.open(newline="", errors="replace") as file:
-        for line, cells in enumerate(csv.DictReader(file), 2):
-            try:
-                cells = {str(k).removesuffix(f"_{unit}"): v for k, v in cells.items()}
-                found.append(parse(cells))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                why = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                if isinstance(error, TypeError | AttributeError):
-                    why = "it is cut off"
-                raise _damaged(path, f"line {line}: {why}") from None
+        lines = csv.reader(file)
+        try:
+            columns = [name.removesuffix(f"_{unit}") for name in next(lines, [])]
+            for cells in filter(None, lines):
+                if len(cells) < len(columns):
+                    raise ValueError("it is cut off")
+                found.append(parse(dict(zip(columns, cells))))
+        except (ValueError, KeyError, csv.Error) as error:
+            why = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            raise _damaged(path, f"line {lines.line_num}: {why}") from None
     return found
 
 
 def _row(cells: dict[str, str]) -> Row:
     note = cells["note"]
-    if not Row("", 0, 0, 0, 0, 0, note).usable:
+    if note.startswith(UNUSABLE):
         return Row.without_numbers(cells["key"], note)
     median, p20, iqr, cpu = (_number(cells[k]) for k in ("median", "p20", "iqr", "cpu_median"))
     return Row(cells["key"], median, p20, iqr, cpu, int(cells["samples"]), note)

@@ -14,7 +14,6 @@ from nas.progress import console
 from nas.records import fingerprint
 from nas.runtimes import Runtime
 from nas.space.family import SearchSpace
-from nas.tasks import load_task
 from nas.versions import layer_code
 
 
@@ -52,7 +51,7 @@ def known_table(space: SearchSpace, runtime: Runtime) -> LatencyTable | None:
             table.check(space, described)
         except TableError:
             continue
-        if load_task(table.manifest) == space.task:
+        if table.task == space.task:
             return table
     return None
 

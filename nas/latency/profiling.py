@@ -20,7 +20,7 @@ from nas.latency.table import LatencyTable
 from nas.records import Journal, fingerprint
 from nas.runtimes import CONTEXTS, Runtime, check_option, load_runtime
 from nas.space.family import SearchSpace
-from nas.tasks import load_task
+from nas.space.task import Task
 from nas.trellis.graph import Graph
 from nas.versions import layer_code
 
@@ -108,14 +108,18 @@ def _port(
         return None
     described, code = runtime.describe(), layer_code(space.family)
     check_port(sibling, described, runtime.unit, code, context)
-    theirs = load_task(sibling.manifest)
-    if sibling.manifest["space"] != space.name or theirs != space.task:
+    theirs, ours = sibling.manifest["space"], space.name
+    if (theirs, sibling.task) != (ours, space.task):
         raise TableError(
-            f"the table to port is of {sibling.manifest['space']} with {theirs}, not of "
-            f"{space.name} with {space.task}",
+            f"the table to port is of {theirs} ({_said(sibling.task)}), not of {ours} "
+            f"({_said(space.task)})",
             "give --space and --classes of that table",
         )
     return Port(sibling, choose_rows(sibling, rows_per_kind))
+
+
+def _said(task: Task) -> str:
+    return ", ".join(f"{name} {value}" for name, value in task.to_json().items())
 
 
 def _identity(space: SearchSpace, runtime: Runtime, context: str, port: Port | None) -> str:

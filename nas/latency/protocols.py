@@ -12,7 +12,6 @@ from itertools import cycle
 
 import numpy as np
 
-from nas.network.macs import count_macs
 from nas.runtimes import KEPT, WARM_UP_MS
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
@@ -85,6 +84,8 @@ def pieces(
 
 def _pairs(graph: Graph, context: str, rows: Sequence[Layer]) -> Iterator[tuple[Layer, Layer]]:
     """For each row that is timed behind another layer: that layer, and the row's own."""
+    from nas.network.macs import count_macs  # imports torch, which listings of tables do not need
+
     before = graph.before() if context == "added" else {}
     for layer in rows:
         if context == "stacked" and stackable(layer):

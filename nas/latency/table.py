@@ -22,6 +22,8 @@ from nas.latency.rows import Reference, Row
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
+from nas.space.task import Task
+from nas.tasks import load_task
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code
@@ -38,6 +40,11 @@ class LatencyTable:
     @cached_property
     def calibration(self) -> Calibration:
         return Calibration(**self.manifest["calibration"])
+
+    @property
+    def task(self) -> Task:
+        """What the networks of the table are for; external tables have none (`KeyError`)."""
+        return load_task(self.manifest)
 
     @property
     def unit(self) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch.nn.functional as F
-
 from nas.space.task import Metric, Task
 
 if TYPE_CHECKING:
@@ -56,7 +54,11 @@ class Classification(Task):
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
         classes = data["classes"]
-        return cls(classes) if isinstance(classes, int) else cls(len(classes), tuple(classes))
+        if isinstance(classes, list):
+            return cls(len(classes), tuple(classes))
+        if not isinstance(classes, int):
+            raise ValueError(f"classes is {classes!r}, neither their number nor a list of names")
+        return cls(classes)
 
     @property
     def outputs(self) -> int:
@@ -67,10 +69,14 @@ class Classification(Task):
         return 100 / self.classes
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs, batch["labels"])
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs, batch["labels"])
 
     def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, teacher.softmax(-1))
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs, teacher.softmax(-1))
 
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """The class, and where the answer differs, the answer below it."""
