@@ -130,15 +130,15 @@ def _text(node: Any) -> str:
         ]
     shown = [
         f"{name}={_text(value)}"
-        for name in _fields(type(node))
+        for name in _counted(node._fields)
         if (value := getattr(node, name, None)) is not None and value != []
     ]
     return f"{type(node).__name__}({','.join(shown)})"
 
 
 @cache
-def _fields(kind: Any) -> list[str]:
-    return sorted(name for name in kind._fields if name not in _SILENT)
+def _counted(fields: tuple[str, ...]) -> list[str]:
+    return sorted(set(fields) - _SILENT)
 
 
 def _counts_not(node: ast.stmt) -> bool:
