@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 
 import nas.layers.precision
-from nas.data.dataset import load_data
-from nas.evaluation.accuracy import Evaluator, resize
+from nas.data import load_data
+from nas.evaluation.accuracy import Evaluator
 from nas.export import tolerance
 from nas.families import load_space
 from nas.lowering.onnx import quiet
@@ -66,10 +66,11 @@ def main() -> None:
     for i in range(options.networks):
         a = at_precision(space.draw(random) if i else space.largest, "int8")
         network = evaluator.subnet(a)
-        pixels, _ = data.train.batch(range(CALIBRATION), full)
-        calibrate(network, resize(data.tensor(pixels), a.resolution))
-        pixels, _ = data.test.batch(range(IMAGES), full)
-        images = resize(data.tensor(pixels), a.resolution).contiguous().split(1)
+        resized = space.parts.resized
+        few = data.first(data.train, CALIBRATION, full)["images"]
+        calibrate(network, resized(few, a.resolution))
+        few = data.first(data.test, IMAGES, full)["images"]
+        images = resized(few, a.resolution).contiguous().split(1)
         with torch.no_grad():
             exact = [network(x, at_precision(a, "fp32")) for x in images]
             network.deploy()

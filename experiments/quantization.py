@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from nas.data.dataset import load_data
-from nas.evaluation.accuracy import Evaluator, recalibrate, resize
+from nas.data import load_data
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space
 from nas.lowering.onnx import quiet
 from nas.network.calibration import METHODS, calibrate
@@ -68,8 +69,7 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
             if trainer.step % 200 == 0:
                 print(f"{name} {trainer.step}/{total} {np.mean(losses[-200:]):.3f}", flush=True)
     if network.batch_norms:
-        pixels, _ = data.train.batch(range(256), space.largest.resolution)
-        recalibrate(network, data.tensor(pixels))
+        recalibrate(network, data.first(data.train, 256, space.largest.resolution)["images"])
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, file)
     return network.eval()
@@ -125,8 +125,8 @@ def study(family: str, data, minutes: float, out: Path) -> list[tuple]:
     narrow = at_precision(wide, "int8")
     search = Evaluator(network, data, data.search, SEARCH)
     test = Evaluator(network, data, data.test, TEST)
-    pixels, _ = data.train.batch(range(CALIBRATION), space.largest.resolution)
-    ranges = resize(data.tensor(pixels), wide.resolution)
+    few = data.first(data.train, CALIBRATION, space.largest.resolution)["images"]
+    ranges = space.parts.resized(few, wide.resolution)
 
     def quantized(method: str) -> Network:
         plain = network.inherit(narrow).eval()
@@ -134,11 +134,11 @@ def study(family: str, data, minutes: float, out: Path) -> list[tuple]:
         return plain.deploy()
 
     exact = network.inherit(wide).deploy()
-    scores = {"": 100 * search.correct_by(exact).mean()}
-    scores |= {m: 100 * search.correct_by(quantized(m)).mean() for m in METHODS}
+    scores = {"": 100 * search.observed_by(exact).mean()}
+    scores |= {m: 100 * search.observed_by(quantized(m)).mean() for m in METHODS}
     best = max(METHODS, key=lambda m: scores[m])
-    tests = {"": 100 * test.correct_by(exact).mean()}
-    tests[best] = 100 * test.correct_by(quantized(best)).mean()
+    tests = {"": 100 * test.observed_by(exact).mean()}
+    tests[best] = 100 * test.observed_by(quantized(best)).mean()
     torch.set_num_threads(1)
     onnx_ms, torch_ms = latencies([exact, quantized(best)], ranges[:1].contiguous())
     rows = []

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.evaluation.accuracy import Evaluator, cores
 from nas.families import load_space
 from nas.latency.fit import kendall_tau
@@ -72,9 +72,7 @@ def main() -> None:
     for i, architecture in enumerate(chosen):
         torch.manual_seed(0)
         alone = trained(Network(space, architecture), data, recipe, f"alone {i}")
-        rows.append(
-            (architecture.id, supernet.top1_percent(architecture), alone.top1_percent(architecture))
-        )
+        rows.append((architecture.id, supernet.percent(architecture), alone.percent(architecture)))
         print(f"{rows[-1][0]}: supernet {rows[-1][1]:.1f} %, alone {rows[-1][2]:.1f} %", flush=True)
     OUT.mkdir(exist_ok=True)
     with (OUT / "rank_correlation.csv").open("w", newline="") as file:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.runtimes.host import keep_heap
 from nas.training.supernet import load_supernet, supernet_folder
@@ -23,7 +23,7 @@ def main() -> None:
     evaluator = Evaluator(network, data, data.search, 1000)
     for resolution in (224, 168, 112):
         architecture = replace(network.space.largest, resolution=resolution)
-        print(f"{resolution} px: {evaluator.top1_percent(architecture):.1f} %", flush=True)
+        print(f"{resolution} px: {evaluator.percent(architecture):.1f} %", flush=True)
 
 
 if __name__ == "__main__":

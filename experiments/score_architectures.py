@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from nas.data.dataset import load_data
-from nas.evaluation.accuracy import Evaluator, cores, resize
+from nas.data import load_data
+from nas.evaluation.accuracy import Evaluator, cores
 from nas.latency.profiling import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
@@ -41,7 +41,7 @@ def shared_prefix_top1(network, batches, labels, architectures, shared: int) -> 
 
     @torch.inference_mode()
     def predict(images):
-        state = (resize(images, resolution),)
+        state = (network.space.parts.resized(images, resolution),)
         for layer in lists[0][:shared]:
             state = network.module(layer)(*state, **layer.sizes)
         predicted = []
@@ -90,8 +90,8 @@ def main() -> None:
     write_json(folder / "scores.json", head)
     journal = Journal(folder / "scores.jsonl")
     done = len(journal.read())
-    pixels, labels = data.search.batch(range(IMAGES), space.largest.resolution)
-    batches = data.tensor(pixels).split(16)
+    first = data.first(data.search, IMAGES, space.largest.resolution)
+    batches, labels = first["images"].split(16), first["labels"].numpy()
 
     evaluator = Evaluator(network, data, data.search, IMAGES)
     known = {record["architecture"] for record in journal.read()}
@@ -99,7 +99,7 @@ def main() -> None:
         for resolution in space.positions[0].values:
             a = uniform(space, resolution, sparsity)
             if a.to_json() not in known:
-                score = evaluator.top1_percent(a)
+                score = evaluator.percent(a)
                 journal.append(
                     {"architecture": a.to_json(), "drawn": "uniform", "top1_percent": score}
                 )
@@ -134,7 +134,7 @@ def main() -> None:
             group += 1
             advance(len(architectures), f"best {max(scores):.1f} %")
     if card.get("largest_test", {}).get("images") != TEST_IMAGES:
-        top1 = Evaluator(network, data, data.test, TEST_IMAGES).top1_percent(space.largest)
+        top1 = Evaluator(network, data, data.test, TEST_IMAGES).percent(space.largest)
         write_json(
             folder / "supernet.json",
             {**card, "largest_test": {"images": TEST_IMAGES, "top1_percent": top1}},

@@ -42,7 +42,7 @@ _HOMES = {
     "VitnasError": "nas.errors",
     "calibrate": "nas.network.calibration",
     "export_network": "nas.export",
-    "load_data": "nas.data.dataset",
+    "load_data": "nas.data",
     "load_space": "nas.families",
     "load_supernet": "nas.training.supernet",
     "load_weights": "nas.training.pretrained",

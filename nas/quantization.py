@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.data.dataset import Dataset, load_data
+from nas.data import Dataset, load_data
 from nas.errors import UnknownNameError, UsageError
-from nas.evaluation.accuracy import Evaluator, resize
+from nas.evaluation.accuracy import Evaluator
 from nas.export import export_network, onnx_installed
 from nas.families import load_space, model_names
 from nas.latency.end_to_end import measure_fresh
@@ -88,21 +88,21 @@ def quantize(
     narrow = at_precision(network.architecture, "int8")
     space = network.space.with_int8()
     evaluator = Evaluator(network, data, data.search, images)
-    pixels, _ = data.train.batch(
-        range(min(calibration, data.train.size)), network.space.largest.resolution
-    )
-    ranges = resize(data.tensor(pixels), wide.resolution)
+    percent = evaluator.metric.key
+    first = data.first(data.train, calibration, space.largest.resolution)
+    ranges = space.parts.resized(first[space.parts.takes], wide.resolution)
     methods = {}
     with bar("quantize", len(METHODS) + 1, "networks") as advance:
-        before = evaluator.answers(_plain(network, wide).deploy())
+        before = evaluator.outputs(_plain(network, wide).deploy())
         advance(1, "float32")
         for method in METHODS:
             quantized = _plain(network, narrow)
             layers = calibrate(quantized, ranges, method=method)
-            after = evaluator.answers(deepcopy(quantized).deploy())
+            after = evaluator.outputs(deepcopy(quantized).deploy())
+            changed = (after.argmax(1) != before.argmax(1)).double().mean()
             methods[method] = {
-                "top1_percent": round(evaluator.percent_right(after), 3),
-                "changed_percent": round(float(100 * (after != before).mean()), 3),
+                percent: round(evaluator.percent_of(after), 3),
+                "changed_percent": round(float(100 * changed), 3),
             }
             advance(1, method)
     with bar("sensitivity", len(layers), "layers") as advance:
@@ -113,7 +113,7 @@ def quantize(
         "architecture": asdict(narrow),
         "search_images": evaluator.images,
         "calibration_images": len(ranges),
-        "fp32": {"top1_percent": round(evaluator.percent_right(before), 3)},
+        "fp32": {percent: round(evaluator.percent_of(before), 3)},
         "methods": methods,
         "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
         "measured_ms": {

@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from nas.data.dataset import Dataset, load_data
+from nas.data import Dataset, load_data
 from nas.families import load_space, space_names
 from nas.latency.end_to_end import Measurement
 from nas.latency.fit import Calibration

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
+import torch
 from conftest import paint
 from PIL import Image
 
-from nas.data.dataset import load_data
+from nas.data import load_data
+from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import CLASSES, photos, render, render_batch
 from nas.errors import DataError, UnknownNameError
 
@@ -47,9 +51,10 @@ def test_every_class_occurs_about_equally():
 
 def test_scenes_as_a_data_set():
     data = load_data("scenes")
-    images, labels = data.search.batch([0, 5], 224)
+    batch = data.search.batch([0, 5], 224)
+    images, labels = batch["images"], batch["labels"]
     assert images.shape == (2, 1, 224, 224)
-    x = data.tensor(images)
+    x = data.prepare(batch)["images"]
     assert x.shape == (2, 3, 224, 224)
     assert abs(float(x.mean())) < 0.3
     assert (render_batch("search", [0, 5])[1] == labels).all()
@@ -65,7 +70,8 @@ def test_an_image_folder_is_split_by_class(photo_data):
     assert len(set.union(*files)) == 24
     for split in (photo_data.search, photo_data.test):
         assert sorted(label for _, label in split.files) == [0, 1]
-    images, labels = photo_data.train.batch(range(20), 24)
+    batch = photo_data.train.batch(range(20), 24)
+    images, labels = batch["images"], batch["labels"]
     assert images.shape == (20, 3, 24, 24)
     brightness = images.mean((1, 2, 3))
     assert brightness[labels == 0].min() > brightness[labels == 1].max()
@@ -97,9 +103,9 @@ def test_given_splits_are_used(tmp_path):
 def test_grey_images_of_any_size_load(tmp_path):
     paint(tmp_path, 12, mode="L", size=50)
     data = load_data(f"imagefolder:{tmp_path}")
-    images, _ = data.train.batch([0, 1], 24)
-    assert images.shape == (2, 1, 24, 24)
-    assert data.tensor(images).shape == (2, 3, 24, 24)
+    batch = data.train.batch([0, 1], 24)
+    assert batch["images"].shape == (2, 1, 24, 24)
+    assert data.prepare(batch)["images"].shape == (2, 3, 24, 24)
 
 
 def test_broken_files_are_reported_and_skipped(tmp_path, capsys):
@@ -123,8 +129,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
             old.unlink()
         for i in range(12):
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    images, _ = load_data(f"imagefolder:{tmp_path}").train.batch([0], 32)
-    assert 120 < images.mean() < 135
+    batch = load_data(f"imagefolder:{tmp_path}").train.batch([0], 32)
+    assert 120 < batch["images"].mean() < 135
 
 
 @pytest.mark.parametrize(
@@ -153,3 +159,31 @@ def test_unknown_data_and_missing_folders():
         load_data("scene")
     with pytest.raises(DataError, match="no folder"):
         load_data("imagefolder:/nowhere/at/all")
+
+
+def test_what_is_laid_out_over_a_picture_is_cropped_and_flipped_with_it():
+    """A mask that marks what is bright still does, but for a pixel at edges; labels stay."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((8, 3, 32, 32), np.float32)
+    for image in images:
+        y, x = rng.integers(4, 16, 2)
+        image[:, y : y + 12, x : x + 12] = 1
+    masks = (images[:, 0] > 0.5).astype(np.int64)
+    batch = {"images": images, "masks": masks, "labels": np.arange(8)}
+    batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+    varied = crop_and_flip(batch, Random(0))
+    assert [x.shape for x in varied.values()] == [x.shape for x in batch.values()]
+    assert torch.equal(varied["labels"], batch["labels"])
+    assert not torch.equal(varied["masks"], batch["masks"])
+    assert set(varied["masks"].unique().tolist()) == {0, 1}
+    same = (varied["images"][:, 0] > 0.5).long() == varied["masks"]
+    assert same.double().mean() > 0.97
+
+
+def test_a_kind_of_data_set_says_what_stands_after_its_colon():
+    for name in ("imagefolder", "imagefolder:", "scenes:photos"):
+        with pytest.raises(UnknownNameError, match="unknown data set"):
+            load_data(name)
+    with pytest.raises(UnknownNameError) as error:
+        load_data("x")
+    assert error.value.fix == "known: imagefolder:PATH, scenes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from random import Random
 
@@ -12,16 +13,18 @@ from conftest import DEBUG_SPACES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.data.dataset import Dataset, Split
-from nas.evaluation.accuracy import Evaluator, recalibrate, resize
+from nas.data import Dataset, Split
+from nas.evaluation.accuracy import Evaluator, Scored
+from nas.evaluation.batch_norm import recalibrate
 from nas.evaluation.racing import Race
+from nas.evaluation.score_task import record_of, rival_in, unpack, variance_in
 from nas.evaluation.shared_prefixes import Prefixes, Step, copied, count_bytes, depth_first, forks
 from nas.families import load_space
 from nas.layers import attention
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.space.architecture import at_precision
-from nas.tasks.classification import Classification
+from nas.tasks.classification import Classification, Top1
 
 CLASSES, IMAGES = 30, 40
 
@@ -32,15 +35,16 @@ class Noise(Split):
     def batch(self, indices, canvas):
         rng = np.random.default_rng(len(self.name))
         pixels = rng.integers(0, 256, (self.size, 3, canvas, canvas)).astype(np.uint8)
-        return pixels[list(indices)], rng.integers(0, CLASSES, self.size)[list(indices)]
+        labels = rng.integers(0, CLASSES, self.size)
+        return {"images": pixels[list(indices)], "labels": labels[list(indices)]}
 
 
 @pytest.fixture(scope="session")
 def noise():
     splits = {name: Noise(name, size) for name, size in (("train", 80), ("search", IMAGES))}
     return Dataset(
-        "noise", tuple(map(str, range(CLASSES))), **splits, test=splits["search"],
-        mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint="", augment=False,
+        "noise", Classification(CLASSES), **splits, test=splits["search"],
+        mean=(0.5,) * 3, std=(0.25,) * 3, fingerprint="",
     )  # fmt: skip
 
 
@@ -49,7 +53,7 @@ def supernet(request, noise):
     torch.manual_seed(0)
     space = load_space(request.param, Classification(CLASSES))
     network = Network(space, space.largest).eval()
-    images = noise.tensor(noise.train.batch(range(16), space.largest.resolution)[0])
+    images = noise.first(noise.train, 16, space.largest.resolution)["images"]
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -77,7 +81,8 @@ def family(space, seed):
 
 
 def logits(evaluator, architecture):
-    return evaluator._logits(evaluator.subnet(architecture).deploy(), evaluator._prefixes)
+    subnet = evaluator.subnet(architecture).deploy()
+    return torch.cat(evaluator._run(subnet, evaluator._prefixes, lambda outputs, _: outputs))
 
 
 def test_reused_activations_change_no_bit(supernet, noise, monkeypatch):
@@ -125,8 +130,7 @@ def test_statistics_of_norms_are_reused_exactly(supernet, noise):
 def test_statistics_of_norms_are_the_mean_over_batches(supernet, noise):
     """As the running statistics of training, when each batch weighs as much as all before it."""
     architecture = at_precision(supernet.space.draw(Random(5)), "fp32")
-    pixels, _ = noise.train.batch(range(80), supernet.space.largest.resolution)
-    images = noise.tensor(pixels)
+    images = noise.first(noise.train, 80, supernet.space.largest.resolution)["images"]
     ours, theirs = (supernet.inherit(architecture).eval() for _ in range(2))
     recalibrate(ours, images)
     norms = [m for m in theirs.modules() if hasattr(m, "running_var")]
@@ -134,7 +138,7 @@ def test_statistics_of_norms_are_the_mean_over_batches(supernet, noise):
         for norm in norms:
             norm.train().momentum = 1 / (i + 1)
         with torch.no_grad():
-            theirs(resize(batch, architecture.resolution))
+            theirs(supernet.space.parts.resized(batch, architecture.resolution))
     expected = dict(theirs.named_buffers())
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer, expected[name], rtol=1e-4, atol=1e-5)
@@ -149,15 +153,28 @@ def test_threads_and_parts_change_no_bit(supernet, noise, threads):
     torch.set_num_threads(2)
     assert torch.equal(logits(other, architecture), logits(usual, architecture))
     assert torch.get_num_threads() == 2
-    whole = usual.correct(architecture)
+    whole = usual.observed(architecture)
     assert whole.shape == (IMAGES,)
     for parts in ((0, 16, 32, IMAGES), (0, 5, 17, 33, IMAGES)):
-        hits = [other.hits(architecture, *part) for part in pairwise(parts)]
+        hits = [other.observed(architecture, *part) for part in pairwise(parts)]
         np.testing.assert_array_equal(np.concatenate(hits), whole)
     raced = other.score(architecture, whole, Race((7, 16, IMAGES)))
-    np.testing.assert_array_equal(raced.hits, whole)
+    np.testing.assert_array_equal(raced.observed, whole)
     assert not raced.dropped
-    assert raced.top1_percent == usual.top1_percent(architecture) == 100 * whole.mean()
+    assert raced.percent == usual.percent(architecture) == 100 * whole.mean()
+
+
+@pytest.mark.parametrize("values", [np.arange(9) % 2 == 0, np.linspace(0, 1, 9)])
+def test_outcomes_in_a_journal_race_as_those_in_memory(values):
+    class Mean(Top1):
+        def observe(self, outputs, batch):
+            return values
+
+    scored = Scored(Mean(), values)
+    record = json.loads(json.dumps(record_of(scored)))
+    np.testing.assert_array_equal(unpack(rival_in(record), 9), scored.outcomes)
+    assert variance_in(record, scored.metric) == pytest.approx(scored.variance, rel=1e-12)
+    assert list(record)[3:] == (["hits"] if values.dtype == bool else ["variance", "outcomes"])
 
 
 @pytest.fixture
@@ -172,23 +189,25 @@ def test_a_subnet_that_loses_a_race_is_dropped(evaluator):
     smallest = evaluator.network.space.smallest
     whole = evaluator.score(smallest)
     assert (whole.images, whole.dropped) == (20, False)
-    misses = ~whole.hits
+    misses = ~whole.observed
     assert misses[:8].any()
     early = evaluator.score(smallest, np.ones(20, bool), Race((8, 20), error=0.6))
     assert (early.images, early.dropped) == (8, True)
-    np.testing.assert_array_equal(early.hits, whole.hits[:8])
-    assert early.top1_percent == 100 * whole.hits[:8].mean()
+    np.testing.assert_array_equal(early.observed, whole.observed[:8])
+    assert early.percent == 100 * whole.observed[:8].mean()
 
 
 def test_answers_of_a_plain_network_are_those_of_its_forward(evaluator):
     network = evaluator.subnet(evaluator.network.space.smallest).deploy()
-    images = resize(evaluator._loaded[0], network.architecture.resolution)
+    resized = network.space.parts.resized
+    images = resized(evaluator.loaded["images"], network.architecture.resolution)
     with torch.inference_mode():
         expected = network(images).argmax(1).numpy()
-    np.testing.assert_array_equal(evaluator.answers(network), expected)
-    right = evaluator.correct_by(network)
-    np.testing.assert_array_equal(right, expected == evaluator._loaded[1])
-    assert evaluator.percent_right(evaluator.answers(network)) == 100 * right.mean()
+    outputs = evaluator.outputs(network)
+    np.testing.assert_array_equal(outputs.argmax(1), expected)
+    right = evaluator.observed_by(network)
+    np.testing.assert_array_equal(right, expected == evaluator.loaded["labels"].numpy())
+    assert evaluator.percent_of(outputs) == 100 * right.mean()
 
 
 def test_the_kernel_of_attention_can_be_told_instead_of_timed(monkeypatch):

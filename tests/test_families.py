@@ -9,7 +9,7 @@ import torch
 from conftest import DEBUG_SPACES
 
 from nas.errors import EvaluationError, UsageError
-from nas.evaluation.accuracy import recalibrate
+from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space, space_names
 from nas.network.calibration import calibrate
 from nas.network.macs import count_macs, count_params

@@ -25,7 +25,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 import nas
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.errors import EvaluationError, RunError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space

@@ -14,7 +14,7 @@ from torch import nn
 
 from nas import export
 from nas.cli import main
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.errors import EvaluationError, UnknownNameError, UsageError, WeightsError
 from nas.export import export_network, tolerance
 from nas.families import load_space

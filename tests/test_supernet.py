@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.errors import RunError, VitnasError, WeightsError
-from nas.evaluation.accuracy import Evaluator, resize
+from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
+from nas.network.inputs import Images
 from nas.network.network import Network
 from nas.records import Journal, read_json
 from nas.tasks.classification import Classification
@@ -47,9 +48,9 @@ def test_training_learns_and_writes_a_card(trained, photo_data):
     losses = [r["loss"] for r in Journal(trained / "loss.jsonl").read()]
     assert losses[-1] < 0.5 * losses[0]
     evaluator = Evaluator(network, photo_data, photo_data.train, 20)
-    assert evaluator.top1_percent(network.space.largest) > 90
+    assert evaluator.percent(network.space.largest) > 90
     drawn = [network.space.draw(Random(i)) for i in range(8)]
-    assert sum(map(evaluator.top1_percent, drawn)) / 8 > 80
+    assert sum(map(evaluator.percent, drawn)) / 8 > 80
 
 
 def test_a_stopped_training_resumes_to_the_same_curve_and_weights(trained, photo_data, tmp_path):
@@ -79,7 +80,7 @@ def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos
     code = f"""
 import torch; torch.set_num_threads(1)
 from pathlib import Path
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.training.supernet import Recipe, train
 train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
       checkpoint_s=0)
@@ -156,7 +157,7 @@ def test_resize_is_pillows_antialiased_resize():
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((24, 24), Image.Resampling.BILINEAR))
-    ours = resize(torch.from_numpy(pixels)[None, None].float(), 24)[0, 0]
+    ours = Images().resized(torch.from_numpy(pixels)[None, None].float(), 24)[0, 0]
     assert float((ours - torch.from_numpy(expected.copy())).abs().max()) < 1.0
 
 
@@ -173,4 +174,4 @@ def test_the_shipped_supernet_still_has_the_scores_that_ship_with_it():
     }
     evaluator = Evaluator(network, data, data.search, 400)
     # Rounding on another CPU moves an image or two.
-    assert evaluator.top1_percent(wanted) == pytest.approx(shipped, abs=0.76)
+    assert evaluator.percent(wanted) == pytest.approx(shipped, abs=0.76)

@@ -30,7 +30,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.racing import Race
 from nas.families import load_space
@@ -115,7 +115,7 @@ def summary(results) -> dict[str, object]:
     out: dict[str, object] = {}
     for way, scores in results.items():
         for (*_, scored), (*_, whole) in zip(scores, plain):
-            assert np.array_equal(scored.hits, whole.hits[: scored.images])
+            assert np.array_equal(scored.observed, whole.observed[: scored.images])
         wall, cpu = (np.array([s[i] for s in scores]) for i in (0, 1))
         out[way] = {
             "wall_s": round(float(wall.sum()), 2),
@@ -177,7 +177,7 @@ def main() -> None:
     }
     # Images are rendered before the clock runs.
     ends = decode(space, parents[0]), decode(space, parents[-1])
-    (best, last), *_ = [[e.correct(a) for a in ends] for e in evaluators.values()]
+    (best, last), *_ = [[e.observed(a) for a in ends] for e in evaluators.values()]
     race = Race.doubling(IMAGES)
     report = read_json(OUT) if OUT.exists() else {}
     report |= {
@@ -189,7 +189,7 @@ def main() -> None:
     for name in [options.only] if options.only else generations:
         own = generations[name]()
         results = timed(evaluators, [decode(space, path) for path in own], best, race)
-        wholes = [scored.hits for *_, scored in results["neither"]]
+        wholes = [scored.observed for *_, scored in results["neither"]]
         report[name] = {
             "n": len(own),
             "top1_percent": [float(100 * hits.mean()) for hits in wholes],

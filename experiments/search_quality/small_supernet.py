@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nas.data.dataset import load_data
+from nas.data import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.latency.library import shipped_folder
@@ -68,7 +68,7 @@ def main() -> None:
     missing = [a for a, _ in by_id.values() if a.id not in known]
     with bar("enumerate", len(missing), "networks") as advance:
         for a in evaluator.plan(missing):
-            known[a.id] = evaluator.top1_percent(a)
+            known[a.id] = evaluator.percent(a)
             journal.append({"id": a.id, "top1_percent": known[a.id]})
             advance(1)
     costs = trellis.costs_of(paths)

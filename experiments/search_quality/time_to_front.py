@@ -43,7 +43,7 @@ from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer
 from nas.records import Journal, write_json
 from nas.report.pictures import BLUE, GREEN, INK, RED, SAND
-from nas.run.scores import Scores, best_hits
+from nas.run.scores import Scores, best_rival
 from nas.strategy.constraints import Limit, Region
 from nas.strategy.loop import BATCH, explore
 from nas.strategy.searchers import Searcher, load_propose
@@ -89,7 +89,7 @@ class Lab:
             way: Evaluator(network, data, data.search, images, threads=1) for way in WAYS
         }
         for evaluator in self.evaluators.values():
-            evaluator.hits(self.space.largest, 0, 1)
+            evaluator.observed(self.space.largest, 0, 1)
 
     def predict_ms(self, architecture) -> float:
         return self.table.predict(self.space, architecture)
@@ -128,7 +128,7 @@ class Search:
         if "race" not in WAYS[self.way]:
             return ""
         ms = self.lab.predict_ms(architecture)
-        return best_hits(self.candidates, lambda c: c["ms"] <= ms)
+        return best_rival(self.candidates, "top1_percent", lambda c: c["ms"] <= ms)
 
     def work(self, payload):
         begin = clocks()

@@ -206,7 +206,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
-    from nas.data.dataset import load_data
+    from nas.data import load_data
     from nas.training.supernet import Recipe, check_device
     from nas.training.supernet import train as run_train
 

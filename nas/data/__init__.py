@@ -1,1 +1,110 @@
-"""Data sets with a train, a search and a test split: folders of images, and the shipped scenes."""
+"""Data sets in three splits that are kept apart: train, search (fitness only), test.
+
+A file for each kind of data set. It holds `load(argument, seed)`, which returns a `Dataset`, and
+`ARGUMENT`, what has to stand after the colon of its name (empty where nothing may).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from random import Random
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.errors import UnknownNameError
+from nas.extensions import load_module, members
+from nas.space.task import Task
+
+Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
+Tensors = dict[str, Tensor]  # likewise
+SPLITS = ("train", "search", "test")
+
+
+class Split(ABC):
+    """Numbered samples of one split."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        """The samples of these numbers as arrays by name, e.g. `images` and `labels`.
+
+        Inputs have the given size, as `Parts.example` means it: for pictures the side in pixels,
+        as uint8 (samples, 3 or 1, size, size) under the name `images`.
+        """
+
+
+class Held(Split):
+    """Samples in memory, all of one size."""
+
+    def __init__(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(name, len(next(iter(arrays.values()))))
+        self.arrays = dict(arrays)
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        """The samples as they are held, whatever `size` is asked for."""
+        return {name: array[list(indices)] for name, array in self.arrays.items()}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, the task that they pose, and how their arrays become tensors.
+
+    `mean` and `std` are those of the channels of pictures whose pixels lie in [0, 1]. `augment`
+    varies a prepared batch for training, all its tensors together; None leaves it as it is.
+    """
+
+    name: str
+    task: Task
+    train: Split
+    search: Split
+    test: Split
+    fingerprint: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    augment: Callable[[Tensors, Random], Tensors] | None = None
+
+    def prepare(self, batch: Arrays) -> Tensors:
+        """The arrays of a batch as tensors.
+
+        `images` become normalised floats (samples, 3, side, side), grey ones repeated over the
+        channels; other arrays keep their values and types.
+        """
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if "images" in tensors:
+            x = tensors["images"].float() / 255
+            mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+            x = (x - mean[:, None, None]) / std[:, None, None]
+            tensors["images"] = x.expand(-1, 3, -1, -1)
+        return tensors
+
+    def first(self, split: Split, count: int, size: int) -> Tensors:
+        """The first samples of a split, as many as there are up to `count`, as tensors."""
+        return self.prepare(split.batch(range(min(count, split.size)), size))
+
+
+def load_data(name: str, seed: int = 0) -> Dataset:
+    """The data set called `KIND` or `KIND:ARGUMENT`, e.g. `imagefolder:PATH`.
+
+    `seed` fixes which samples are held out where the data have no splits of their own. Raises
+    `UnknownNameError` for a name that no kind has, and `DataError` for data that cannot be used.
+    """
+    kind, _, argument = name.partition(":")
+    known = members("nas.data")
+    if "." not in kind and (kind not in known or bool(argument) != (":" in _written(kind))):
+        raise UnknownNameError("data set", name, map(_written, known))
+    data: Dataset = load_module("data set", "nas.data", kind).load(argument, seed)
+    return data
+
+
+def _written(kind: str) -> str:
+    """How data sets of a kind are named, e.g. `imagefolder:PATH`."""
+    argument = import_module(f"nas.data.{kind}").ARGUMENT
+    return f"{kind}:{argument}" if argument else kind

@@ -15,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nas.data import SPLITS, Arrays, Dataset, Split
+from nas.records import fingerprint
+from nas.tasks.classification import Classification
+
+ARGUMENT = ""
 Photo = NDArray[np.uint8]
 
 CLASSES = (
@@ -24,10 +29,34 @@ CLASSES = (
 CANVAS = 224
 MEAN, STD = 0.15, 0.25  # of a scene scaled to [0, 1]; an empty place comes out near 0
 _ASSETS = Path(__file__).parents[1] / "assets" / "fashion-mnist"
-_SPLITS = ("train", "search", "test")
+_SIZES = {"train": 10**9, "search": 2000, "test": 4000}
 _ITEM_PX = (28, 40)
 _FRAGMENT_PX = (8, 15)
 _FRAGMENTS_PER_PX = 14 / CANVAS**2
+
+
+def load(argument: str, seed: int) -> Dataset:
+    """The scenes as a data set; nothing of it depends on the arguments."""
+    rendered = render_batch("search", range(4))[0]
+    train, search, test = (_Scenes(split, _SIZES[split]) for split in SPLITS)
+    return Dataset(
+        name="scenes",
+        task=Classification.of(CLASSES),
+        train=train,
+        search=search,
+        test=test,
+        mean=(MEAN,),
+        std=(STD,),
+        fingerprint=fingerprint(rendered.tobytes(), list(CLASSES)),
+    )
+
+
+class _Scenes(Split):
+    """Scenes drawn when they are asked for."""
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        images, labels = render_batch(self.name, indices, size)
+        return {"images": images[:, None], "labels": labels}
 
 
 @lru_cache(maxsize=3)
@@ -49,7 +78,7 @@ def render(
     the canvas (in pixels, at least 40), and clutter its density. Costs about 0.25 ms at 224 pixels.
     """
     items, labels = photos(split)
-    rng = np.random.default_rng((seed, _SPLITS.index(split), index))
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
     image = _background(rng, canvas)
     for _ in range(rng.poisson(_FRAGMENTS_PER_PX * canvas**2)):
         _paste(image, _fragment(rng, items), rng)

@@ -1,63 +1,72 @@
-"""Accuracy of subnets on one split, as the plain networks that they would be deployed as."""
+"""How good subnets are on one split, as the plain networks that they would be deployed as."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from nas.evaluation.racing import Race
-from nas.evaluation.shared_prefixes import Prefixes, State, Step, depth_first, layer_names
+from nas.evaluation.batch_norm import Map, recalibrate
+from nas.evaluation.racing import Outcomes, Race
+from nas.evaluation.shared_prefixes import Prefixes, depth_first, layer_names, layer_steps
 from nas.space.architecture import Architecture, at_precision
 
 if TYPE_CHECKING:
-    from nas.data.dataset import Dataset, Split
+    from nas.data import Dataset, Split, Tensors
     from nas.network.network import Network
-    from nas.space.layer import Layer
+    from nas.space.task import Metric, Observed
 
-Map = Callable[..., Iterable[Any]]
-
-
-def resize(images: Tensor, resolution: int) -> Tensor:
-    """Square images (n, channels, side, side) at another side, anti-aliased."""
-    if images.shape[-1] == resolution:
-        return images
-    return F.interpolate(images, (resolution, resolution), mode="bilinear", antialias=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What a subnet did on the first images of a split: all of them, unless it was dropped."""
+    """What a subnet did on the first samples of a split: all of them, unless it was dropped."""
 
-    hits: NDArray[np.bool_]  # (images,): which it classified rightly
+    metric: Metric
+    observed: Observed  # (images, ...): what each sample adds to the total
     dropped: bool = False  # by a race against a rival
 
     @property
     def images(self) -> int:
-        return len(self.hits)
+        """How many samples were seen."""
+        return len(self.observed)
 
     @property
-    def top1_percent(self) -> float:
-        """Of the images seen; of a dropped subnet this is on average too low."""
-        return float(100 * self.hits.mean())
+    def percent(self) -> float:
+        """The total over the samples seen; that of a dropped subnet is too low on average."""
+        return self.metric.percent(self.observed)
+
+    @property
+    def variance(self) -> float:
+        """The variance of `percent` over draws of as many samples, in points squared."""
+        return self.metric.variance(self.observed)
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """How well each sample did, as races compare it; None where only the whole has a score."""
+        return outcomes(self.metric, self.observed)
+
+
+def outcomes(metric: Metric, observed: Observed) -> Outcomes | None:
+    """How well each sample did: bool hits, or float16, so that a rival read back is the same."""
+    found = metric.outcomes(observed)
+    return found if found is None or found.dtype == bool else found.astype(np.float16)
 
 
 class Evaluator:
-    """Runs subnets of a network on the first `images` of a split.
+    """Runs subnets of a network on the first `images` samples of a split.
 
     What comes out does not depend on `threads` (0: one for each core), nor on the parts in which
-    images are asked for, nor on `reuse`: an image always runs in the same batch, on one thread.
+    samples are asked for, nor on `reuse`: a sample always runs in the same batch, on one thread.
     `reuse` is how many bytes may hold activations that planned subnets share.
     """
 
@@ -73,34 +82,34 @@ class Evaluator:
     ) -> None:
         self.network = network.eval()
         self.data, self.split = data, split
+        self.metric = network.space.task.metric
         self.images = min(images, split.size)
         self.threads = threads or cores()
         self.reuse(reuse)
 
     def reuse(self, capacity: int) -> None:
-        """From here on up to `capacity` bytes may hold activations; 0 turns reuse off."""
+        """Let up to `capacity` bytes hold activations from here on; 0 turns reuse off."""
         self._prefixes = Prefixes(capacity)
 
     @cached_property
-    def _loaded(self) -> tuple[Tensor, NDArray[np.int64]]:
-        canvas = self.network.space.largest.resolution
-        pixels, labels = self.split.batch(range(self.images), canvas)
-        return self.data.tensor(pixels), labels
+    def loaded(self) -> Tensors:
+        """The samples as tensors by name, their inputs of the largest size of the space."""
+        return self.data.first(self.split, self.images, self.network.space.largest.resolution)
 
     @property
     def calibrated_on(self) -> int:
-        """The first training images that give the statistics of a subnet's BatchNorms."""
+        """How many of the first training samples give the statistics of a subnet's BatchNorms."""
         return min(256, self.data.train.size)
 
     @cached_property
     def _calibration(self) -> Tensor:
-        canvas = self.network.space.largest.resolution
-        pixels, _ = self.data.train.batch(range(self.calibrated_on), canvas)
-        return self.data.tensor(pixels)
+        space = self.network.space
+        first = self.data.first(self.data.train, self.calibrated_on, space.largest.resolution)
+        return first[space.parts.takes]
 
     @property
     def batch(self) -> int:
-        """Images that run together; parts that end at a multiple of it waste nothing."""
+        """How many samples run together; parts that end at a multiple of it waste nothing."""
         # On one CPU core 16 are fastest: the activations of a batch still fit the caches.
         return 256 if next(self.network.parameters()).is_cuda else 16
 
@@ -126,7 +135,7 @@ class Evaluator:
 
     @contextmanager
     def _workers(self) -> Iterator[Map]:
-        """A `map` for work on images of its own."""
+        """A `map` for work on batches of its own."""
         if next(self.network.parameters()).is_cuda:
             yield map
         else:
@@ -136,79 +145,96 @@ class Evaluator:
     def score(
         self,
         architecture: Architecture,
-        rival_hits: NDArray[np.bool_] | None = None,
+        rival: Outcomes | None = None,
         race: Race | None = None,
     ) -> Scored:
         """What the subnet with inherited weights does; it may lose a race against a rival.
 
-        `rival_hits` (images,) are the rival's on all images, without which there is no race.
+        `rival` (images,) are the rival's outcomes on all samples, without which there is no race;
+        nor is there one where the metric has no outcomes.
         """
-        if race is None:
-            race = Race.doubling(self.images, 4 * self.batch)
         network = self.subnet(architecture).deploy()
-        raced = race.run(partial(self._hits, network, self._prefixes), rival_hits)
-        return Scored(raced.outcomes, raced.dropped)
+        seen: list[Observed] = []
 
-    def hits(
+        def run(start: int, stop: int) -> Outcomes:
+            seen.append(self._observed(network, self._prefixes, start, stop))
+            found = outcomes(self.metric, seen[-1])
+            return np.ones(len(seen[-1]), bool) if found is None else found  # loses to none
+
+        if rival is None:
+            race = Race((self.images,))
+        elif race is None:
+            race = Race.doubling(self.images, 4 * self.batch)
+        raced = race.run(run, rival)
+        return Scored(self.metric, np.concatenate(seen), raced.dropped)
+
+    def percent(self, architecture: Architecture) -> float:
+        """The score of the subnet with inherited weights on all samples, in percent."""
+        return self.score(architecture).percent
+
+    def observed(
         self, architecture: Architecture, start: int = 0, stop: int | None = None
-    ) -> NDArray[np.bool_]:
-        """Which of the images [start, stop) the subnet with inherited weights classifies rightly.
+    ) -> Observed:
+        """What each of the samples [start, stop) adds to the total of the subnet.
 
         Whole batches run, so that the parts of a split together give what the whole gives.
         """
-        return self._hits(self.subnet(architecture).deploy(), self._prefixes, start, stop)
+        return self._observed(self.subnet(architecture).deploy(), self._prefixes, start, stop)
 
-    def correct(self, architecture: Architecture) -> NDArray[np.bool_]:
-        """Which of the images (n,) the subnet with inherited weights classifies rightly."""
-        return self.hits(architecture)
+    def observed_by(self, network: Network) -> Observed:
+        """What each sample (images, ...) adds to the total of a plain network."""
+        return self._observed(network, Prefixes(0))
 
-    def correct_by(self, network: Network) -> NDArray[np.bool_]:
-        """Which of the images (n,) a plain network classifies rightly."""
-        return self._hits(network, Prefixes(0))
+    def outputs(self, network: Network) -> Tensor:
+        """What a plain network gives for each sample (images, ...)."""
+        return torch.cat(self._run(network, Prefixes(0), lambda outputs, _: outputs))
 
-    def answers(self, network: Network) -> NDArray[np.int64]:
-        """The class (n,) that a plain network gives each of the images."""
-        return self._logits(network, Prefixes(0)).argmax(1).numpy()
+    def percent_of(self, outputs: Tensor) -> float:
+        """The score in percent of `outputs` (images, ...) of all samples."""
+        return self.metric.percent(self.metric.observe(outputs, self.loaded))
 
-    def percent_right(self, answers: NDArray[np.int64]) -> float:
-        return float(100 * (answers == self._loaded[1]).mean())
-
-    def _hits(
+    def _observed(
         self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None
-    ) -> NDArray[np.bool_]:
-        answers = self._logits(network, prefixes, start, stop).argmax(1).numpy()
-        right: NDArray[np.bool_] = answers == self._loaded[1][start:stop]
-        return right
+    ) -> Observed:
+        parts = self._run(network, prefixes, self.metric.observe, start, stop)
+        first = start // self.batch * self.batch
+        stop = self.images if stop is None else stop
+        return np.concatenate(parts)[start - first : stop - first]
 
-    def _logits(
-        self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None
-    ) -> Tensor:
+    def _run(
+        self,
+        network: Network,
+        prefixes: Prefixes,
+        use: Callable[[Tensor, Tensors], T],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> list[T]:
+        """What `use` makes of the outputs and the samples of each batch of [start, stop)."""
         stop = self.images if stop is None else min(stop, self.images)
-        batches = range(start // self.batch, -(-stop // self.batch))
-        first = batches.start * self.batch
-        images, device = self._loaded[0], next(network.parameters()).device
-        layers = network.space.layers(network.architecture)
+        space, device = network.space, next(network.parameters()).device
+        loaded = self.loaded  # before threads ask for it
+        layers = space.layers(network.architecture)
         steps = layer_steps(layers, [network.module(layer) for layer in layers])
 
         @torch.inference_mode()
-        def run(number: int) -> Tensor:
-            def enter() -> tuple[Tensor]:
-                batch = images[number * self.batch : (number + 1) * self.batch]
-                return (resize(batch.to(device), network.architecture.resolution),)
+        def run(number: int) -> T:
+            first = number * self.batch
+            batch = {name: x[first : first + self.batch] for name, x in loaded.items()}
 
-            (logits,) = prefixes.run(number, steps, enter)
-            return logits.cpu()  # type: ignore[no-any-return]
+            def enter() -> tuple[Tensor]:
+                inputs = batch[space.parts.takes].to(device)
+                return (space.parts.resized(inputs, network.architecture.resolution),)
+
+            outputs: Tensor = prefixes.run(number, steps, enter)[0]
+            return use(outputs.cpu(), batch)
 
         with self._workers() as map_:
-            return torch.cat(list(map_(run, batches)))[start - first : stop - first]
-
-    def top1_percent(self, architecture: Architecture) -> float:
-        return self.score(architecture).top1_percent
+            return list(map_(run, range(start // self.batch, -(-stop // self.batch))))
 
 
 @contextmanager
 def alone(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for work on images of its own: each runs layers by itself, none helped by others.
+    """Threads for work on batches of its own: each runs layers by itself, none helped by others.
 
     One thread per core like this beats several on one layer, and how layers are split between
     threads changes their rounding.
@@ -224,69 +250,6 @@ def alone(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[Step]:
-    """The steps of a plain network whose layers are run by these modules."""
-
-    def run(module: nn.Module, sizes: dict[str, int], state: State) -> State:
-        return module(*state, **sizes)  # type: ignore[no-any-return]
-
-    return [
-        Step(name, partial(run, module, layer.sizes))
-        for name, module, layer in zip(layer_names(layers), modules, layers)
-    ]
-
-
-def recalibrate(
-    network: Network, images: Tensor, prefixes: Prefixes | None = None, map_: Map = map
-) -> None:
-    """Give the BatchNorms of a plain network the statistics of `images` (n, 3, side, side).
-
-    The mean over batches of what each norm sees (once-for-all, Cai et al., ICLR 2020): inherited
-    statistics are those of wider networks. Those of a layer depend on the layers before it only, so
-    `prefixes` may hold them beside the activations. `map_` may run batches at the same time.
-    """
-    exact = at_precision(network.architecture, "fp32")  # int8 has the norms folded in
-    layers = network.space.layers(exact)
-    modules = [network.eval().module(layer) for layer in layers]
-    store = Prefixes(0) if prefixes is None else prefixes
-    batches, device = torch.split(images, 64), next(network.parameters()).device
-
-    @torch.no_grad()
-    def statistics(number: int) -> Sequence[Tensor]:
-        # Norms of its own, for batches that run at the same time; everything else is shared.
-        own = deepcopy(modules, {id(p): p for p in network.parameters()})
-        steps = [observed(s, batch_norms(m)) for s, m in zip(layer_steps(layers, own), own)]
-
-        def enter() -> State:
-            return (resize(batches[number].to(device), exact.resolution),), ()
-
-        return store.run(("calibration", number), steps, enter)[1]  # type: ignore[no-any-return]
-
-    seen = zip(*map_(statistics, range(len(batches))))
-    with torch.no_grad():
-        for norm in (norm for module in modules for norm in batch_norms(module)):
-            norm.running_mean.copy_(torch.stack(next(seen)).mean(0))
-            norm.running_var.copy_(torch.stack(next(seen)).mean(0))
-
-
-def batch_norms(module: nn.Module) -> list[Any]:
-    return [m for m in module.modules() if hasattr(m, "running_var")]
-
-
-def observed(step: Step, norms: Sequence[Any]) -> Step:
-    """A step of (state, statistics): its norms use, and append, those of the batch."""
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-
-    def run(both: State) -> State:
-        state, seen = both
-        state = step.run(state)
-        return state, (*seen, *(s for n in norms for s in (n.running_mean, n.running_var)))
-
-    return Step(step.name, run)
-
-
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nas.errors import UsageError
 
-Outcomes = NDArray[Any]  # (images,) bool hits or float scores; higher is better
+Outcomes = NDArray[Any]  # (images,) bool hits, or floats from 0 to 1; higher is better
 
 
 @dataclass(frozen=True, eq=False)

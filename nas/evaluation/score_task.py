@@ -1,32 +1,32 @@
 """Scoring a subnet as a task: what a worker is given once, and what it answers.
 
-A worker holds the supernet and the search split as arrays; a task is an architecture and the hits
-of a rival, if there is one to race against. The answer is a record that goes into the journal.
+A worker holds the supernet and the search split in memory. A task is an architecture, and the
+outcomes of a rival if there is one to race against; the answer is a record for the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from nas.data.dataset import Dataset, Images, Labels, Split
-from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.racing import Race
+from nas.data import Dataset, Held
+from nas.evaluation.accuracy import Evaluator, Scored
+from nas.evaluation.racing import Outcomes, Race
 from nas.families import load_space
 from nas.layers.attention import Kernel, fused
 from nas.network.network import Network
-from nas.space.task import Task
+from nas.space.task import Metric, Task, share_variance
 from nas.workers.ledger import Record
 
 
 class Payload(NamedTuple):
-    """One architecture to score, as JSON; the rival's hits on all images, packed; and those that
-    are scored with it and may share what its first layers compute."""
+    """One architecture to score, as JSON, with the packed outcomes of its rival on all samples.
+
+    `siblings` are the architectures that are scored with it and may share its first layers.
+    """
 
     architecture: str
     rival: str = ""
@@ -62,54 +62,74 @@ class Scorer:
             self.race = Race.doubling(evaluator.images, 4 * evaluator.batch, race_error)
 
     def __call__(self, payload: Payload) -> Record:
+        """The record of one architecture, as the journal has it beside its header."""
         evaluator, space = self.evaluator, self.evaluator.network.space
         if payload.siblings != self.siblings:
             self.siblings = payload.siblings
             evaluator.plan(space.parse(text) for text in self.siblings)
         architecture = space.parse(payload.architecture)
-        rival = unpack(payload.rival, evaluator.images) if payload.rival else None
-        scored = evaluator.score(architecture, rival if self.race else None, self.race)
-        return {
-            "top1_percent": scored.top1_percent,
-            "images": scored.images,
-            "dropped": scored.dropped,
-            "hits": pack(scored.hits),
-        }
+        rival = unpack(payload.rival, evaluator.images) if payload.rival and self.race else None
+        return record_of(evaluator.score(architecture, rival, self.race))
 
 
-def pack(hits: NDArray[np.bool_]) -> str:
-    """Hits (n,) as hexadecimal digits, four a digit."""
-    return np.packbits(hits).tobytes().hex()
+def record_of(scored: Scored) -> Record:
+    """A score as JSON: the percentage under `METRIC_percent`, and what later races need.
+
+    Hits stand packed under `hits`; the variance of the score follows from them. Other outcomes
+    stand under `outcomes`, if there are any, beside the `variance`.
+    """
+    record = {
+        scored.metric.key: scored.percent,
+        "images": scored.images,
+        "dropped": scored.dropped,
+    }
+    found = scored.outcomes
+    if found is not None and found.dtype == bool:
+        return {**record, "hits": pack(found)}
+    record["variance"] = scored.variance
+    return record if found is None else {**record, "outcomes": pack(found)}
 
 
-def unpack(text: str, images: int) -> NDArray[np.bool_]:
+def variance_in(record: Record, metric: Metric) -> float:
+    """The variance of the score in a record, over draws of as many samples, in points squared."""
+    known: float | None = record.get("variance")
+    return share_variance(record[metric.key], record["images"]) if known is None else known
+
+
+def rival_in(record: Record) -> str:
+    """The packed outcomes in a record of a candidate; empty where its metric has none."""
+    return str(record.get("hits", record.get("outcomes", "")))
+
+
+_FLOATS = "float16:"  # before packed outcomes that are no hits
+
+
+def pack(outcomes: Outcomes) -> str:
+    """Outcomes (n,) as hexadecimal digits: hits four a digit, float16 numbers after their name."""
+    if outcomes.dtype == bool:
+        return np.packbits(outcomes).tobytes().hex()
+    return _FLOATS + outcomes.astype("<f2").tobytes().hex()
+
+
+def unpack(text: str, images: int) -> Outcomes:
+    """The outcomes (images,) that `pack` made a text of."""
+    if text.startswith(_FLOATS):
+        return np.frombuffer(bytes.fromhex(text.removeprefix(_FLOATS)), dtype="<f2")[:images]
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))
     return bits[:images].astype(bool)
 
 
-class _Arrays(Split):
-    """The first images of a split, in memory, on a canvas of one size."""
-
-    def __init__(self, name: str, images: Images, labels: Labels) -> None:
-        super().__init__(name, len(images))
-        self.images, self.labels = images, labels
-
-    def batch(self, indices: Sequence[int], canvas: int) -> tuple[Images, Labels]:
-        return self.images[list(indices)], self.labels[list(indices)]
-
-
 def cargo(evaluator: Evaluator) -> dict[str, Any]:
-    """All that `load_scorer` needs besides the settings, as arrays."""
+    """All that `load_scorer` needs besides the settings: weights, and the samples in memory."""
     data, network = evaluator.data, evaluator.network
-    canvas = network.space.largest.resolution
-    images, labels = evaluator.split.batch(range(evaluator.images), canvas)
-    few = min(evaluator.calibrated_on, data.train.size) if network.batch_norms else 0
-    calibration, _ = data.train.batch(range(few), canvas) if few else (images[:0], labels[:0])
+    size = network.space.largest.resolution
+    search = Held("search", evaluator.split.batch(range(evaluator.images), size))
+    few = range(evaluator.calibrated_on if network.batch_norms else 1)
+    train = Held("train", data.train.batch(few, size))
     return {
         "weights": {k: v.cpu().numpy() for k, v in network.state_dict().items()},
-        "images": images, "labels": labels, "calibration": calibration,
-        "data": (data.name, data.task, data.mean, data.std, data.fingerprint),
-    }  # fmt: skip
+        "data": replace(data, train=train, search=search, test=search),
+    }
 
 
 def load_scorer(settings: Scoring, arrays: dict[str, Any]) -> Scorer:
@@ -119,15 +139,11 @@ def load_scorer(settings: Scoring, arrays: dict[str, Any]) -> Scorer:
     network = Network.empty(space, space.largest)
     weights = {k: torch.from_numpy(np.array(v)) for k, v in arrays["weights"].items()}
     network.use_in_windows(settings.kernel).load_state_dict(weights)
-    name, task, mean, std, fingerprint = arrays["data"]
-    search = _Arrays("search", arrays["images"], arrays["labels"])
-    few = arrays["calibration"]
-    train = _Arrays("train", few, np.zeros(len(few), dtype=np.int64))
-    data = Dataset(name, task, train, search, search, mean, std, fingerprint, augment=False)
-    return scorer(network.to(settings.device), data, settings)
+    return scorer(network.to(settings.device), arrays["data"], settings)
 
 
 def scorer(network: Network, data: Dataset, settings: Scoring) -> Scorer:
+    """The scorer of this process, of a network that is there already."""
     evaluator = Evaluator(
         network, data, data.search, settings.images,
         threads=settings.threads, reuse=settings.reuse_mb << 20,

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from nas.space.layer import Layer
@@ -34,6 +35,18 @@ class Step(NamedTuple):
 def layer_names(layers: Iterable[Layer]) -> list[tuple[str, str]]:
     """What each layer is and where its weights live: what it computes of what came before."""
     return [(layer.path, layer.key) for layer in layers]
+
+
+def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[Step]:
+    """The steps of a plain network whose layers these modules run."""
+
+    def run(module: nn.Module, sizes: dict[str, int], state: State) -> State:
+        return module(*state, **sizes)  # type: ignore[no-any-return]
+
+    return [
+        Step(name, partial(run, module, layer.sizes))
+        for name, module, layer in zip(layer_names(layers), modules, layers)
+    ]
 
 
 def depth_first(lists: Sequence[Sequence[Any]]) -> list[int]:

@@ -213,20 +213,22 @@ def _look(run: Run) -> list[Shown]:
     """The winner on the first test images."""
     import torch
 
-    from nas.data.dataset import load_data
-    from nas.evaluation.accuracy import resize
+    from nas.data import load_data
 
     network = run.winner()
     architecture = network.architecture
     data = load_data(run.result["data"])
     count = min(_SHOWN_IMAGES, data.test.size)
-    pixels, labels = data.test.batch(range(count), run.space.largest.resolution)
+    parts = run.space.parts
     shown = []
     for i in range(count):
-        x = resize(data.tensor(pixels[i : i + 1]), architecture.resolution)
+        sample = data.test.batch([i], run.space.largest.resolution)
+        batch = data.prepare(sample)
+        x = parts.resized(batch[parts.takes], architecture.resolution)
         with torch.no_grad():
-            caption = data.task.caption(network(x), {"labels": torch.from_numpy(labels[i : i + 1])})
-        raw = resize(torch.from_numpy(pixels[i : i + 1]).float() / 255, architecture.resolution)
+            caption = data.task.caption(network(x), batch)
+        pixels = torch.from_numpy(sample["images"]).float() / 255
+        raw = parts.resized(pixels, architecture.resolution)
         shown.append(
             Shown(
                 raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy(),

@@ -314,7 +314,7 @@ def test(job: Job, finalists: Sequence[Candidate]) -> None:
         for c in finalists:
             own = c.architecture.id
             if own not in known:
-                known[own] = evaluator.top1_percent(c.architecture)
+                known[own] = evaluator.percent(c.architecture)
                 journal.append({"id": own, "top1_percent": known[own], "images": evaluator.images})
             c.test_top1_percent = known[own]
             advance(1, f"{c.name} {c.test_top1_percent:.1f} %")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.data.dataset import Dataset, load_data
+from nas.data import Dataset, load_data
 from nas.errors import RunError, TableError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
@@ -26,7 +26,7 @@ from nas.layers.attention import explicit, fastest_in_windows, fused
 from nas.progress import bar, console
 from nas.records import Journal, fingerprint, read_json, write_json, write_text
 from nas.run.limits import Limits
-from nas.run.scores import Scores, best_hits
+from nas.run.scores import Scores, best_rival
 from nas.settings import Distribution, Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -277,7 +277,7 @@ class Job:
         def done(record: Record) -> None:
             nonlocal best
             if record.get("dropped") is False:
-                best = max(best, record["top1_percent"])
+                best = max(best, record[self.scores.metric.key])
             advance(1, f"best {best:.1f} %")
 
         def score(paths: Ints) -> Any:
@@ -294,7 +294,7 @@ class Job:
         return score
 
     def _rival(self, architecture: Architecture, records: Sequence[Record]) -> str:
-        """The hits of the best scored network that is no slower on any device."""
+        """The outcomes of the best scored network that is no slower on any device."""
         if not self.settings.race_error:
             return ""
         own = [self.predict_ms(architecture, device) for device in self.tables]
@@ -303,7 +303,7 @@ class Job:
             other = self.space.parse(record["architecture"])
             return all(self.predict_ms(other, d) <= ms for d, ms in zip(self.tables, own))
 
-        return best_hits(records, no_slower)
+        return best_rival(records, self.scores.metric.key, no_slower)
 
     def fits(self, architecture: Architecture, region: Region) -> bool:
         return bool(region.fits(encode(self.space, architecture)[None])[0])

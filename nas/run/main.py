@@ -20,7 +20,6 @@ from typing import Any
 
 from nas.budget import Budget, alternatives
 from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError
-from nas.evaluation.accuracy import resize
 from nas.families import load_space
 from nas.progress import console
 from nas.records import write_csv, write_json
@@ -276,8 +275,9 @@ class _Run:
         from nas.export import export_network, onnx_installed
 
         job, architecture = self.job, contest.winner.architecture
-        pixels, _ = job.data.test.batch([0], job.space.largest.resolution)
-        images = resize(job.data.tensor(pixels), architecture.resolution).contiguous()
+        parts = job.space.parts
+        first = job.data.first(job.data.test, 1, job.space.largest.resolution)
+        images = parts.resized(first[parts.takes], architecture.resolution).contiguous()
         plain = job.evaluator.subnet(architecture)
         with torch.no_grad():
             expected = plain(images)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.evaluation.score_task import Payload
+from nas.evaluation.score_task import Payload, rival_in, variance_in
 from nas.evaluation.shared_prefixes import depth_first, layer_names
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -93,12 +93,15 @@ class Scores:
         imported: Sequence[Record] = (),
     ) -> None:
         self.space, self.ledger, self.images = space, ledger, images
+        self.metric = space.task.metric
         self.known: dict[Architecture, float] = {}
+        self.variances: dict[Architecture, float] = {}  # over draws of as many images
         self.seen: dict[Architecture, int] = {}  # images, where not all
         self.drawn: list[Architecture] = []  # of the shipped ones, those drawn at random
         for record in shipped:
             architecture = space.parse(record["architecture"])
-            self.known[architecture] = record["top1_percent"]
+            self.known[architecture] = record[self.metric.key]
+            self.variances[architecture] = variance_in({"images": images, **record}, self.metric)
             if record["drawn"] == "random":
                 self.drawn.append(architecture)
         self.shipped = set(self.known)
@@ -109,14 +112,14 @@ class Scores:
         if "error" in record:
             return
         architecture = self.space.parse(record["architecture"])
-        self.known[architecture] = record["top1_percent"]
+        self.known[architecture] = record[self.metric.key]
+        self.variances[architecture] = variance_in(record, self.metric)
         if record["dropped"]:
             self.seen[architecture] = record["images"]
 
     def noise(self, architecture: Architecture) -> float:
         """The variance of a score that differs between subnets, in points squared."""
-        share = min(max(self.known[architecture] / 100, 0.02), 0.98)
-        return 1e4 * (1 - SHARED) * share * (1 - share) / self.seen.get(architecture, self.images)
+        return (1 - SHARED) * self.variances[architecture]
 
     def full(self, space: SearchSpace) -> list[Architecture]:
         """Those of a space that were evaluated to the end: what may win."""
@@ -168,7 +171,10 @@ class Scores:
         return dict(zip(known, scores.tolist()))
 
 
-def best_hits(records: Iterable[Record], fits: Callable[[Record], bool]) -> str:
-    """The packed hits of the best record that was evaluated to the end and fits; "" for none."""
+def best_rival(records: Iterable[Record], key: str, fits: Callable[[Record], bool]) -> str:
+    """The packed outcomes of the best record that was evaluated to the end and fits; "" for none.
+
+    `key` is that of the score (`Metric.key`).
+    """
     full = [r for r in records if r.get("dropped") is False and fits(r)]
-    return str(max(full, key=lambda r: (r["top1_percent"], r["id"]))["hits"]) if full else ""
+    return rival_in(max(full, key=lambda r: (r[key], r["id"]))) if full else ""

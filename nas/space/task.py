@@ -32,6 +32,11 @@ class Metric(ABC):
     name: ClassVar[str]  # as in the key `search_top1_percent` of a run
     label: ClassVar[str]  # as a reader sees it, e.g. "top-1 accuracy"
 
+    @property
+    def key(self) -> str:
+        """The key of the score in the journal of a run, e.g. `top1_percent`."""
+        return f"{self.name}_percent"
+
     @abstractmethod
     def observe(self, outputs: Tensor, batch: Batch) -> Observed:
         """What each sample of a batch adds to the total: an array (samples, ...)."""
@@ -50,6 +55,15 @@ class Metric(ABC):
         None where only the whole set has a score: candidates then are not raced.
         """
         return None
+
+
+def share_variance(percent: float, samples: int) -> float:
+    """The variance of a share of hits among so many samples, in percentage points squared.
+
+    A few hits do not prove certainty: the share counts as at least 2 and at most 98 percent.
+    """
+    share = min(max(percent / 100, 0.02), 0.98)
+    return 1e4 * share * (1 - share) / samples
 
 
 @dataclass(frozen=True)

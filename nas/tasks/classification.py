@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from nas.space.task import Metric, Task
+from nas.space.task import Metric, Task, share_variance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +30,7 @@ class Top1(Metric):
         return float(100 * observed.mean())
 
     def variance(self, observed: Observed) -> float:
-        share = min(max(float(observed.mean()), 0.02), 0.98)  # a few hits do not prove certainty
-        return 1e4 * share * (1 - share) / len(observed)
+        return share_variance(self.percent(observed), len(observed))
 
     def outcomes(self, observed: Observed) -> NDArray[np.bool_]:
         return observed

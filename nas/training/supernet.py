@@ -17,14 +17,14 @@ from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nas.data.dataset import Dataset
+from nas.data import Dataset, Tensors
 from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
-from nas.evaluation.accuracy import Evaluator, recalibrate, resize
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space
 from nas.network.calibration import calibrate
 from nas.network.network import Network
@@ -100,36 +100,37 @@ class Trainer:
         phase = recipe.phase(self.step)
         full = space.largest.resolution
         canvas = full if phase == 2 else full // (4, 2)[phase]
-        images, labels = self._batch(canvas, recipe.batches[phase])
+        batch, task = self._batch(canvas, recipe.batches[phase]), space.task
         rng = Random(f"{recipe.seed} {self.step}")
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
         self.network.train()
 
-        logits = self._run(images, own, canvas)
-        loss = F.cross_entropy(logits, labels)
+        outputs = self._run(batch, own, canvas)
+        loss = task.loss(outputs, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         if phase and own == space.largest:  # in the first phase there is nothing to distil yet
-            target = logits.detach().softmax(-1)
+            target = outputs.detach()
             drawn = [space.draw(rng) for _ in range(recipe.random_subnets)]
             for subnet in (space.smallest, *drawn):
-                output = self._run(images, subnet, canvas)
-                F.cross_entropy(output, target).backward()  # type: ignore[no-untyped-call]
+                output = self._run(batch, subnet, canvas)
+                task.distillation(output, target).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return float(loss.detach())
 
-    def _run(self, images: Tensor, architecture: Architecture, canvas: int) -> Tensor:
-        # An architecture that shrinks the picture must shrink the small canvases as well.
-        resolution = canvas * architecture.resolution // self.network.space.largest.resolution
+    def _run(self, batch: Tensors, architecture: Architecture, canvas: int) -> Tensor:
+        # An architecture that shrinks the input must shrink the small canvases as well.
+        space = self.network.space
+        resolution = canvas * architecture.resolution // space.largest.resolution
         architecture = replace(architecture, resolution=resolution)
-        images = resize(images, resolution)
+        inputs = space.parts.resized(batch[space.parts.takes], resolution)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(images, architecture).float()  # type: ignore[no-any-return]
+            return self.network(inputs, architecture).float()  # type: ignore[no-any-return]
 
-    def _batch(self, canvas: int, size: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, canvas: int, size: int) -> Tensors:
         split = self.data.train
         first = self.step * size
         epoch, offset = divmod(first, split.size)
@@ -138,11 +139,10 @@ class Trainer:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
             order = torch.randperm(split.size, generator=generator).tolist()
         picked = [order[(offset + i) % split.size] for i in range(size)]
-        pixels, labels = split.batch(picked, canvas)
-        images = self.data.tensor(pixels)
+        batch = self.data.prepare(split.batch(picked, canvas))
         if self.data.augment:
-            images = _augment(images, Random(f"crop {self.recipe.seed} {self.step}"))
-        return images.to(self.device), torch.from_numpy(labels).to(self.device)
+            batch = self.data.augment(batch, Random(f"crop {self.recipe.seed} {self.step}"))
+        return {name: x.to(self.device) for name, x in batch.items()}
 
     def _names(self) -> list[str]:
         """Names of the parameters in the order in which the optimizer counts them."""
@@ -174,18 +174,6 @@ class Trainer:
         }
         self.optimizer.load_state_dict(state)
         self.step = step
-
-
-def _augment(images: Tensor, rng: Random) -> Tensor:
-    """A crop of 60-100 % of the area and a horizontal flip, drawn per image."""
-    side = images.shape[-1]
-    out = []
-    for image in images:
-        crop = round(side * math.sqrt(rng.uniform(0.6, 1.0)))
-        y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
-        piece = image[None, :, y : y + crop, x : x + crop]
-        out.append(resize(piece.flip(-1) if rng.random() < 0.5 else piece, side))
-    return torch.cat(out)
 
 
 def faster_in_bf16(device: torch.device) -> bool:
@@ -309,11 +297,11 @@ def save_supernet(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(parameter.half())
-    pixels, _ = data.train.batch(range(min(256, data.train.size)), network.architecture.resolution)
-    images = data.tensor(pixels).to(next(network.parameters()).device)
+    first = data.first(data.train, 256, network.architecture.resolution)
+    inputs = first[network.space.parts.takes].to(next(network.parameters()).device)
     if network.batch_norms:
-        recalibrate(network, images)
-    calibrate(network, images[:64])
+        recalibrate(network, inputs)
+    calibrate(network, inputs[:64])
     parameters = dict(network.named_parameters())
     weights = {
         k: (v.half() if k in parameters else v).detach().cpu().contiguous()
@@ -321,6 +309,7 @@ def save_supernet(
     }
     write_bytes(folder / "weights.safetensors", save(weights))
     evaluator = Evaluator(network, data, data.search, 500)
+    percent = f"search_{evaluator.metric.key}"
     card = {
         "space": network.space.base,
         "data": data.name,
@@ -329,8 +318,8 @@ def save_supernet(
         "mean": list(data.mean),
         "std": list(data.std),
         "fingerprint": fingerprint((folder / "weights.safetensors").read_bytes()),
-        "largest_search_top1_percent": evaluator.top1_percent(network.space.largest),
-        "smallest_search_top1_percent": evaluator.top1_percent(network.space.smallest),
+        f"largest_{percent}": evaluator.percent(network.space.largest),
+        f"smallest_{percent}": evaluator.percent(network.space.smallest),
         "search_images": evaluator.images,
         "training": training,
     }
