@@ -6,12 +6,14 @@ import itertools
 from dataclasses import dataclass, replace
 from math import isnan, nan
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import nas
 from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
 from nas.records import Journal
+from nas.strategy.features import Fields
 
 
 @dataclass(frozen=True)
@@ -320,3 +322,131 @@ def test_none_is_a_value_like_any_other_and_costs_what_it_costs(given, budget):
     found = nas.search(budget, space=NORMED, latency=given, score=lambda m: len(m.heads),
                        evaluations=40, searcher="random")  # fmt: skip
     assert {c.architecture: c.latency for c in found.candidates} == fitting
+
+
+@dataclass(frozen=True)
+class Conv:
+    kernel: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    kernel: int
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Unequal values of one text."""
+
+    number: int
+
+    def __str__(self):
+        return "odd"
+
+    __repr__ = __str__
+
+
+class Same:
+    """Values that only their identity tells apart."""
+
+    def __repr__(self):
+        return "same"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    op: object
+    width: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    ops: tuple[object, ...]
+
+
+def halved(x):
+    return x / 2
+
+
+def doubled(x):
+    return x * 2
+
+
+KINDS = {
+    "classes": (Conv(3), Conv(5), Pool(3)),
+    "a class and text": (Conv(3), "skip", None),
+    "one text": (Odd(1), Odd(2), Odd(3)),
+    "text and number": ("3", 3, 3.5),
+    "identity": (Same(), Same(), Same()),
+    "functions": (halved, doubled, Conv),
+    "records of records": (Mixed(Conv(3), 1), Mixed(Pool(3), 1), Mixed(Conv(3), 2)),
+    "tuples": ((), ((),), (1,)),
+}
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["one", "repeated"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_member_has_the_score_and_the_cost_of_its_own(kind, repeated, tmp_path):
+    values = KINDS[kind]
+    worth = {id(v): 10.0**i for i, v in enumerate(values)}
+    if repeated:
+        space = nas.Space(Chain, ops=nas.Repeat(nas.Choice(*values), nas.Choice(1, 2)))
+    else:
+        space = nas.Space(Mixed, op=nas.Choice(*values), width=nas.Choice(1, 2))
+
+    def parts(member):
+        return member.ops if repeated else (member.op,)
+
+    def score(member):
+        own = sum(worth[id(v)] * (i + 1) for i, v in enumerate(parts(member)))
+        return own + (0 if repeated else member.width / 10)
+
+    def cost(name, value):
+        return worth.get(id(value), 0.0) + 1
+
+    settings = dict(space=space, latency=nas.Additive(cost), evaluations=50, searcher="random")
+    found = nas.search(1e4, score=score, out=tmp_path, **settings)
+    assert len(found.candidates) == (3 + 9 if repeated else 6)
+    for c in found.candidates:
+        assert c.score == score(c.architecture)
+        assert c.latency == pytest.approx(
+            sum(cost("", v) for v in parts(c.architecture)) + (0 if repeated else 1)
+        )
+    rows = Journal(tmp_path / "candidates.jsonl").read()
+    assert (
+        len({row["id"] for row in rows})
+        == len({row["architecture"] for row in rows})
+        == len(found.candidates)
+    )
+    resumed = nas.search(1e4, score=score, out=tmp_path, resume=True, **settings)
+    assert resumed.candidates == found.candidates
+    assert Journal(tmp_path / "candidates.jsonl").read() == rows
+    # What is a table of candidates is a table of scores, each of its own member.
+    again = nas.search(1e4, score=found.frame(), **settings)
+    assert {c.path: c.score for c in again.candidates} == {
+        c.path: c.score for c in found.candidates
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_surrogate_tells_every_two_values_apart(kind):
+    space = nas.Space(Mixed, op=nas.Choice(*KINDS[kind]), width=nas.Choice(1, 2))
+    features = Fields(tuple(space.positions()))(np.array([[i, 0] for i in range(3)]))
+    assert len(np.unique(features, axis=0)) == 3
+    found = nas.search(
+        9.0, space=nas.Space(Chain, ops=nas.Repeat(nas.Choice(*KINDS[kind]), 4)),
+        latency=nas.Additive(lambda name, value: 1.0), evaluations=48,
+        score=lambda m: sum(KINDS[kind].index(op) for op in m.ops),
+    )  # fmt: skip
+    assert found.best.score == 8
+
+
+def test_failures_of_members_with_equal_fields_are_told_apart():
+    def fails(member):
+        raise RuntimeError(type(member.op).__name__)
+
+    for kind in ("classes", "one text", "identity"):
+        space = nas.Space(Mixed, op=nas.Choice(*KINDS[kind]), width=nas.Choice(1))
+        found = nas.search(9.0, space=space, latency=nas.Additive(lambda n, v: 1.0), score=fails,
+                           evaluations=3, failed_share=1.0)  # fmt: skip
+        assert len(found.set_aside) == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nas.problem.scores import flat
+from nas.problem.members import Column
+from nas.space.rules import ENDED
 from nas.strategy.quality import Quality
 
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """A member of the space with its cost and its score."""
+    """A member of the space with its cost and its score, and the path that is its identity.
+
+    The path holds the index of the value chosen at each position.
+    """
 
     architecture: Any
     latency: float
     score: float
+    path: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ class Exploration:
     `candidates` are all members with a score, in the order in which they were asked for; `front`
     those on the Pareto front of latency and score; `answers` the best for each budget. `proposals`
     counts the paths looked at and `rejections` those not asked for, by cause; `set_aside` gives
-    the errors of members without a score, by their JSON. `hypervolume` is the area that the first
-    candidates dominate, for each number of them, as a share of the largest possible (see
-    `nas.strategy.statistics.hypervolumes`); `rank_correlation` is Spearman's, of the surrogate's
-    predictions with scores that it had not seen.
+    the errors of members without a score, by their JSON (`nas.problem.members.Texts`).
+    `hypervolume` is the area that the first candidates dominate, for each number of them, as a
+    share of the largest possible (see `nas.strategy.statistics.hypervolumes`); `rank_correlation`
+    is Spearman's, of the surrogate's predictions with scores that it had not seen. `columns` are
+    those of `frame`.
     """
 
     candidates: tuple[Found, ...]
@@ -52,6 +58,7 @@ class Exploration:
     set_aside: Mapping[str, str]
     hypervolume: tuple[float, ...]
     rank_correlation: float
+    columns: tuple[Column, ...] = field(repr=False, compare=False)
 
     @property
     def best(self) -> Found | None:
@@ -59,9 +66,16 @@ class Exploration:
         return self.answers[0].best
 
     def frame(self) -> DataFrame:
-        """The candidates as a table: a column for each choice, `latency` and `score`."""
+        """The candidates as a table: a column for each choice, `latency` and `score`.
+
+        Where a `Repeat` has ended cells are empty; where `None` is a value, too, they say so.
+        """
         import pandas as pd
 
-        rows = [{**flat(c.architecture), "latency": c.latency, "score": c.score}
-                for c in self.candidates]  # fmt: skip
+        plain = {c.name: None in c.cells for c in self.columns}
+        rows = []
+        for found in self.candidates:
+            cells = {c.name: c.cells[found.path[c.position]] for c in self.columns}
+            told = {k: v for k, v in cells.items() if v is not ENDED or plain[k]}
+            rows.append({**told, "latency": found.latency, "score": found.score})
         return pd.DataFrame(rows)

@@ -19,11 +19,13 @@ import numpy as np
 from nas.budget import Budget
 from nas.errors import RunError, UsageError
 from nas.problem.costs import Cost, read_cost
+from nas.problem.members import Texts, columns_of, value_text
 from nas.problem.result import Answer, Exploration, Found
 from nas.problem.scores import ScoreTable, make_scorer, read_score, score_paths
 from nas.records import Journal, fingerprint, read_json, write_json
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
+from nas.space.rules import Position
 from nas.strategy.constraints import Region
 from nas.strategy.loop import BATCH, Patience, explore, nothing_fits
 from nas.strategy.quality import judge
@@ -83,9 +85,9 @@ def search_space(
     further = [others[name].limit(name, bound) for name, (_, bound) in limits.items()]
     regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
-    function = read_score(score)
+    function = read_score(score, positions)
     identity = {
-        "space": fingerprint([[p.name, repr(p.values)] for p in positions], _edges(graph)),
+        "space": fingerprint([_written(p) for p in positions], _edges(graph)),
         "budget": budgets, "latency": cost.fingerprint,
         "limits": [[name, others[name].fingerprint, bound] for name, (_, bound) in limits.items()],
         # A function may be mended between a search and its continuation.
@@ -104,7 +106,8 @@ def search_space(
         if journal is not None:
             held.enter_context(journal.locked())
         ledger = Ledger(pool, journal)
-        scored = partial(score_paths, space, ledger)
+        by_path = isinstance(function, ScoreTable)
+        scored = partial(score_paths, space, Texts(positions), by_path, ledger)
         explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
         raise nothing_fits(asked, regions[0])
@@ -136,6 +139,11 @@ def _check(
         raise UsageError(
             f"evaluations and batch are at least 1, got {evaluations} and {batch}", "e.g. 200 and 8"
         )
+
+
+def _written(position: Position) -> list[Any]:
+    """The name and the values of a position, the same in every process."""
+    return [position.name, [[type(v).__name__, value_text(v)] for v in position.values]]
 
 
 def _edges(graph: Graph) -> list[list[list[int]]]:
@@ -170,7 +178,8 @@ def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exp
     known = asked.known
     costs, scores = cost.costs_of(known.paths).tolist(), known.scores.tolist()
     found = tuple(
-        Found(decode(space, path), c, s) for path, c, s in zip(known.paths, costs, scores)
+        Found(decode(space, path), c, s, tuple(path.tolist()))
+        for path, c, s in zip(known.paths, costs, scores)
     )
     bound = max(region.limits[0].bound for region in asked.regions)
     return Exploration(
@@ -182,6 +191,7 @@ def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exp
         set_aside={r["architecture"]: r["error"] for r in ledger.records.values() if "error" in r},
         hypervolume=tuple(hypervolumes(costs, scores, bound, min(scores, default=0.0))),
         rank_correlation=asked.rank_correlation,
+        columns=columns_of(asked.positions),
     )
 
 

@@ -195,7 +195,7 @@ def _whole(times: Choice | int) -> Choice:
     """The numbers of items that a `Repeat` may have, in rising order."""
     numbers = times.values if isinstance(times, Choice) else (times,)
     for number in numbers:
-        if not isinstance(number, Integral) or isinstance(number, bool) or int(number) < 0:
+        if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 0:
             raise UsageError(
                 f"the times of a Repeat must be whole numbers, 0 or more, got {number!r}",
                 "e.g. Repeat(item, 3) or Repeat(item, Choice(2, 3, 4))",

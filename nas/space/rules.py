@@ -32,6 +32,8 @@ class End(Enum):
     def __repr__(self) -> str:
         return self.value
 
+    __str__ = __repr__
+
 
 ENDED = End.ENDED
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -43,13 +45,38 @@ class Fields:
 
 
 def _columns(values: Sequence[Any]) -> list[list[Any]]:
-    """The values of a position by field, `ENDED` (no item of a `Repeat`) in each."""
-    width = max((len(fields(v)) for v in values if is_dataclass(v)), default=0)
-    if not width:
+    """The values of a position by field, in which no two values are the same.
+
+    What has no such field has `ENDED` there (so all of an ended `Repeat`). Values of several kinds
+    are told apart by a column of classes, in which other values stand for themselves.
+    """
+    names = [[f.name for f in fields(v)] if _is_record(v) else [] for v in values]
+    order = dict.fromkeys(name for own in names for name in own)
+    if not order:
         return [list(values)]
-    nothing = (ENDED,) * width
-    rows = [nothing if v is ENDED else tuple(getattr(v, f.name) for f in fields(v)) for v in values]
-    return [list(column) for column in zip(*rows)]
+    columns = [
+        [getattr(v, name) if name in own else ENDED for v, own in zip(values, names)]
+        for name in order
+    ]
+    kinds = [type(v) if _is_record(v) else v for v in values]
+    if len(set(kinds) - {ENDED}) > 1:
+        columns.insert(0, kinds)
+    if len(set(zip(*(map(_key, column) for column in columns)))) < len(values):
+        columns.append(list(values))
+    return columns
+
+
+def _is_record(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _key(value: Any) -> Any:
+    """The value itself, or its text where it has no hash."""
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
 
 
 def _codes(column: list[Any]) -> list[Floats]:
@@ -57,14 +84,15 @@ def _codes(column: list[Any]) -> list[Floats]:
 
     A field with one value has no features.
     """
-    kinds = list(dict.fromkeys(column))
+    column = [_key(value) for value in column]
+    kinds = {value: i for i, value in enumerate(dict.fromkeys(column))}
     n = len(kinds)
     if n < 2:
         return []
-    index = [kinds.index(value) for value in column]
+    index = [kinds[value] for value in column]
     simplex = (np.eye(n) - 1 / n) * np.sqrt(n / (n - 1))
     blocks = [simplex[index]]
-    levels = sorted({v for v in kinds if isinstance(v, int | float)})
+    levels = sorted(float(v) for v in kinds if isinstance(v, Real) and math.isfinite(v))
     if len(levels) > 2:
         steps = np.sign(np.subtract.outer(levels, np.add(levels[1:], levels[:-1]) / 2))
         code = dict(zip(levels, steps / np.sqrt(len(levels) - 1)))
