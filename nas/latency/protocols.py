@@ -7,7 +7,7 @@ depends on the context, i.e. on what stands around a layer while it is timed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
@@ -89,7 +89,7 @@ def _pairs(graph: Graph, context: str, rows: Sequence[Layer]) -> Iterator[tuple[
     before = graph.before() if context == "added" else {}
     for layer in rows:
         if context == "stacked" and stackable(layer):
-            yield layer, layer
+            yield layer, replace(layer, path=f"{layer.path} again")  # weights of its own
         elif ahead := before.get(layer.key):
             # The cheaper the other one is, the less of its noise is in the difference.
             yield min(ahead.values(), key=lambda x: (count_macs(x).total, x.key)), layer

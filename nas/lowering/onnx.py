@@ -15,7 +15,7 @@ import logging
 import signal
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +64,8 @@ def lower(layers: Sequence[Layer], batch: int = 1) -> OnnxPiece:
     Raises `PreparationError` for a layer that cannot be exported.
     """
     pieces = [_stored(layer, batch) for layer in layers]
-    return pieces[0] if len(pieces) == 1 else _compose(pieces)
+    places = [(layer.path, layer.args) for layer in layers]
+    return pieces[0] if len(pieces) == 1 else _compose(pieces, places)
 
 
 def lower_ahead(layers: Sequence[Layer], batch: int, processes: int) -> Iterator[Layer]:
@@ -206,8 +207,11 @@ def _drop_unused(model: Any) -> tuple[int, ...]:
     return tuple(int(value.name.removeprefix("in")) for value in kept)
 
 
-def _compose(pieces: Sequence[OnnxPiece]) -> OnnxPiece:
-    """One model of consecutive ones: their graphs in a row, outputs wired to inputs."""
+def _compose(pieces: Sequence[OnnxPiece], places: Sequence[Hashable]) -> OnnxPiece:
+    """One model of consecutive ones: their graphs in a row, outputs wired to inputs.
+
+    Pieces of one place (a layer that runs in several phases) share their weights.
+    """
     import onnx
 
     models: list[Any] = [onnx.load_from_string(piece.model) for piece in pieces]
@@ -215,12 +219,15 @@ def _compose(pieces: Sequence[OnnxPiece]) -> OnnxPiece:
     entering = {v.name: v for model in reversed(models) for v in model.graph.input}
     state: list[Any] = [f"in{i}" for i in range(1 + max(pieces[0].takes))]
     read: list[str] = []
-    for number, (piece, model) in enumerate(zip(pieces, models)):
+    weights: dict[Hashable, dict[bytes, str]] = {}  # what is stored of each place, and its name
+    for number, (piece, model, place) in enumerate(zip(pieces, models, places)):
         state += [None] * (1 + max(piece.takes) - len(state))
         given = {f"in{slot}": state[slot] for slot in piece.takes}
         if None in given.values():
             raise PreparationError("a layer needs what no layer before it has left")
         read += [name for name in given.values() if name in entering and name not in read]
+        if places.count(place) > 1:
+            given |= _shared(model.graph, weights.setdefault(place, {}), f"{number}/")
         _rename(model.graph, f"{number}/", given)
         state = piece.after(state, [value.name for value in model.graph.output])
         if model is not first:
@@ -236,6 +243,21 @@ def _compose(pieces: Sequence[OnnxPiece]) -> OnnxPiece:
     takes = tuple(int(name.removeprefix("in")) for name in read)
     writes = tuple(slot for slot, name in enumerate(state) if name in last)
     return OnnxPiece(whole.SerializeToString(), takes, writes, ())
+
+
+def _shared(graph: Any, known: dict[bytes, str], prefix: str) -> dict[str, str]:
+    """Take weights that are `known` (name and numbers) out of a graph; the name of each there.
+
+    All others become known, under the name that the prefix gives them.
+    """
+    given = {
+        x.name: known[key] for x in graph.initializer if (key := x.SerializeToString()) in known
+    }
+    own = [x for x in graph.initializer if x.name not in given]
+    known |= {x.SerializeToString(): prefix + x.name for x in own}
+    del graph.initializer[:]
+    graph.initializer.extend(own)
+    return given
 
 
 def _rename(graph: Any, prefix: str, given: dict[str, str | None]) -> None:

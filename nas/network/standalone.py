@@ -23,28 +23,36 @@ def build(
 ) -> Steps:
     """Deployed modules with weights that need no drawing; the time does not depend on them.
 
+    Layers of one path and size share a module, as they do in a network of several phases.
     `kernel` is that of attention in windows, by default the faster one on this CPU.
     """
     kernel = kernel or fastest_in_windows()
-    steps: Steps = []
+    modules: dict[Any, nn.Module] = {}
     for layer in layers:
-        with torch.device("meta"):
-            module: nn.Module = layer.build()
-        module = module.to_empty(device="cpu").eval()
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.fill_(0.01)  # not zero, and far from denormal numbers
-            for buffer in module.buffers():
-                buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
-        deploy(module, kernel)
-        steps.append((module.to(device, dtype), layer.sizes))
-    return steps
+        if (place := (layer.path, layer.module, layer.args)) not in modules:
+            module = _filled(layer)
+            deploy(module, kernel)
+            modules[place] = module.to(device, dtype)
+    return [(modules[x.path, x.module, x.args], x.sizes) for x in layers]
+
+
+def _filled(layer: Layer) -> nn.Module:
+    """A module whose weights are constants."""
+    with torch.device("meta"):
+        module: nn.Module = layer.build()
+    module = module.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0.01)  # not zero, and far from denormal numbers
+        for buffer in module.buffers():
+            buffer.fill_(0.5)  # variances, and ranges of int8 inputs: nothing degenerate
+    return module
 
 
 def inputs(
     layer: Layer, batch: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Any, ...]:
-    """Random inputs of a layer: its state as it arrives."""
+    """Random inputs of a layer: the state that the layers before it would hand to it."""
     state = layer.module.inputs(batch, layer.input_shape, **layer.sizes)
     return tuple(_moved(item, dtype, device) for item in state)
 
@@ -56,7 +64,7 @@ def _moved(item: Any, dtype: torch.dtype, device: str) -> Any:
 
 
 def run(steps: Steps, state: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One pass."""
+    """The state after all steps, given the state before them."""
     for module, sizes in steps:
         state = module(*state, **sizes)
     return state

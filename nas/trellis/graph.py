@@ -173,21 +173,28 @@ class Graph:
         }
 
     def before(self) -> dict[Any, dict[Any, Any]]:
-        """The items that can be added just before each item, both by `key`."""
+        """The items that can run just before each item, both by `key`.
+
+        Where items (layers) have a `phase`, they are of the same one; before those of the finish
+        come the last ones of the last phase.
+        """
         found: dict[Any, dict[Any, Any]] = {}
-        last: list[dict[Any, Any]] = [{}]
+        last: list[dict[int, dict[Any, Any]]] = [{}]  # by phase
         for level, alive in zip(self.levels, self.alive[1:]):
-            after: list[dict[Any, Any]] = [{} for _ in alive]
+            after: list[dict[int, dict[Any, Any]]] = [{} for _ in alive]
             edges = zip(level.source.tolist(), level.target.tolist(), level.items)
             for source, target, items in edges:
                 if not alive[target]:
                     continue
-                ahead = last[source]
+                ahead = dict(last[source])
                 for item in items:
-                    key = getattr(item, "key", item)
-                    found.setdefault(key, {}).update(ahead)
-                    ahead = {key: item}
-                after[target].update(ahead)
+                    key, phase = getattr(item, "key", item), getattr(item, "phase", 0)
+                    if level is self.levels[-1]:
+                        phase = max(ahead, default=0)
+                    found.setdefault(key, {}).update(ahead.get(phase, {}))
+                    ahead[phase] = {key: item}
+                for phase, own in ahead.items():
+                    after[target].setdefault(phase, {}).update(own)
             last = after
         return found
 
