@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 import latency_tables
 from nas.families import load_space
@@ -34,6 +39,37 @@ def test_a_shipped_table_lies_where_its_device_and_space_say(folder):
     modelled = runtimes()[device].source
     assert manifest["source"] == modelled
     assert "/" not in manifest["device"]["processor"]
+
+
+@pytest.mark.parametrize("folder", TABLES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_history_of_a_shipped_table_leads_to_its_layer_code(folder):
+    manifest = LatencyTable.load(folder).manifest
+    history = manifest.get("history", [])
+    assert all(entry["why"] and entry["proof"] for entry in history)
+    codes = [entry["before"] for entry in history] + [manifest["layer_code"]]
+    assert [entry["after"] for entry in history] == codes[1:]
+
+
+def test_a_table_is_stamped_anew_after_a_proof_only(tmp_path):
+    shutil.copytree(TABLES[0], tmp_path / "table")
+    manifest = tmp_path / "table/manifest.toml"
+    stale = tomllib.loads(manifest.read_text()) | {"layer_code": "0" * 12}
+    manifest.write_text(tomli_w.dumps(stale))
+    script = Path(__file__).parents[1] / "experiments/restamp.py"
+    command = [sys.executable, script, str(tmp_path / "table"), "--why", "words", "--proof"]
+    failed = subprocess.run([*command, "false"], capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        "the proof ended with 1: nothing was changed\n",
+    )
+    assert tomllib.loads(manifest.read_text()) == stale
+    subprocess.run([*command, "true"], check=True, stdout=subprocess.DEVNULL)
+    table = LatencyTable.load(tmp_path / "table")
+    assert table.current
+    assert table.rows == LatencyTable.load(TABLES[0]).rows
+    entry = table.manifest["history"][-1]
+    assert (entry["before"], entry["after"]) == ("0" * 12, table.manifest["layer_code"])
+    assert (entry["why"], entry["proof"]) == ("words", "true")
 
 
 def test_tables_ship_for_the_default_space():
