@@ -10,6 +10,7 @@ from nas.errors import UsageError
 if TYPE_CHECKING:
     from nas.budget import Budget
     from nas.problem.result import Exploration
+    from nas.run_record import RunRecord
     from nas.space.domains import Space
     from nas.space.family import SearchSpace
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @overload
-def search(budget: Budgets, *, space: str = ..., **settings: Any) -> dict[str, Any]: ...
+def search(budget: Budgets, *, space: str = ..., **settings: Any) -> RunRecord: ...
 @overload
 def search(
     budget: Budgets,
@@ -31,15 +32,14 @@ def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> An
     """The best within a latency budget, or within each of several.
 
     `space` by name: the networks of a family, scored with the weights of a supernet and measured
-    on a device; returns what the run's `run.json` holds (`nas.run.main.search_networks`). `space`
+    on a device; returns a `RunRecord` (`nas.run.main.search_networks`). `space`
     as a `Space` of your own, with a `latency` and a `score`: no model and no device
     (`nas.problem.search.search_space`); returns an `Exploration`.
     """
     if isinstance(space, str):
         from nas.run.main import search_networks
 
-        networks: dict[str, Any] = search_networks(budget, space=space, **settings)
-        return networks
+        return search_networks(budget, space=space, **settings)
     if "latency" not in settings or "score" not in settings:
         raise UsageError(
             "a space of your own needs a latency and a score",

@@ -19,7 +19,7 @@ from nas.latency.end_to_end import measure_fresh
 from nas.network.calibration import METHODS, calibrate, sensitivity
 from nas.network.network import Network
 from nas.progress import bar
-from nas.report.report import Run
+from nas.report.saved_run import SavedRun
 from nas.space.architecture import Architecture, at_precision
 from nas.training.pretrained import load_weights
 from nas.training.supernet import load_supernet, supernet_folder
@@ -38,8 +38,8 @@ def subject(
     """
     path = Path(what)
     if what and not what.lstrip().startswith("{") and path.is_dir():
-        run = Run.load(path)
-        return run.winner(), load_data(run.result["data"])
+        run = SavedRun.load(path)
+        return run.winner(), load_data(run.record.data)
     images = load_data(data)
     if what.partition("@")[0].removesuffix("+int8") in model_names():
         if not weights:

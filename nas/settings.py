@@ -1,13 +1,39 @@
-"""What determines a run's result, and what only determines how fast it comes."""
+"""What determines a run's result, and what only determines how fast it comes.
+
+The defaults stand here and nowhere else: `nas.search`, the command line and the record of a run
+read them from these classes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 from nas.errors import UnknownNameError, UsageError
 from nas.strategy.constraints import SAMPLERS
 from nas.strategy.searchers import searcher_names
+
+DEVICE = "torch-cpu"  # that of a budget that names none
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line asks for a setting: by the name of its field, unless it has its own.
+
+    `counts` says what a number such as `5M` counts; `least` is the lowest value.
+    """
+
+    help: str
+    name: str = ""
+    least: float | None = None
+    counts: str = ""
+    choices: tuple[str, ...] = ()
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of settings, with its default and its `Option`."""
+    return field(default=default, metadata={"option": Option(help, **more)})
 
 
 @dataclass(frozen=True)
@@ -15,27 +41,32 @@ class Settings:
     """What determines a run's result; a resumed run must have the same.
 
     `budgets` are answered one by one: milliseconds by device, the first device of each the one
-    that is searched on.
+    that is searched on. `supernet` is a folder, empty for the shipped one; `source_run` the
+    directory of a run whose scores are known.
     """
 
     budgets: tuple[dict[str, float], ...]
-    space: str = "swin:micro"
-    data: str = "scenes"
-    confidence: float = 0.95  # that a prediction within the limit measures within the budget
-    supernet: str = ""  # folder; empty for the shipped one
-    source_run: str = ""  # directory of a run whose scores are known
-    evaluations: int = 8
-    search_images: int = 400
-    test_images: int = 500
-    searcher: str = "evolution"
-    sampler: str = "trellis"
-    batch: int = 8
-    surrogate: bool = True
-    race_error: float = 0.05
-    max_params: float | None = None
-    max_macs: float | None = None
-    fresh: bool = False
-    seed: int = 0
+    space: str = option("swin:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
+    data: str = option("scenes", "`scenes` (shipped) or `imagefolder:PATH`.")
+    confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
+    supernet: str = option("", "Folder of a trained supernet; default: the shipped one.")
+    source_run: str = option("", "Run whose scores are known: it may answer at once.", name="from")
+    evaluations: int = option(8, "Candidates to score in this run.", least=1)
+    search_images: int = option(400, "Images of the search split.", least=10)
+    test_images: int = option(500, "Images of the test split.", least=10)
+    searcher: str = option("evolution", "What is tried next: evolution, nsga2, tpe or random.")
+    sampler: str = option("trellis", "Where proposals come from.", choices=SAMPLERS)
+    batch: int = option(8, "Candidates between two looks at the scores.", least=1)
+    surrogate: bool = option(True, "Screen candidates before scoring.")
+    race_error: float = option(
+        0.05, "Chance that a race drops a candidate that is not worse; 0: no races."
+    )
+    max_params: float | None = option(
+        None, "At most so many parameters, e.g. 5M.", counts="parameters"
+    )
+    max_macs: float | None = option(None, "At most so many MACs, e.g. 300M.", counts="MACs")
+    fresh: bool = option(False, "Ignore the shipped scores.")
+    seed: int = option(0, "Random seed; the same seed gives the same result.")
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -58,10 +89,11 @@ class Settings:
     @property
     def device(self) -> str:
         """The device that is searched on."""
-        return next(iter(self.budgets[0]))
+        return self.devices[0]
 
     @property
     def devices(self) -> tuple[str, ...]:
+        """All devices that have a budget."""
         return tuple(self.budgets[0])
 
     def to_json(self) -> dict[str, Any]:
@@ -69,16 +101,32 @@ class Settings:
         own = asdict(self) | {"budgets": [dict(b) for b in self.budgets]}
         return {"budget_ms": self.budgets[0][self.device], "device": self.device, **own}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The settings in a run's `settings.json`, which holds other keys too.
+
+        Version 0.1 recorded one budget only, and fewer settings: these had today's defaults.
+        """
+        budgets = data.get("budgets") or [{data["device"]: data["budget_ms"]}]
+        own = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        return cls(**{**own, "budgets": tuple(budgets)})
+
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where scores are computed; the result is the same anywhere on one kind of machine."""
+    """Where scores are computed; the result is the same anywhere on one kind of machine.
 
-    workers: int = 0
-    ray_address: str | None = None
-    gpus: float = 0.0  # of each worker
-    timeout_s: float = 600.0  # of one candidate, by workers
-    reuse_mb: int = 512  # activations that candidates share, by process
+    `gpus` are those of each worker, `timeout_s` is for one candidate, and `reuse_mb` is the memory
+    of each process for activations that candidates share.
+    """
+
+    workers: int = option(0, "Worker processes (Ray); 0: none, in this process.", least=0)
+    ray_address: str | None = option(None, "A running Ray cluster: HOST:PORT or auto.")
+    gpus: float = option(0.0, "GPUs (or a share) each.", name="gpus-per-worker", least=0)
+    timeout_s: float = option(
+        600.0, "Seconds a worker may take for one candidate.", name="task-timeout", least=1
+    )
+    reuse_mb: int = option(512, "Activations that candidates share, in MB; 0: none.", least=0)
 
     def __post_init__(self) -> None:
         if self.gpus and not self.workers and self.ray_address is None:

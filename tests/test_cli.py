@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -15,7 +16,7 @@ from nas.budget import Budget, alternatives, parse_count
 from nas.commands import listings
 from nas.errors import UsageError
 from nas.families import load_space, model_names
-from nas.records import write_json
+from nas.records import read_json, write_json
 from nas.trellis.graph import space_layers
 
 OPTIONS = {
@@ -273,20 +274,21 @@ def test_listings_as_json(what, capsys):
 
 def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
     """A run of several budgets, one that was stopped, and one of an earlier version."""
+    recorded = read_json(Path(__file__).parent / "run_of_version_0_1_0.json")
     monkeypatch.chdir(tmp_path)
 
     def answer(ms, measured, test, **others):
-        feasible = {"architectures": 9, "within_budget": 3}
-        winner = {"measured_ms": measured, "test_top1_percent": test}
-        return {"budget_ms": ms, "budgets": {"npu": ms, **others}, "feasible": feasible,
+        winner = {**recorded["winner"], "measured_ms": measured, "test_top1_percent": test}
+        return {**recorded["answers"][0], "budget_ms": ms, "budgets": {"npu": ms, **others},
                 "winner": winner}  # fmt: skip
 
     settings = {"space": "swin:micro", "device": "npu", "budget_ms": 20.0}
     several = [answer(20.0, 18.5, 60.0, gpu=2.0), answer(12.0, 11.25, 58.0, gpu=2.0)]
     budgets = {"budgets": [a["budgets"] for a in several]}
-    done = {**settings, **several[0], "answers": several, "verb": "modelled"}
-    early = {**settings, **answer(20.0, 19.0, 61.0)}
-    del early["budgets"]
+    done = {**recorded, **settings, **several[0], "answers": several, "verb": "modelled"}
+    early = {**recorded, **settings, **answer(20.0, 19.0, 61.0)}
+    for key in ("budgets", "answers"):
+        del early[key]
     for name, before, after in (
         ("a", {**settings, **budgets}, done),
         ("b", {**settings, **budgets}, None),

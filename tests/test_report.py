@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,18 @@ from conftest import made_up_table, measure_as_predicted
 import nas
 import nas.run.main
 from nas import cli, export
+from nas.errors import RunError
 from nas.export import export_network
 from nas.families import load_space
 from nas.records import read_json, write_json
 from nas.report import wording as page
-from nas.report.report import Run, _schedule, write_report
+from nas.report.report import write_report
+from nas.report.saved_run import SavedRun
+from nas.report.schedules import schedule
+from nas.run_record import RunRecord
 from nas.settings import Settings
+from nas.strategy.quality import Quality
+from nas.tasks import load_task
 from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
@@ -89,20 +96,20 @@ def test_the_share_of_draws_that_fit_is_written_to_be_read(part, whole, text):
 
 
 def test_a_gap_says_something_only_beyond_the_error():
-    assert page.verdict({"gap": 1.0, "error": 1.5}) == "within its error"
-    assert page.verdict({"gap": 1.6, "error": 1.5}) == "more than its error"
+    quality = Quality(60.0, 1.0, 1.5, 0.0, 10, 5, 0.5)
+    assert page.verdict(quality) == "within its error"
+    assert page.verdict(replace(quality, gap=1.6)) == "more than its error"
 
 
 def test_a_ladder_is_the_best_within_each_round_budget():
     rng = np.random.default_rng(0)
     archive = [
-        {"predicted_ms": ms, "expected_top1_percent": top}
-        for ms, top in zip(rng.uniform(0.7, 30, 40), rng.uniform(20, 80, 40))
+        (ms, percent) for ms, percent in zip(rng.uniform(0.7, 30, 40), rng.uniform(20, 80, 40))
     ]
     steps = page.ladder(archive, lambda ms: 0.9 * ms)
     rounded = [f * 10.0**d for d in (-1, 0, 1) for f in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
     for budget in rounded:
-        fits = [r["expected_top1_percent"] for r in archive if r["predicted_ms"] <= 0.9 * budget]
+        fits = [percent for ms, percent in archive if ms <= 0.9 * budget]
         shown = [best for step, best in steps if step <= budget * (1 + 1e-9)]
         assert bool(fits) == bool(shown)
         if fits:
@@ -126,6 +133,7 @@ def test_the_command_of_a_run_makes_the_same_settings(changed, monkeypatch, caps
     """Read back by the command line itself."""
     wanted = {f.name: f.default for f in fields(Settings)}
     wanted |= {"budgets": [{"torch-cpu": 20.0}], **changed}
+    settings = Settings(**{**wanted, "budgets": tuple(wanted["budgets"])})
     found = {}
 
     def search_networks(budgets, **given):
@@ -134,7 +142,7 @@ def test_the_command_of_a_run_makes_the_same_settings(changed, monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(nas.run.main, "search_networks", search_networks)
-    line = page.command(wanted)
+    line = page.command(settings)
     with pytest.raises(SystemExit):
         cli.main(shlex.split(line)[1:])
     assert {k: found[k] for k in wanted} == wanted
@@ -142,8 +150,15 @@ def test_the_command_of_a_run_makes_the_same_settings(changed, monkeypatch, caps
 
 
 def test_a_command_says_only_what_is_not_a_default():
-    assert page.command({"device": "torch-cpu", "budget_ms": 20.0}) == "vitnas search --budget 20ms"
-    assert page.command({"device": "x", "budget_ms": 1.5, "source_run": "runs/a"}) == (
+    """Of settings as version 0.1 recorded them."""
+
+    def early_command(recorded):
+        return page.command(Settings.from_json(recorded))
+
+    assert (
+        early_command({"device": "torch-cpu", "budget_ms": 20.0}) == "vitnas search --budget 20ms"
+    )
+    assert early_command({"device": "x", "budget_ms": 1.5, "source_run": "runs/a"}) == (
         "vitnas search --budget 1.5ms --device x --from runs/a"
     )
 
@@ -169,21 +184,22 @@ def test_the_schedule_of_any_precision_says_how_many_windows_a_block_keeps():
     found = set()
     for path in paths:
         architecture = decode(SPACE, path)
-        blocks = [b for stage in _schedule(SPACE, architecture) for b in stage["blocks"]]
+        blocks = [b for stage in schedule(SPACE, architecture) for b in stage.blocks]
         rows = [layer for layer in SPACE.layers(architecture) if layer.path.endswith("_regular")]
         for block, sizes in zip(blocks, (row.sizes for row in rows), strict=True):
             across, rest = divmod(sizes["size"], sizes["window"])
             if not rest:  # a padded map has windows that are partly empty
-                assert block["kept"] == pytest.approx(100 * sizes["kept"] / across**2)
-        found |= {block["fields"]["precision"] for block in blocks if block["kept"] < 100}
+                assert block.kept_percent == pytest.approx(100 * sizes["kept"] / across**2)
+        found |= {block.fields["precision"] for block in blocks if block.kept_percent < 100}
     assert found == {"fp32", "int8"}
 
 
 def test_the_answers_are_in_order_and_the_first_stays_the_one_exported(finished):
-    run = Run.load(finished)
-    assert run.answers[0]["budget_ms"] < run.answers[1]["budget_ms"] == run.result["budget_ms"]
-    assert run.winner().architecture.id == run.result["winner"]["id"]
-    best = Fraction(run.answers[1]["quality"]["within_budget"], 6656)
+    run = SavedRun.load(finished)
+    low, high = run.record.by_budget
+    assert low.budget_ms < high.budget_ms == run.record["budget_ms"]
+    assert run.winner().architecture.id == run.record["winner"]["id"]
+    best = Fraction(high.quality.within_budget, 6656)
     assert 0 < best <= 1
 
 
@@ -196,9 +212,9 @@ def test_candidates_that_failed_or_lost_a_race_can_be_drawn(finished, tmp_path):
     del failed["top1_percent"]
     lines[own[1]] = json.dumps({**failed, "error": "out of memory"})
     (folder / "candidates.jsonl").write_text("\n".join(lines) + "\n")
-    run = Run.load(folder)
-    assert len(run.scored()) == len(own) - 1
-    assert [r.get("dropped") for r in run.scored()].count(True) == 1
+    run = SavedRun.load(folder)
+    assert len(run.scored) == len(own) - 1
+    assert [candidate.dropped for candidate in run.scored].count(True) == 1
     assert write_report([folder]).exists()
 
 
@@ -219,14 +235,60 @@ def test_another_device_is_never_called_measured_when_it_is_not(finished, tmp_pa
     assert "<td>8.50</td><td>not measured</td>" in table
 
 
+def test_what_version_0_1_0_recorded_is_read_and_written_again():
+    """The file is what version 0.1.0 wrote, its lists cut short; metric and task are new since."""
+    file = Path(__file__).parent / "run_of_version_0_1_0.json"
+    record = RunRecord.read(file)
+    again = dict(record)
+    assert again.pop("metric") == {"name": "top1", "label": "top-1 accuracy", "heading": "top-1"}
+    assert json.dumps(again) == json.dumps(read_json(file))
+    assert load_task(record.task) == Classification(2)
+    assert page.headline(record).endswith("above the best dense network found within it.")
+
+
+def test_a_record_is_the_same_after_it_was_written_and_read(finished):
+    record = RunRecord.read(finished / "run.json")
+    assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        (("winner", "measured_ms"), "fast", "winner.measured_ms must be a number, got 'fast'"),
+        (("quality", "bound"), [1], "quality.bound must be a number, got [1]"),
+        (("front",), {}, "front must be a list, got {}"),
+        (("feasible", "architectures"), 1.5, "feasible.architectures must be of the type int"),
+        (("winner", "upper_ms"), None, "the key answers[0].winner.upper_ms is missing"),
+        (("exported",), 3, "exported must be an object, got 3"),
+    ],
+)  # fmt: skip
+def test_a_record_that_does_not_match_is_refused_in_one_line(path, value, problem, tmp_path):
+    """It names the file, the key, and the version that wrote it."""
+    recorded = read_json(Path(__file__).parent / "run_of_version_0_1_0.json")
+    *parents, last = path
+    inner = recorded["answers"][0]
+    for key in parents:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    write_json(tmp_path / "run.json", recorded)
+    with pytest.raises(RunError) as error:
+        RunRecord.read(tmp_path / "run.json")
+    assert problem in str(error.value)
+    assert f"{tmp_path / 'run.json'}, written by vitnas 0.1.0:" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_of_version_0_1_still_has_its_page(finished, tmp_path):
     old = as_version_0_1(finished, tmp_path)
     text = write_report([old]).read_text()
     assert "not known" in text
     assert "Every budget from this run" not in text
-    (answer,) = Run.load(old).answers
-    assert answer["quality"]["within_budget"] == answer["feasible"]["within_budget"]
-    assert f"vitnas search --budget {answer['budget_ms']:g}ms --space swin:debug" in text.replace(
+    (answer,) = SavedRun.load(old).record.answers
+    assert answer.quality.within_budget == answer.feasible.within_budget
+    assert f"vitnas search --budget {answer.budget_ms:g}ms --space swin:debug" in text.replace(
         "<span>", "").replace("</span>", "")  # fmt: skip
     both = write_report([old, finished], tmp_path / "both.html").read_text()
     assert both.count("<h2>How good is the answer") == 1

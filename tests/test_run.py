@@ -19,7 +19,8 @@ from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.families import load_space
 from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json
-from nas.report.report import Run, write_report
+from nas.report.report import write_report
+from nas.report.saved_run import SavedRun
 from nas.run.scores import Candidate
 from nas.space.architecture import Architecture
 from nas.tasks.classification import Classification
@@ -102,7 +103,7 @@ def test_everything_is_written_and_loads(finished):
     names = {p.name for p in folder.iterdir()}
     assert names >= {"run.json", "settings.json", "candidates.jsonl", "front.csv", "cloud.csv",
                      "report.html", "pictures", "winner", "table", "measured.jsonl", "test.jsonl"}  # fmt: skip
-    assert read_json(folder / "run.json") == json.loads(json.dumps(result))
+    assert read_json(folder / "run.json") == json.loads(json.dumps(dict(result)))
     assert {p.name for p in (folder / "winner").iterdir()} >= {
         "architecture.json", "weights.safetensors", "model.pt2"}  # fmt: skip
     assert max(result["exported"]["differences"].values()) < 1e-4
@@ -314,4 +315,4 @@ def test_the_upper_limit_of_a_median():
 
 def test_a_run_that_is_not_finished_has_no_report(tmp_path):
     with pytest.raises(RunError, match="vitnas search"):
-        Run.load(tmp_path)
+        SavedRun.load(tmp_path)

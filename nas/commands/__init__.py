@@ -58,11 +58,10 @@ def find_architecture(
         space = load_space(space_name, task)
         architecture = space.parse(what if is_json else path.read_text(errors="replace"))
     elif what and path.is_dir():
-        from nas.report.report import Run
+        from nas.report.saved_run import SavedRun
 
-        run = Run.load(path)
-        space = run.space
-        architecture = run.architecture(run.result["winner"])
+        run = SavedRun.load(path)
+        space, architecture = run.space, run.architecture(run.record.answers[0].winner)
     elif "/" in what or what.endswith(".json"):
         raise UsageError(
             f"there is no {what}", "give a run directory, or architecture JSON or its file"

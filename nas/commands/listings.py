@@ -142,27 +142,29 @@ def _supernets() -> list[dict[str, Any]]:
 def _runs() -> list[dict[str, Any]]:
     """A row for each budget of each run."""
     from nas.records import read_json
-    from nas.report.wording import complete
+    from nas.run_record import RunRecord
+    from nas.settings import Settings
 
     rows = []
     for path in sorted(Path("runs").glob("*/settings.json")):
-        run, done = read_json(path), path.parent / "run.json"
-        if done.exists():
-            result = complete(read_json(done))
-            answers, verb = result["answers"], result["verb"]
-        else:
-            budgets = run.get("budgets") or [{run["device"]: run["budget_ms"]}]
-            answers, verb = [{"budgets": b, "budget_ms": b[run["device"]]} for b in budgets], ""
-        for answer in sorted(answers, key=lambda a: float(a["budget_ms"])):
-            w, how = answer.get("winner"), "" if verb == "measured" else f" {verb}"
+        settings = Settings.from_json(read_json(path))
+        answered = [(budgets, "unfinished", "") for budgets in settings.budgets]
+        if (done := path.with_name("run.json")).exists():
+            record = RunRecord.read(done)
+            how = "" if record.verb == "measured" else f" {record.verb}"
+            answered = [
+                (a.budgets, f"{a.winner.measured_ms:.2f} ms{how}", f"{a.winner.test_percent:.1f} %")
+                for a in record.answers
+            ]
+        for budgets, measured, test in sorted(answered, key=lambda row: row[0][settings.device]):
             rows.append(
                 {
                     "run": str(path.parent),
-                    "space": run["space"],
-                    "budget": " & ".join(f"{ms:g} ms" for ms in answer["budgets"].values()),
-                    "measured": f"{w['measured_ms']:.2f} ms{how}" if w else "unfinished",
-                    "test": f"{w['test_top1_percent']:.1f} %" if w else "",
-                    "budgets": answer["budgets"],
+                    "space": settings.space,
+                    "budget": " & ".join(f"{ms:g} ms" for ms in budgets.values()),
+                    "measured": measured,
+                    "test": test,
+                    "budgets": budgets,
                 }
             )
     return rows

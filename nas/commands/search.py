@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nas.commands import Data, Device, Json, Seed, Space, Supernet, app, grid_of, out, print_json
+
+if TYPE_CHECKING:
+    from nas.run_record import Answer, RunRecord
 
 
 class Sampler(StrEnum):
@@ -139,7 +142,7 @@ def search(
     Distribution(**distribution)
     from nas.run.main import search_networks
 
-    result = search_networks(
+    record = search_networks(
         budgets,
         space=space,
         device=device,
@@ -150,39 +153,38 @@ def search(
         **distribution,
     )
     if as_json:
-        return print_json(result)
-    for answer in result["answers"]:
-        _print_answer(answer, result)
-    seconds = result["seconds"]
-    parts = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items() if k != "total")
-    out.print(f"{seconds['total']:.0f} s in all: {parts}")
-    out.print(f"report: {result['run_dir']}/report.html", soft_wrap=True)
+        return print_json(record.to_json())
+    for answer in record.answers:
+        _print_answer(answer, record)
+    parts = ", ".join(f"{k} {v:.0f} s" for k, v in record.seconds.items() if k != "total")
+    out.print(f"{record.seconds['total']:.0f} s in all: {parts}")
+    out.print(f"report: {record.run_dir}/report.html", soft_wrap=True)
 
 
-def _print_answer(answer: dict[str, Any], result: dict[str, Any]) -> None:
-    if len(result["answers"]) > 1:
-        out.print(f"[bold]within {answer['budget_ms']:g} ms[/]")
-    grid = grid_of("network", "predicted", result["verb"], "p95", "search top-1", "test top-1")
-    for i, c in enumerate([answer["winner"], *answer["baselines"]]):
-        cells = [f"{c[k]:.2f} ms" for k in ("predicted_ms", "measured_ms", "measured_p95_ms")]
-        cells += [f"{c[k]:.1f} %" for k in ("search_top1_percent", "test_top1_percent")]
-        grid.add_row(c["name"], *cells, style="bold" if i == 0 else "")
+def _print_answer(answer: Answer, record: RunRecord) -> None:
+    if len(record.answers) > 1:
+        out.print(f"[bold]within {answer.budget_ms:g} ms[/]")
+    metric = record.metric.heading
+    grid = grid_of("network", "predicted", record.verb, "p95", f"search {metric}", f"test {metric}")
+    for i, c in enumerate([answer.winner, *answer.baselines]):
+        cells = [f"{ms:.2f} ms" for ms in (c.predicted_ms, c.measured_ms, c.measured_p95_ms)]
+        cells += [f"{percent:.1f} %" for percent in (c.search_percent, c.test_percent)]
+        grid.add_row(c.name, *cells, style="bold" if i == 0 else "")
     out.print(grid)
-    for device, other in answer["winner"].get("other_devices", {}).items():
-        if other["measured_ms"] is None:
+    for device, other in answer.winner.other_devices.items():
+        if other.measured_ms is None:
             how = "predicted, not measured"
         else:
-            how = f"{other['verb']} {other['measured_ms']:.2f} ms"
+            how = f"{other.verb} {other.measured_ms:.2f} ms"
         out.print(
-            f"{device}: {other['predicted_ms']:.2f} ms predicted ({how}) "
-            f"of {other['budget_ms']:g} ms"
+            f"{device}: {other.predicted_ms:.2f} ms predicted ({how}) of {other.budget_ms:g} ms"
         )
-    q = answer["quality"]
-    if q["bound"] is not None:
+    q = answer.quality
+    if q.bound is not None:
         out.print(
-            f"by the surrogate (error {q['error']:.1f} points) nothing that fits has more than "
-            f"{q['bound']:.1f} %, {q['gap']:.1f} above the winner; 10 % more budget adds "
-            f"{q['gain_10_percent']:.1f}",
+            f"by the surrogate (error {q.error:.1f} points) nothing that fits has more than "
+            f"{q.bound:.1f} %, {q.gap:.1f} above the winner; 10 % more budget adds "
+            f"{q.gain_10_percent:.1f}",
             style="dim",
         )
 
@@ -248,9 +250,9 @@ def export(
     import torch
 
     from nas.export import export_network
-    from nas.report.report import Run
+    from nas.report.saved_run import SavedRun
 
-    network = Run.load(run).winner()
+    network = SavedRun.load(run).winner()
     architecture = network.architecture
     torch.manual_seed(0)
     images = torch.randn(1, 3, architecture.resolution, architecture.resolution)

@@ -19,7 +19,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int_]
+from nas.report.saved_run import SavedRun
+from nas.run_record import Candidate, RunRecord
+
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
@@ -68,6 +70,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=160)
@@ -80,44 +83,36 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=160)
 
 
-def pareto(
-    runs: Sequence[dict[str, Any]],
-    clouds: Sequence[NDArray[np.float64]],
-    archives: Sequence[NDArray[np.float64]],
-) -> Figure:
-    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines.
-
-    `archives` hold for each run the best known network by latency, (n, 2): ms and expected top-1.
-    """
+def pareto(runs: Sequence[SavedRun]) -> Figure:
+    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines."""
     figure = _figure(7.4, 4.2)
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
         several = len(runs) > 1
-        for run, cloud, archive, color in zip(runs, clouds, archives, _cycle(len(runs))):
-            name = _name(run) if several else "front"
+        for run, color in zip(runs, _cycle(len(runs))):
+            name = _name(run.record) if several else "front"
             tint = color if several else GREY
-            if len(cloud):
-                label = None if several else f"scored ({len(cloud):,})"
-                axes.scatter(
-                    cloud[:, 0], cloud[:, 1], s=7, color=tint, alpha=0.35, lw=0, label=label
-                )
-            if len(archive):
-                best = np.maximum.accumulate(archive[:, 1])
+            if len(run.cloud):
+                label = None if several else f"scored ({len(run.cloud):,})"
+                ms, percent = run.cloud.T
+                axes.scatter(ms, percent, s=7, color=tint, alpha=0.35, lw=0, label=label)
+            if len(run.archive):
+                best = np.maximum.accumulate(run.archive[:, 1])
                 label = None if several else "best known at any latency"
-                axes.step(archive[:, 0], best, where="post", color=tint, lw=0.9, label=label)
-            widest = run["answers"][-1]["front"]
-            front = [(c["predicted_ms"], c["expected_top1_percent"]) for c in widest]
+                axes.step(run.archive[:, 0], best, where="post", color=tint, lw=0.9, label=label)
+            widest = run.record.by_budget[-1].front
             axes.step(
-                *np.array(front).T, where="post", color=color, lw=1.6, marker="o", ms=3.5,
-                label=name,
+                [c.predicted_ms for c in widest], [c.expected_percent for c in widest],
+                where="post", color=color, lw=1.6, marker="o", ms=3.5, label=name,
             )  # fmt: skip
-            _winners(axes, run, color if several else RED, f" of {name}" if several else "")
+            _winners(axes, run.record, color if several else RED, f" of {name}" if several else "")
             if not several:
-                _baselines(axes, run)
-        _budgets(axes, {a["budget_ms"] for run in runs for a in run["answers"]})
+                _baselines(axes, run.record)
+        _budgets(axes, {a.budget_ms for run in runs for a in run.record.answers})
+        metric = runs[0].record.metric.heading
         axes.set(
             xlabel="latency [ms]; points and lines as predicted",
-            ylabel="top-1 on the search split [%]\n(lines and marks: noise taken out)",
+            ylabel=f"{metric} on the search split [%]\n(lines and marks: noise taken out)",
         )
         axes.grid(True)
         axes.set_axisbelow(True)
@@ -134,56 +129,50 @@ def _budgets(axes: Axes, budgets: Iterable[float]) -> None:
         )  # fmt: skip
 
 
-def _winners(axes: Axes, run: dict[str, Any], color: str, of: str) -> None:
-    won = [a["winner"] for a in run["answers"]]
+def _winners(axes: Axes, run: RunRecord, color: str, of: str) -> None:
+    won = [answer.winner for answer in run.by_budget]
     name = "winner" if len(won) == 1 else "winners"
     axes.scatter(
-        [w["measured_ms"] for w in won], [w["expected_top1_percent"] for w in won],
+        [w.measured_ms for w in won], [w.expected_percent for w in won],
         marker="*", s=190, color=color, edgecolor="white", zorder=5,
-        label=f"{name}{of} ({verb(run)})",
+        label=f"{name}{of} ({run.verb})",
     )  # fmt: skip
 
 
-def _baselines(axes: Axes, run: dict[str, Any]) -> None:
+def _baselines(axes: Axes, run: RunRecord) -> None:
     """Each kind with a mark of its own; of several budgets only those without pruning."""
-    marks: dict[str, list[tuple[float, float]]] = {}
-    for answer in run["answers"]:
-        for b in answer["baselines"]:
-            if len(run["answers"]) == 1 or "dense" in b["name"]:
-                point = (b["measured_ms"], b["expected_top1_percent"])
-                marks.setdefault(b["name"], []).append(point)
-    for (name, points), marker in zip(marks.items(), "sDP^v"):
-        x, y = zip(*points)
+    marks: dict[str, list[Candidate]] = {}
+    for answer in run.by_budget:
+        for baseline in answer.baselines:
+            if len(run.answers) == 1 or "dense" in baseline.name:
+                marks.setdefault(baseline.name, []).append(baseline)
+    for (name, own), marker in zip(marks.items(), "sDP^v"):
         axes.scatter(
-            x, y, marker=marker, s=42, color=INK, edgecolor="white", zorder=4,
-            label=f"{name} ({verb(run)})",
+            np.array([c.measured_ms for c in own], float), [c.expected_percent for c in own],
+            marker=marker, s=42, color=INK, edgecolor="white", zorder=4,
+            label=f"{name} ({run.verb})",
         )  # fmt: skip
 
 
-def _name(run: Mapping[str, Any]) -> str:
-    return str(run["run_dir"]).rstrip("/").rsplit("/", 1)[-1]
+def _name(run: RunRecord) -> str:
+    return run.run_dir.rstrip("/").rsplit("/", 1)[-1]
 
 
-def verb(run: Mapping[str, Any]) -> str:
-    """What may be said of a run's latencies: measured, or modelled."""
-    return str(run.get("verb", "measured"))
-
-
-def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
+def predicted_measured(runs: Sequence[SavedRun]) -> Figure:
     """Every re-measured network: predicted against measured, and the band of the table's p95."""
     figure = _figure(3.9, 3.6)
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
         top = 0.0
         for run, color in zip(runs, _cycle(len(runs))):
-            points = np.array([(c["measured_ms"], c["predicted_ms"]) for c in run["measured"]])
+            points = np.array([(c.measured_ms, c.predicted_ms) for c in run.record.measured])
             axes.scatter(points[:, 0], points[:, 1], s=22, color=color, edgecolor="white", zorder=3)
             top = max(top, float(points.max()) * 1.06)
         line = np.array([0, top])
-        p95 = max(run["table"]["p95_percent"] for run in runs) / 100
+        p95 = max(run.record.table.p95_percent for run in runs) / 100
         axes.plot(line, line, color=GREY, lw=1)
         axes.fill_between(line, line * (1 - p95), line * (1 + p95), color=GREY, alpha=0.2, lw=0)
-        how = verb(runs[0])
+        how = runs[0].record.verb
         axes.set(xlim=(0, top), ylim=(0, top), xlabel=f"{how} [ms]", ylabel="predicted [ms]")
         axes.set_aspect("equal")
         axes.grid(True)
@@ -191,39 +180,22 @@ def predicted_measured(runs: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def convergence(
-    runs: Sequence[dict[str, Any]], scored: Sequence[Sequence[Mapping[str, Any]]]
-) -> Figure:
-    """The best score within each budget over the candidates, and beneath it the hypervolume.
-
-    `scored` holds for each run its candidates in order: `predicted_ms`, `top1_percent`, and
-    whether one was `dropped`, that is, lost its race and was not scored to the end.
-    """
+def convergence(runs: Sequence[SavedRun]) -> Figure:
+    """The best score within each budget over the candidates, and beneath it the hypervolume."""
     figure = _figure(3.9, 3.6)
-    volumes = any(run["hypervolume"] for run in runs)
-    lines = sum(len(run["answers"]) for run in runs)
+    volumes = any(run.record.hypervolume for run in runs)
+    lines = sum(len(run.record.answers) for run in runs)
     colors = iter(_cycle(lines))
     with mpl.rc_context(_STYLE):
         axes, *below = figure.subplots(
             1 + volumes, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + volumes]
         ).ravel()
-        for run, own in zip(runs, scored):
-            full = np.array([not r.get("dropped") for r in own], dtype=bool)
-            tops = np.array([r["top1_percent"] for r in own])
-            steps = np.arange(1, len(own) + 1)
-            axes.scatter(steps[full], tops[full], s=14, color=GREY, zorder=2)
-            axes.scatter(steps[~full], tops[~full], s=14, fc="white", ec=GREY, lw=0.8, zorder=2)
-            first = GREY
-            for i, answer in enumerate(run["answers"]):
-                color = next(colors)
-                first = color if i == 0 else first
-                fits = full & np.array([r["predicted_ms"] <= answer["limit_ms"] for r in own], bool)
-                start = answer.get("best_known_percent") or math.nan
-                best = np.fmax.accumulate([start, *np.where(fits, tops, np.nan)])
-                label = f"{_name(run)}, " * (len(runs) > 1) + f"{answer['budget_ms']:g} ms"
-                axes.step(range(len(best)), best, where="post", color=color, lw=1.6, label=label)
+        for run in runs:
+            name = f"{_name(run.record)}, " if len(runs) > 1 else ""
+            first, *_ = own = [next(colors) for _ in run.record.answers]
+            _best_so_far(axes, run, own, name)
             for panel in below:
-                _volume(panel, run["hypervolume"], steps[full], len(own), first)
+                _volume(panel, run, first)
         axes.set(ylabel="best on the\nsearch split [%]")
         for panel in below:
             panel.set(ylabel="hypervolume\n[% of best]")
@@ -239,13 +211,32 @@ def convergence(
     return figure
 
 
-def _volume(axes: Axes, volumes: Sequence[float], full: Ints, last: int, color: str) -> None:
+def _best_so_far(axes: Axes, run: SavedRun, colors: Sequence[str], name: str) -> None:
+    """The candidates, hollow where one lost its race, and for each budget the best until then."""
+    full = np.array([not c.dropped for c in run.scored], dtype=bool)
+    percents = np.array([c.percent for c in run.scored])
+    steps = np.arange(1, len(full) + 1)
+    axes.scatter(steps[full], percents[full], s=14, color=GREY, zorder=2)
+    axes.scatter(steps[~full], percents[~full], s=14, fc="white", ec=GREY, lw=0.8, zorder=2)
+    for answer, color in zip(run.record.by_budget, colors):
+        within = [c.predicted_ms <= answer.limit_ms for c in run.scored]
+        fits = full & np.array(within, dtype=bool)
+        start = answer.best_known_percent or math.nan
+        best = np.fmax.accumulate([start, *np.where(fits, percents, np.nan)])
+        label = f"{name}{answer.budget_ms:g} ms"
+        axes.step(range(len(best)), best, where="post", color=color, lw=1.6, label=label)
+
+
+def _volume(axes: Axes, run: SavedRun, color: str) -> None:
     """What the scored front dominates, after each candidate that was scored to the end."""
+    volumes = run.record.hypervolume
     if not volumes:
         return
+    full = [i for i, candidate in enumerate(run.scored, 1) if not candidate.dropped]
     known = [0] if len(volumes) > len(full) else []  # what was known before the first
-    at = [*known, *full.tolist()][: len(volumes)]
+    at = [*known, *full][: len(volumes)]
     percent = [100 * v for v in volumes[: len(at)]]
+    last = len(run.scored)
     axes.step([*at, last], [*percent, percent[-1]], where="post", color=color, lw=1.6)
 
 

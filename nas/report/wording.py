@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
 from nas.budget import Budget
-from nas.settings import Settings
+from nas.run_record import Answer, RunRecord
+from nas.settings import DEVICE, Settings
+from nas.strategy.quality import Quality
 
-_DEVICE = "torch-cpu"  # that of a search that names none
-_OPTIONS = {"source_run": "from"}  # where a setting has another name on the command line
 _ROUND = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)  # budgets of a ladder, in a decade
 _TIMES = " \N{MULTIPLICATION SIGN} "
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NOT_JUDGED = ("bound", "gap", "error", "gain_10_percent")
-_OLD: dict[str, Any] = {  # what runs of version 0.1 have not recorded
-    "verb": "measured",
-    "hypervolume": [],
-    "set_aside": 0,
-    "dropped": 0,
-    "imported_scores": 0,
-}
 
 
-def complete(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `run.json` holds, with defaults for what an earlier version did not record.
-
-    Its answers are sorted by budget; what stands beside them is of the first that was asked for.
-    """
-    settings = {f.name: f.default for f in fields(Settings) if f.name != "budgets"}
-    whole = {**settings, **_OLD, **result}
-    answers = result.get("answers") or [whole]
-    answers = [_complete(answer, whole["device"]) for answer in answers]
-    return {**whole, "answers": sorted(answers, key=lambda a: float(a["budget_ms"]))}
-
-
-def _complete(answer: Mapping[str, Any], device: str) -> dict[str, Any]:
-    feasible = answer["feasible"]
-    every, fitting = feasible["architectures"], feasible["within_budget"]
-    quality = {"architectures": every, "within_budget": fitting}
-    exported = answer.get("exported", {})
-    if "folder" not in exported:  # once there was one a run
-        exported = {"folder": "winner", "differences": exported}
-    return {
-        "budgets": {device: answer["budget_ms"]},
-        "limit_ms": answer["budget_ms"],
-        **answer,
-        "exported": exported,
-        "quality": answer.get("quality") or {**dict.fromkeys(_NOT_JUDGED), **quality},
-    }
-
-
-def command(settings: Mapping[str, Any]) -> str:
+def command(settings: Settings) -> str:
     """The command line of a run: every option that is not its default."""
-    first, *_ = budgets = settings.get("budgets") or [{settings["device"]: settings["budget_ms"]}]
+    first, *_ = settings.budgets
     device, *others = first
     words = ["vitnas", "search"]
-    for budget in [*(Budget(b[device]) for b in budgets), *(Budget(first[o], o) for o in others)]:
+    alternatives = [Budget(budgets[device]) for budgets in settings.budgets]
+    for budget in [*alternatives, *(Budget(first[other], other) for other in others)]:
         words += ["--budget", str(budget)]
-    if device != _DEVICE:
+    if device != DEVICE:
         words += ["--device", device]
-    for field in fields(Settings)[1:]:
-        value = settings.get(field.name, field.default)
-        option = _OPTIONS.get(field.name, field.name.replace("_", "-"))
-        if value == field.default:
+    for own in fields(Settings):
+        value = getattr(settings, own.name)
+        if own.name == "budgets" or value == own.default:
             continue
+        option = own.metadata["option"].name or own.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
@@ -99,32 +64,34 @@ def odds(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if 10 * part >= whole else f"1 in {number(whole // part)}"
 
 
-def verdict(quality: Mapping[str, Any]) -> str:
-    """What the gap to the bound means, beside the error of what it was computed with."""
-    return "within its error" if quality["gap"] <= quality["error"] else "more than its error"
+def verdict(quality: Quality) -> str:
+    """What the gap to the bound means, beside the error of the surrogate that gives both."""
+    assert quality.gap is not None
+    assert quality.error is not None  # both or neither
+    return "within its error" if quality.gap <= quality.error else "more than its error"
 
 
-def headline(result: Mapping[str, Any]) -> str:
+def headline(record: RunRecord) -> str:
     """The result in one sentence; of one budget against the best dense network that also fits."""
-    answers = result["answers"]
+    answers = record.by_budget
     if len(answers) > 1:
-        low, high = answers[0]["winner"], answers[-1]["winner"]
-        if len({a["winner"]["id"] for a in answers}) == 1:
+        low, high = answers[0].winner, answers[-1].winner
+        if len({a.winner.id for a in answers}) == 1:
             every = "both" if len(answers) == 2 else f"all {len(answers)}"
             return (
-                f"{low['test_top1_percent']:.1f} % in {low['measured_ms']:.1f} ms: "
+                f"{low.test_percent:.1f} % in {low.measured_ms:.1f} ms: "
                 f"one network answers {every} budgets"
             )
         return (
-            f"{len(answers)} budgets answered, from {low['test_top1_percent']:.1f} % in "
-            f"{low['measured_ms']:.1f} ms to {high['test_top1_percent']:.1f} % in "
-            f"{high['measured_ms']:.1f} ms"
+            f"{len(answers)} budgets answered, from {low.test_percent:.1f} % in "
+            f"{low.measured_ms:.1f} ms to {high.test_percent:.1f} % in "
+            f"{high.measured_ms:.1f} ms"
         )
     (answer,) = answers
-    w, budget = answer["winner"], answer["budget_ms"]
+    w, budget = answer.winner, answer.budget_ms
     text = (
-        f"{w['test_top1_percent']:.1f} % in {w['measured_ms']:.1f} ms: the winner uses "
-        f"{100 * w['measured_ms'] / budget:.0f} % of the {budget:g} ms budget"
+        f"{w.test_percent:.1f} % in {w.measured_ms:.1f} ms: the winner uses "
+        f"{100 * w.measured_ms / budget:.0f} % of the {budget:g} ms budget"
     )
     gain = above_dense(answer)
     if gain is None:
@@ -133,27 +100,28 @@ def headline(result: Mapping[str, Any]) -> str:
     return f"{text}, {abs(gain):.1f} points {side} the best dense network found within it."
 
 
-def above_dense(answer: Mapping[str, Any]) -> float | None:
+def above_dense(answer: Answer) -> float | None:
     """Points of test accuracy that the winner is above the best dense network of its budget."""
-    dense = next((b for b in answer["baselines"] if b["name"] == "best dense"), None)
-    if dense is None:
+    dense = answer.baseline("best dense")
+    if dense is None or dense.test_percent is None:
         return None
-    return float(answer["winner"]["test_top1_percent"] - dense["test_top1_percent"])
+    return answer.winner.test_percent - dense.test_percent
 
 
 def ladder(
-    archive: Sequence[Mapping[str, float]], limit: Callable[[float], float]
+    archive: Sequence[tuple[float, float]], limit: Callable[[float], float]
 ) -> list[tuple[float, float]]:
     """Round budgets in ms, each with the best known accuracy whose prediction fits its limit.
 
-    `limit` says what a prediction may be within a budget. Budgets that add nothing are left out.
+    `archive` holds predicted ms and accuracies in percent; `limit` says what a prediction may be
+    within a budget. Budgets that add nothing are left out.
     """
     steps: list[tuple[float, float]] = []
     for decade in range(-4, 6):
         for factor in _ROUND:
             budget = float(f"{factor}e{decade}")
             reach = limit(budget)
-            fits = [r["expected_top1_percent"] for r in archive if r["predicted_ms"] <= reach]
+            fits = [percent for ms, percent in archive if ms <= reach]
             best = max(fits, default=0.0)
             if fits and (not steps or best >= steps[-1][1] + 0.05):
                 steps.append((budget, best))

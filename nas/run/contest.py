@@ -16,6 +16,7 @@ from nas.progress import bar, console
 from nas.records import Journal
 from nas.run.inputs import Job
 from nas.run.scores import Candidate, rounded, upper_limit
+from nas.run_record import Answer, Exported, OtherDevice, Winner
 from nas.runtimes import VERBS
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -69,12 +70,12 @@ class Stopwatch:
                     samples = self.samples[device, candidate.architecture]
             except VitnasError as error:
                 console.print(f"{device}: predicted only ({error})", style="yellow", markup=False)
-            candidate.others[device] = {
-                "budget_ms": budget,
-                "predicted_ms": round(self.job.predict_ms(candidate.architecture, device), 4),
-                "measured_ms": rounded(float(np.median(samples))) if samples else None,
-                "verb": VERBS[self.job.tables[device].measured_source],
-            }
+            candidate.others[device] = OtherDevice(
+                budget,
+                round(self.job.predict_ms(candidate.architecture, device), 4),
+                rounded(float(np.median(samples))) if samples else None,
+                VERBS[self.job.tables[device].measured_source],
+            )
             fits = fits and (not samples or upper_limit(samples) <= budget)
         return fits
 
@@ -113,7 +114,7 @@ class Contest:
         self.wanted = job.settings.budgets[index]
         self.budget_ms = self.wanted[job.settings.device]
         self.feasible = job.feasible[index]
-        self.exported: dict[str, Any] = {}  # where to, and the largest difference in each file
+        self.exported = Exported()
 
     @property
     def limit_ms(self) -> float:
@@ -250,29 +251,28 @@ class Contest:
         winner = encode(job.space, self.winner.architecture)
         return judge(self.region, Known(job.space.positions, paths, scores, noise), winner)
 
-    def summary(self) -> dict[str, Any]:
+    def answer(self) -> Answer:
+        """What the run records of this budget."""
         table, confidence = self.job.table, self.job.settings.confidence
         w = self.winner
         low, high = table.interval(w.predicted_ms, confidence)
-        return {
-            "budget_ms": self.budget_ms,
-            "budgets": self.wanted,
-            "limit_ms": round(self.limit_ms, 4),
-            "feasible": self.feasible,
-            "best_known_percent": self._best_shipped(),
-            "winner": {
-                **w.summary(),
-                "upper_ms": round(w.upper_ms, 4),
-                "interval_ms": [round(low, 4), round(high, 4)],
-                "chance_within_budget": round(
-                    table.chance_within(w.predicted_ms, self.budget_ms), 4
-                ),
-            },
-            "baselines": [c.summary() for c in self.baselines],
-            "front": [c.summary() for c in self.front],
-            "quality": self.quality().summary(),
-            "exported": self.exported,
-        }
+        return Answer(
+            self.budget_ms,
+            self.wanted,
+            round(self.limit_ms, 4),
+            self.feasible,
+            self._best_shipped(),
+            Winner(
+                **vars(w.summary()),
+                upper_ms=round(w.upper_ms, 4),
+                interval_ms=(round(low, 4), round(high, 4)),
+                chance_within_budget=round(table.chance_within(w.predicted_ms, self.budget_ms), 4),
+            ),
+            tuple(c.summary() for c in self.baselines),
+            tuple(c.summary() for c in self.front),
+            Quality(**self.quality().summary()),
+            self.exported,
+        )
 
     def _best_shipped(self) -> float | None:
         scores = self.job.scores

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from math import ceil
-from typing import Any
 
 from nas.errors import InfeasibleError
 from nas.latency.table import LatencyTable
 from nas.network.macs import count_macs, count_params
 from nas.progress import track
+from nas.run_record import Feasible
 from nas.settings import Settings
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer, by_path
@@ -76,7 +76,7 @@ class Limits:
         limit = self.tables[device].limit(budget_ms, self.settings.confidence)
         return limit if self.times[device].fastest <= limit else budget_ms
 
-    def feasible(self, wanted: Mapping[str, float]) -> dict[str, Any]:
+    def feasible(self, wanted: Mapping[str, float]) -> Feasible:
         """The extremes of the space and how many of it fit the budget of the first device.
 
         Raises `InfeasibleError` with the smallest possible, and what it is made of.
@@ -92,14 +92,12 @@ class Limits:
                 )
         budget, trellis = wanted[self.settings.device], self.times[self.settings.device]
         everything = budget >= trellis.slowest
-        return {
-            "fastest_ms": round(trellis.fastest, 4),
-            "slowest_ms": round(trellis.slowest, 4),
-            "architectures": self.graph.count,
-            "within_budget": (
-                self.graph.count if everything else trellis.within(budget, ticks=_TICKS).count
-            ),
-        }
+        within = self.graph.count
+        if not everything:
+            within = trellis.within(budget, ticks=_TICKS).count
+        return Feasible(
+            round(trellis.fastest, 4), round(trellis.slowest, 4), self.graph.count, within
+        )
 
     def _made_of(self, device: str) -> str:
         """The dearest kinds of layers of the fastest architecture."""

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -26,6 +26,7 @@ from nas.records import write_csv, write_json
 from nas.run.contest import Contest, Stopwatch, archive, can_answer, score_all, test
 from nas.run.inputs import Job, opened
 from nas.run.scores import rounded
+from nas.run_record import Exported, MetricName, RunRecord, SupernetName
 from nas.runtimes import VERBS, load_runtime
 from nas.settings import Distribution, Settings
 from nas.space.architecture import Architecture
@@ -68,13 +69,13 @@ def search_networks(
     resume: bool = False,
     table: str | Path | Sequence[str | Path] = (),
     **settings: Any,
-) -> dict[str, Any]:
+) -> RunRecord:
     """Search a space for the most accurate architecture within a latency budget, or several.
 
     `budget` is a time such as "20ms" (or milliseconds), one on another device such as
     "ethos-u85-256=8ms", or a list: several of one device are answered one by one, those of
     different devices hold together. Writes a run directory (`out`, by default a new one below
-    `runs/`) and returns what its `run.json` holds; the keys are documented in docs/runs.md. Further
+    `runs/`) and returns its record, which is a mapping with the keys of `run.json` too. Further
     settings are those of `Settings` and `Distribution` in `nas.settings`. `evaluations` counts the
     candidates that are scored besides the shipped scores, which `fresh` ignores. Raises
     `InfeasibleError` if nothing fits, and other `VitnasError`s.
@@ -168,7 +169,7 @@ class _Run:
         self.contests = [Contest(job, i) for i in range(len(self.settings.budgets))]
         self.searchers: list[Searcher] = []
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunRecord:
         clock = self.clock
         self._greet()
         with clock.part("search"):
@@ -182,15 +183,15 @@ class _Run:
             test(self.job, [c for one in self.contests for c in (one.winner, *one.baselines)])
         with clock.part("export"):
             self._export_winners()
-        result = self._result(watch)
-        self._write(result)
+        record = self._record(watch)
+        self._write(record)
         from nas.report.report import write_report
 
         with clock.part("report"):
             write_report([self.folder])
-        result["seconds"] = clock.rounded()
-        write_json(self.folder / "run.json", result)
-        return result
+        record = replace(record, seconds=clock.rounded())
+        write_json(self.folder / "run.json", record.to_json())
+        return record
 
     def _search(self) -> None:
         """Candidates and baselines scored, and ranked by expected accuracy."""
@@ -248,12 +249,12 @@ class _Run:
     def _greet(self) -> None:
         f, t, table = self.job.feasible[0], self.job.table.calibration, self.job.table
         fitting = ", ".join(
-            f"{c.feasible['within_budget']:,} within {c.budget_ms:g} ms" for c in self.contests
+            f"{c.feasible.within_budget:,} within {c.budget_ms:g} ms" for c in self.contests
         )
         console.print(
             f"[bold]{self.job.space.name}[/] on {table.manifest['device']['processor']}: "
-            f"{f['architectures']:,} architectures, {f['fastest_ms']:.1f} to "
-            f"{f['slowest_ms']:.1f} ms; {fitting}\n"
+            f"{f.architectures:,} architectures, {f.fastest_ms:.1f} to "
+            f"{f.slowest_ms:.1f} ms; {fitting}\n"
             f"table: {len(table.rows)} rows, error on {t.held_out} other networks "
             f"{t.mape_percent:.1f} % (p95 {t.p95_percent:.1f} %); "
             f"{len(self.job.scores.known) + len(self.job.scores.ledger.written):,} scores known"
@@ -266,7 +267,7 @@ class _Run:
             first = written.setdefault(contest.winner.architecture, contest)
             if first is contest:
                 name = f"winner-{Budget(contest.budget_ms)}" if len(written) > 1 else "winner"
-                contest.exported = {"folder": name, "differences": self._export(contest, name)}
+                contest.exported = Exported(name, self._export(contest, name))
             contest.exported = first.exported
 
     def _export(self, contest: Contest, name: str) -> dict[str, float]:
@@ -284,38 +285,54 @@ class _Run:
         formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
         return export_network(plain, images, expected, self.folder / name, formats)
 
-    def _result(self, watch: Stopwatch) -> dict[str, Any]:
-        job, settings = self.job, self.settings
-        answers = [contest.summary() for contest in self.contests]
+    def _record(self, watch: Stopwatch) -> RunRecord:
+        job, table, s = self.job, self.job.table, self.settings
         own = [r for r in job.scores.ledger.records.values() if r["origin"] == "search"]
         rejections: Counter[str] = Counter()
         for searcher in self.searchers:
             rejections.update(searcher.rejections)  # a sum would leave out what is 0
-        return {
-            "vitnas_version": version("vitnas"),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            **settings.to_json(),
-            "device_described": job.table.manifest["device"],
-            "run_dir": str(self.folder),
-            **job.data.task.describe(),
-            "evaluations": len(own),
-            "set_aside": sum("error" in r for r in own),
-            "dropped": sum(bool(r.get("dropped")) for r in own),
-            "random_draws": len(self.contests[0].groups["best of random draws"]),
-            "shipped_scores": len(job.scores.shipped),
-            "imported_scores": len(job.imported),
-            "proposals": sum(searcher.proposals for searcher in self.searchers),
-            "rejections": dict(rejections),
-            "surrogate_rank_correlation": self._rank_correlation(),
-            "hypervolume": self._hypervolume(own),
-            "verb": VERBS[job.table.measured_source],
-            **answers[0],
-            "answers": answers,
-            "measured": [c.summary() for c in watch.measured.values()],
-            "table": asdict(job.table.calibration),
-            "table_manifest": {k: v for k, v in job.table.manifest.items() if k != "calibration"},
-            "supernet": {k: job.card[k] for k in ("space", "data", "fingerprint")},
-        }
+        metric = job.space.task.metric
+        return RunRecord(
+            vitnas_version=version("vitnas"),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=s.device,
+            space=s.space,
+            data=s.data,
+            confidence=s.confidence,
+            supernet=SupernetName(*(job.card[k] for k in ("space", "data", "fingerprint"))),
+            source_run=s.source_run,
+            evaluations=len(own),
+            search_images=s.search_images,
+            test_images=s.test_images,
+            searcher=s.searcher,
+            sampler=s.sampler,
+            batch=s.batch,
+            surrogate=s.surrogate,
+            race_error=s.race_error,
+            max_params=s.max_params,
+            max_macs=s.max_macs,
+            fresh=s.fresh,
+            seed=s.seed,
+            device_described=table.manifest["device"],
+            run_dir=str(self.folder),
+            task=job.data.task.describe(),
+            metric=MetricName(metric.name, metric.label, metric.heading or metric.name),
+            set_aside=sum("error" in r for r in own),
+            dropped=sum(bool(r.get("dropped")) for r in own),
+            random_draws=len(self.contests[0].groups["best of random draws"]),
+            shipped_scores=len(job.scores.shipped),
+            imported_scores=len(job.imported),
+            proposals=sum(searcher.proposals for searcher in self.searchers),
+            rejections=dict(rejections),
+            surrogate_rank_correlation=self._rank_correlation(),
+            hypervolume=tuple(self._hypervolume(own)),
+            verb=VERBS[table.measured_source],
+            answers=tuple(contest.answer() for contest in self.contests),
+            measured=tuple(c.summary() for c in watch.measured.values()),
+            table=table.calibration,
+            table_manifest={k: v for k, v in table.manifest.items() if k != "calibration"},
+            seconds=self.clock.rounded(),
+        )
 
     def _rank_correlation(self) -> float | None:
         found = self.searchers[0].rank_correlation if self.searchers else float("nan")
@@ -333,15 +350,16 @@ class _Run:
         volumes = hypervolumes(costs, scores, limit, job.space.task.chance_percent)
         return [round(v, 5) for v in volumes[max(0, len(prior) - 1) :]]
 
-    def _write(self, result: dict[str, Any]) -> None:
+    def _write(self, record: RunRecord) -> None:
         job = self.job
-        flat = ("id", "predicted_ms", "measured_ms", "measured_p95_ms", "search_top1_percent")
-        write_csv(self.folder / "front.csv", [{k: c[k] for k in flat} for c in result["front"]])
+        search = f"search_{record.metric.name}_percent"
+        flat = ("id", "predicted_ms", "measured_ms", "measured_p95_ms", search)
+        front = record["front"]
+        write_csv(self.folder / "front.csv", [{key: c[key] for key in flat} for c in front])
         write_csv(self.folder / "archive.csv", archive(job, self.expected))
         cloud = [
-            {"predicted_ms": round(job.predict_ms(a), 4), "search_top1_percent": round(score, 4)}
+            {"predicted_ms": round(job.predict_ms(a), 4), search: round(score, 4)}
             for a, score in job.scores.known.items()
         ]
         write_csv(self.folder / "cloud.csv", cloud)
-        result["seconds"] = self.clock.rounded()
-        write_json(self.folder / "run.json", result)
+        write_json(self.folder / "run.json", record.to_json())

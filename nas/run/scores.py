@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, sqrt
-from typing import Any
 
 import numpy as np
 
+from nas import run_record
 from nas.evaluation.score_task import Payload, rival_in, variance_in
 from nas.evaluation.shared_prefixes import depth_first, layer_names
+from nas.run_record import OtherDevice
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.gaussian_process import Surrogate
@@ -36,7 +37,7 @@ class Candidate:
     expected_top1_percent: float  # the same without its noise, as far as the surrogate knows
     samples_ms: list[float] = field(default_factory=list)
     test_top1_percent: float | None = None
-    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # on further devices, by name
+    others: dict[str, OtherDevice] = field(default_factory=dict)  # on further devices, by name
 
     @property
     def measured_ms(self) -> float | None:
@@ -50,19 +51,20 @@ class Candidate:
     def upper_ms(self) -> float:
         return upper_limit(self.samples_ms)
 
-    def summary(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "id": self.architecture.id,
-            "architecture": asdict(self.architecture),
-            "predicted_ms": round(self.predicted_ms, 4),
-            "measured_ms": rounded(self.measured_ms),
-            "measured_p95_ms": rounded(self.measured_p95_ms),
-            "search_top1_percent": round(self.search_top1_percent, 3),
-            "expected_top1_percent": round(self.expected_top1_percent, 3),
-            "test_top1_percent": rounded(self.test_top1_percent),
-            **({"other_devices": self.others} if self.others else {}),
-        }
+    def summary(self) -> run_record.Candidate:
+        """As a run records it."""
+        return run_record.Candidate(
+            self.name,
+            self.architecture.id,
+            asdict(self.architecture),
+            round(self.predicted_ms, 4),
+            rounded(self.measured_ms),
+            rounded(self.measured_p95_ms),
+            round(self.search_top1_percent, 3),
+            round(self.expected_top1_percent, 3),
+            rounded(self.test_top1_percent),
+            self.others,
+        )
 
 
 def upper_limit(samples_ms: Sequence[float]) -> float:

@@ -31,6 +31,7 @@ class Metric(ABC):
 
     name: ClassVar[str]  # as in the key `search_top1_percent` of a run
     label: ClassVar[str]  # as a reader sees it, e.g. "top-1 accuracy"
+    heading: ClassVar[str] = ""  # of a column, e.g. "top-1"; empty for the name
 
     @property
     def key(self) -> str:

@@ -21,6 +21,7 @@ class Top1(Metric):
 
     name = "top1"
     label = "top-1 accuracy"
+    heading = "top-1"
 
     def observe(self, outputs: Tensor, batch: Batch) -> Observed:
         hits: Observed = (outputs.argmax(1) == batch["labels"]).cpu().numpy()

@@ -1,0 +1,156 @@
+"""The directory of a run, read back: by the report, by export and quantization, and by `--from`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import RunError
+from nas.families import load_space
+from nas.latency.table import LatencyTable
+from nas.records import Journal, read_json
+from nas.report.wording import command, ladder
+from nas.run_record import Candidate, RunRecord
+from nas.settings import Settings
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.tasks import load_task
+
+if TYPE_CHECKING:
+    from nas.network.network import Network
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the directory of a run, finished or not."""
+    return (folder / "settings.json").exists()
+
+
+def known_scores(folder: Path) -> list[dict[str, Any]]:
+    """Every record that a run, finished or not, has of a score, its own and imported ones, by id.
+
+    By id because the order in its journal is that in which workers finished.
+    """
+    found = [
+        record
+        for name in ("imported", "candidates")
+        for record in Journal(folder / f"{name}.jsonl").read()
+    ]
+    return sorted(found, key=lambda record: str(record["id"]))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate in the order of scoring; a dropped one lost its race, on a part of the images."""
+
+    predicted_ms: float
+    percent: float
+    dropped: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """A finished run as its directory holds it.
+
+    `cloud` (n, 2) is the predicted latency in ms and the search accuracy in percent of everything
+    that was scored.
+    """
+
+    folder: Path
+    record: RunRecord
+    settings: Settings
+    journal: list[dict[str, Any]]
+    cloud: NDArray[np.float64]
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedRun:
+        """Read a run; `RunError` for a folder that is none, or one that is not finished."""
+        if not (folder / "run.json").exists():
+            known = sorted(str(p.parent) for p in folder.parent.glob("*/run.json"))[:3]
+            fix = f"finished runs here: {', '.join(known)}" if known else "make one: vitnas search"
+            if is_run(folder):
+                fix = f"finish it: vitnas search with its options and --out {folder} --resume"
+            raise RunError(f"{folder} is not a finished run", fix)
+        return cls(
+            folder,
+            RunRecord.read(folder / "run.json"),
+            Settings.from_json(read_json(folder / "settings.json")),
+            Journal(folder / "candidates.jsonl").read(),
+            np.loadtxt(folder / "cloud.csv", delimiter=",", skiprows=1, ndmin=2),
+        )
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space that was searched, with its task."""
+        return load_space(self.record.space, load_task(self.record.task))
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """The latency table of the device that was searched on."""
+        return LatencyTable.load(self.folder / "table")
+
+    @property
+    def command(self) -> str:
+        """The command line that makes the same run."""
+        return command(self.settings)
+
+    def command_from(self, budget_ms: float) -> str:
+        """The command line of a run that answers another budget from the scores of this one."""
+        budgets = {**self.record.by_budget[0].budgets, self.record.device: budget_ms}
+        again = replace(
+            self.settings,
+            budgets=(budgets,),
+            source_run=self.record.run_dir,
+            evaluations=Settings.evaluations,
+        )
+        return command(again)
+
+    @cached_property
+    def archive(self) -> NDArray[np.float64]:
+        """The best network known by latency (n, 2): predicted ms and expected accuracy in percent.
+
+        It is empty for a run of an early version, which wrote no `archive.csv`.
+        """
+        if not (path := self.folder / "archive.csv").exists():
+            return np.zeros((0, 2))
+        columns = ("predicted_ms", f"expected_{self.record.metric.name}_percent")
+        rows = csv.DictReader(path.read_text().splitlines())
+        return np.array([[float(row[column]) for column in columns] for row in rows])
+
+    @cached_property
+    def scored(self) -> list[Scored]:
+        """The candidates of the search that have a score, in the order of scoring."""
+        own = [r for r in self.journal if r["origin"] == "search" and "error" not in r]
+        key = f"{self.record.metric.name}_percent"
+        return [
+            Scored(
+                self.table.predict(self.space, self.space.parse(r["architecture"])),
+                r[key],
+                bool(r.get("dropped")),
+            )
+            for r in own
+        ]
+
+    def ladder(self) -> list[tuple[float, float]]:
+        """Round budgets in ms, each with the expected accuracy of the best network known for it."""
+        confidence = self.record.confidence
+        return ladder(self.archive.tolist(), lambda ms: self.table.limit(ms, confidence))
+
+    def architecture(self, candidate: Candidate) -> Architecture:
+        """The architecture of a network of this run."""
+        return self.space.domain.parse(candidate.architecture)
+
+    def winner(self) -> Network:
+        """The winner of the first budget with its weights."""
+        from safetensors.torch import load_file
+
+        from nas.network.network import Network
+
+        network = Network.empty(self.space, self.architecture(self.record.answers[0].winner))
+        network.load_state_dict(load_file(self.folder / "winner" / "weights.safetensors"))
+        return network
