@@ -33,7 +33,9 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.host import quiet_process
 from nas.space.architecture import at_precision
-from nas.training.supernet import Recipe, Trainer, faster_in_bf16, load_supernet, supernet_folder
+from nas.training.objectives.supervised import Supervised
+from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.trainer import Recipe, Trainer, faster_in_bf16
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"
 RESOLUTIONS = {"swin": 224, "vit": 168, "mobilevit": 168, "efficientvit": 160, "mobilenetv3": 160}
@@ -59,7 +61,8 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
         network.load_state_dict(load_file(file))
         return network.eval()
     recipe = Recipe(images=images_in(network, data, minutes))
-    trainer = Trainer(network, data, recipe, faster_in_bf16(torch.device("cpu")))
+    bf16 = faster_in_bf16(torch.device("cpu"))
+    trainer = Trainer(network, data, recipe, Supervised(network.space), bf16=bf16)
     total = sum(recipe.steps())
     with bar(f"train {name}", total, "steps") as advance:
         losses = []
@@ -80,7 +83,8 @@ def images_in(network: Network, data, minutes: float) -> tuple[int, int, int]:
     images = []
     for phase, share in enumerate((0.5, 0.35, 0.15)):
         alone = tuple(10**6 if i == phase else 0 for i in range(3))
-        probe = Trainer(network, data, Recipe(images=alone, learning_rate=0.0), True)
+        still = Recipe(images=alone, learning_rate=0.0)
+        probe = Trainer(network, data, still, Supervised(network.space), bf16=True)
         probe.train_step()
         start, steps = time.monotonic(), 0
         while time.monotonic() - start < 3:

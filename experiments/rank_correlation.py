@@ -31,7 +31,8 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.host import keep_heap
 from nas.strategy.statistics import spearman
-from nas.training.supernet import Recipe, Trainer, faster_in_bf16
+from nas.training.objectives.supervised import Supervised
+from nas.training.trainer import Recipe, Trainer, faster_in_bf16
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 
@@ -40,7 +41,8 @@ OUT = Path(__file__).parent / "results"
 
 def trained(network: Network, data, recipe: Recipe, title: str) -> Evaluator:
     torch.set_num_threads(cores())
-    trainer = Trainer(network, data, recipe, faster_in_bf16(torch.device("cpu")))
+    bf16 = faster_in_bf16(torch.device("cpu"))
+    trainer = Trainer(network, data, recipe, Supervised(network.space), bf16=bf16)
     with bar(title, sum(recipe.steps()), "steps") as advance:
         for _ in range(sum(recipe.steps())):
             loss = trainer.train_step()

@@ -135,7 +135,7 @@ def debug_supernet(tmp_path_factory: pytest.TempPathFactory, photo_data: Dataset
     space = load_space("swin:debug", photo_data.task)
     network = Network(space, space.largest).eval()
     folder = tmp_path_factory.mktemp("supernet")
-    save_supernet(folder, network, space.name, photo_data, {})
+    save_supernet(folder, network, photo_data, {})
     return folder
 
 

@@ -29,7 +29,7 @@ OPTIONS = {
                 "--json"},
     "audit": {"--json"},
     "import": {"--out", "--format", "--unit", "--device", "--json"},
-    "train": {"--space", "--data", "--out", "--images", "--init", "--device", "--resume", "--seed",
+    "train": {"--space", "--data", "--out", "--images", "--init", "--objective", "--device", "--resume", "--seed",
               "--json"},
     "report": {"--out", "--json"},
     "measure": {"--space", "--device", "--classes", "--rounds", "--out", "--json"},

@@ -270,7 +270,7 @@ def world(tmp_path_factory):
     )
     torch.manual_seed(0)
     network = Network(space, space.largest).eval()
-    save_supernet(root / "supernet", network, space.name, data, {})
+    save_supernet(root / "supernet", network, data, {})
     measured = profile(space, folder=root / "measured", rounds=1)
     sure = {"scale": 1e3, "overhead": 0.0, "factors": {}, "p95_percent": 5.0, "bias_percent": 0.0}
     calibration = measured.manifest["calibration"] | sure

@@ -15,21 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from nas.data import load_data
-from nas.errors import RunError, VitnasError, WeightsError
+from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.network.inputs import Images
 from nas.network.network import Network
 from nas.records import Journal, read_json
 from nas.tasks.classification import Classification
-from nas.training.supernet import (
-    Recipe,
-    Trainer,
-    check_device,
-    load_supernet,
-    supernet_folder,
-    train,
-)
+from nas.training.objectives.supervised import Supervised
+from nas.training.supernet import load_supernet, supernet_folder, train
+from nas.training.trainer import Recipe, Trainer, check_device, fit
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
 
@@ -81,7 +76,8 @@ def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from nas.data import load_data
-from nas.training.supernet import Recipe, train
+from nas.training.supernet import train
+from nas.training.trainer import Recipe
 train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
       checkpoint_s=0)
 """
@@ -145,10 +141,63 @@ def test_a_step_of_the_sandwich_trains_what_every_subnet_uses(photo_data):
     space = load_space("swin:debug", Classification(2))
     network = Network(space, space.largest)
     before = {k: v.clone() for k, v in network.named_parameters()}
-    trainer = Trainer(network, photo_data, RECIPE, bf16=False)
+    trainer = Trainer(network, photo_data, RECIPE, Supervised(space))
     trainer.step = sum(RECIPE.steps()) // 2
     trainer.train_step()
     assert all(not torch.equal(before[k], v) for k, v in network.named_parameters())
+
+
+def test_a_plain_network_learns_from_labels_and_from_its_teacher(photo_data):
+    torch.manual_seed(0)
+    space = load_space("swin:debug", Classification(2))
+    network, teacher = (Network(space, a) for a in (space.smallest, space.largest))
+    size = space.largest.resolution
+    recipe = Recipe(images=(0, 0, 8), batches=(8, 8, 8), learning_rate=0.0)
+    unvaried = replace(photo_data, augment=None)
+    trainer = Trainer(network, unvaried, recipe, Supervised(space), teacher)
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randperm(photo_data.train.size, generator=generator)[:8].tolist()
+    batch = photo_data.prepare(photo_data.train.batch(first, size))
+    with torch.no_grad():
+        small = network(Images().resized(batch["images"], network.architecture.resolution))
+        soft = teacher.eval()(batch["images"]).softmax(-1)
+    hard = torch.nn.functional.one_hot(batch["labels"], 2)
+    expected = -((hard + soft) * small.log_softmax(-1)).sum(-1).mean()
+    assert trainer.train_step() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_plain_network_is_trained_by_the_same_loop(photo_data, tmp_path):
+    """Fine-tuned, stopped and resumed to the same weights; what it began as is part of it."""
+    torch.manual_seed(0)
+    space = load_space("swin:debug", Classification(2))
+    before = Network(space, space.smallest)
+    recipe = Recipe(images=(160, 160, 320), batches=(8, 8, 8), learning_rate=1e-3)
+
+    def tuned(folder, architecture=space.smallest, **options):
+        network = Network(space, architecture)
+        if architecture == space.smallest:
+            network.load_state_dict(before.state_dict())
+        return network, fit(network, photo_data, recipe, Supervised(space), folder, **options)
+
+    whole, record = tuned(tmp_path / "whole", settings={"from": "photos"})
+    assert record["step"] == sum(recipe.steps())
+    assert (record["from"], record["architecture"]) == ("photos", space.smallest.id)
+    calls = iter(range(10**6))
+    stopped = {"settings": {"from": "photos"}, "stop": lambda: next(calls) == 45}
+    assert tuned(tmp_path / "parts", **stopped)[1] is None
+    parts, _ = tuned(tmp_path / "parts", settings={"from": "photos"}, resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name])
+    assert any(not torch.equal(whole.state_dict()[n], x) for n, x in before.state_dict().items())
+    with pytest.raises(RunError, match="another architecture"):
+        tuned(tmp_path / "parts", space.draw(Random(0)), settings={"from": "photos"}, resume=True)
+    with pytest.raises(RunError, match="another from"):
+        tuned(tmp_path / "parts", settings={"from": "noise"}, resume=True)
+
+
+def test_an_unknown_objective_is_an_error_with_those_there_are(photo_data, tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown objective 'contrastive'"):
+        train("swin:debug", photo_data, tmp_path, RECIPE, objective="contrastive")
 
 
 def test_resize_is_pillows_antialiased_resize():

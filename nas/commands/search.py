@@ -200,6 +200,7 @@ def train(
     init: Annotated[
         str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
     ] = "",
+    objective: Annotated[str, typer.Option(help="What it learns from.")] = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -209,12 +210,12 @@ def train(
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
     from nas.data import load_data
-    from nas.training.supernet import Recipe, check_device
     from nas.training.supernet import train as run_train
+    from nas.training.trainer import Recipe, check_device
 
     check_device(device)
     recipe = Recipe(seed=seed).scaled(images)
-    where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init)
+    where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init, objective)
     card = json.loads((where / "supernet.json").read_text())
     if as_json:
         return print_json(card)

@@ -1,0 +1,328 @@
+"""The loop that trains a network, a supernet as well as a plain one, and its checkpoints.
+
+Sandwich rule and in-place distillation (BigNAS, Yu et al., ECCV 2020): each step of a supernet
+trains the largest network on the objective, the smallest and random ones on what it makes of the
+batch. Every subnet draws its own window schedule (sparsity-aware adaptation, SparseViT, CVPR 2023,
+section 3.2). Small inputs come first: what an item looks like is learned where a step costs a
+sixteenth, where to look is learned last.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from nas.data import Dataset, Tensors
+from nas.errors import RunError, UnknownNameError, VitnasError
+from nas.network.network import Network
+from nas.progress import bar
+from nas.records import Journal, read_json, write_bytes, write_json
+from nas.space.architecture import Architecture
+from nas.training.objectives import Made, Objective
+
+_LOGGED = 20  # steps between two entries of the loss curve
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults made the shipped supernet.
+
+    `images` are the numbers of samples seen at a quarter, a half and the whole of the largest size
+    of the input, in this order, and `batches` their batch sizes.
+    """
+
+    images: tuple[int, int, int] = (143_000, 96_200, 32_000)
+    batches: tuple[int, int, int] = (64, 32, 32)
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.03
+    clip_norm: float = 1.0
+    random_subnets: int = 1
+    seed: int = 0
+
+    def scaled(self, images: int) -> Recipe:
+        """The same recipe with another total number of images."""
+        total = sum(self.images)
+        a, b, c = (max(batch, n * images // total) for n, batch in zip(self.images, self.batches))
+        return replace(self, images=(a, b, c))
+
+    def steps(self) -> list[int]:
+        """The number of steps at each size of the input."""
+        return [n // batch for n, batch in zip(self.images, self.batches)]
+
+    def phase(self, step: int) -> int:
+        """Whether a step runs at a quarter (0), a half (1) or the whole (2) of the largest size."""
+        ends = [sum(self.steps()[: i + 1]) for i in range(2)]
+        return sum(step >= end for end in ends)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then half a cosine."""
+        total = sum(self.steps())
+        warm = max(1, int(total * self.warmup))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+class Trainer:
+    """One training; everything random in a step derives from (seed, step), so it can resume."""
+
+    def __init__(
+        self,
+        network: Network,
+        data: Dataset,
+        recipe: Recipe,
+        objective: Objective,
+        teacher: Network | None = None,
+        bf16: bool = False,
+    ) -> None:
+        self.device = next(network.parameters()).device
+        self.network, self.objective = network, objective.to(self.device)
+        self.data, self.recipe, self.bf16 = data, recipe, bf16
+        self.teacher = None if teacher is None else teacher.eval()
+        parameters = self._parameters().values()
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.step = 0
+
+    def train_step(self) -> float:
+        """Train one step; returns the loss of the network as it was built.
+
+        That network learns from the objective, and from the teacher if there is one. Of a supernet
+        the smallest and random subnets then learn from what it made (the sandwich).
+        """
+        recipe, space, own = self.recipe, self.network.space, self.network.architecture
+        phase = recipe.phase(self.step)
+        size = space.largest.resolution // (4, 2, 1)[phase]
+        batch = self._batch(size, recipe.batches[phase])
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self.network.train()
+        self.objective.train()
+
+        made = self._made(self.network, own, batch, size)
+        loss = self.objective.loss(made, batch)
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self._made(self.teacher, self.teacher.architecture, batch, size)
+            loss = loss + self.objective.distil(made, theirs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if phase and own == space.largest:  # in the first phase there is nothing to distil yet
+            rng = Random(f"{recipe.seed} {self.step}")
+            target = tuple(x.detach() for x in made)
+            drawn = [space.draw(rng) for _ in range(recipe.random_subnets)]
+            for subnet in (space.smallest, *drawn):
+                small = self._made(self.network, subnet, batch, size)
+                self.objective.distil(small, target).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return float(loss.detach())
+
+    def _made(
+        self, network: Network, architecture: Architecture, batch: Tensors, size: int
+    ) -> Made:
+        """What one architecture makes of a batch whose inputs stand for the largest size."""
+        space, recipe = network.space, self.recipe
+        # An architecture that shrinks the input must shrink the small ones as well.
+        own = size * architecture.resolution // space.largest.resolution
+        takes = space.parts.takes
+        batch = {**batch, takes: space.parts.resized(batch[takes], own)}
+        rng = Random(f"objective {recipe.seed} {self.step}")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            made: Made = self.objective(network, replace(architecture, resolution=own), batch, rng)
+        return made
+
+    def _batch(self, size: int, count: int) -> Tensors:
+        """The samples of this step, their inputs of a size."""
+        split = self.data.train
+        first = self.step * count
+        epoch, offset = divmod(first, split.size)
+        order: Sequence[int] = range(split.size)
+        if split.size < 10**7:  # an endless split is already in random order
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            order = torch.randperm(split.size, generator=generator).tolist()
+        picked = [order[(offset + i) % split.size] for i in range(count)]
+        batch = self.data.prepare(split.batch(picked, size))
+        if self.data.augment:
+            batch = self.data.augment(batch, Random(f"crop {self.recipe.seed} {self.step}"))
+        return {name: x.to(self.device) for name, x in batch.items()}
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: the network's parameters, then those of the objective."""
+        own = dict(self.network.named_parameters())
+        return own | {f"objective.{n}": p for n, p in self.objective.named_parameters()}
+
+    def _names(self) -> list[str]:
+        """Names of the parameters in the order in which the optimizer counts them."""
+        named = self._parameters().items()
+        return [n for n, p in named if p.ndim > 1] + [n for n, p in named if p.ndim <= 1]
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer moments by name, as one flat dict of tensors."""
+        tensors = {f"weight/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
+        names = self._names()
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{key}/{names[i]}": value for key, value in moments.items()}
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+    def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from what `state` returned after so many steps."""
+        for kind, module in (("weight/", self.network), ("objective/", self.objective)):
+            own = {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
+            module.load_state_dict(own)
+        state = self.optimizer.state_dict()
+        state["state"] = {
+            i: {
+                key: tensors[f"{key}/{name}"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in tensors
+            }
+            for i, name in enumerate(self._names())
+            if f"exp_avg/{name}" in tensors
+        }
+        self.optimizer.load_state_dict(state)
+        self.step = step
+
+
+def last_checkpoint(out: Path, resume: bool) -> dict[str, Any] | None:
+    """What the last checkpoint in a folder says of its training; None where there is none.
+
+    Raises `RunError` for a folder that is in use, unless its training is to be resumed.
+    """
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
+    file = out / "checkpoint.json"
+    # Before there were other objectives, checkpoints did not name theirs.
+    return {"objective": "supervised", **read_json(file)} if file.exists() else None
+
+
+def fit(
+    network: Network,
+    data: Dataset,
+    recipe: Recipe,
+    objective: Objective,
+    out: Path,
+    teacher: Network | None = None,
+    resume: bool = False,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    checkpoint_s: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Train a network in place, with a checkpoint and the loss curve in the folder `out`.
+
+    A network built at the largest architecture of its space is trained as a supernet, any other one
+    alone; a `teacher` is a further network to learn from. Returns what determined the training and
+    how long it took; None if `stop` ended it early. A killed training goes on with `resume` from
+    the last checkpoint (one every `checkpoint_s`) and ends with the same weights and loss curve on
+    the same machine and thread count; it must have the same space, data, recipe, objective and
+    `settings`, which name whatever else the weights depend on, such as those it starts from.
+    """
+    identity = {
+        "space": network.space.name, "data": data.fingerprint, "recipe": _as_json(recipe),
+        **(settings or {}), "objective": objective.name,
+    }  # fmt: skip
+    if network.architecture != network.space.largest:
+        identity["architecture"] = network.architecture.id
+    saved = last_checkpoint(out, resume)
+    if saved and (differing := [k for k in identity if saved.get(k) != identity[k]]):
+        raise RunError(
+            f"{out} was trained with another {' and '.join(differing)}",
+            "resume with the same options, or choose another --out",
+        )
+    bf16 = saved["bf16"] if saved else faster_in_bf16(next(network.parameters()).device)
+    trainer = Trainer(network, data, recipe, objective, teacher, bf16)
+    if saved:
+        weights = load_file(out / f"checkpoint-{saved['step']}.safetensors")
+        trainer.load_state(weights, saved["step"])
+    saved = {"step": 0, "seconds": 0.0, **(saved or {}), **identity, "bf16": bf16}
+    _loop(trainer, saved, out, checkpoint_s, stop)
+    return saved if trainer.step == sum(recipe.steps()) else None
+
+
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}
+
+
+def _loop(
+    trainer: Trainer,
+    saved: dict[str, Any],
+    out: Path,
+    checkpoint_s: float,
+    stop: Callable[[], bool],
+) -> None:
+    """Train to the end, or until `stop`; keeps `saved` and the files in `out` up to date."""
+    recipe, log = trainer.recipe, Journal(out / "loss.jsonl")
+    log.keep(lambda record: record["step"] <= trainer.step)
+    started = last = time.monotonic()
+    before_s = saved["seconds"]
+    images_of = [recipe.batches[recipe.phase(s)] for s in range(sum(recipe.steps()))]
+    losses = []
+    with bar("train", sum(images_of), "images") as advance:
+        advance(sum(images_of[: trainer.step]))
+        while trainer.step < len(images_of) and not stop():
+            losses.append(trainer.train_step())
+            at, phase, note = trainer.step, recipe.phase(trainer.step - 1), ""
+            if at % _LOGGED == 0 or at == len(images_of):
+                mean = sum(losses) / len(losses)
+                log.append({"step": at, "canvas": phase, "loss": round(mean, 6)})
+                losses, note = [], f"canvas {phase + 1}/3 loss {mean:.3f}"
+            advance(images_of[at - 1], note)
+            # Only between log entries, so that a resumed loss curve is the same.
+            if at % _LOGGED == 0 and time.monotonic() - last > checkpoint_s:
+                _checkpoint(trainer, saved, before_s + time.monotonic() - started, out)
+                last = time.monotonic()
+    _checkpoint(trainer, saved, before_s + time.monotonic() - started, out)
+
+
+def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Path) -> None:
+    """Write weights and moments, then what they are of; from then on they count."""
+    name = f"checkpoint-{trainer.step}.safetensors"
+    write_bytes(out / name, save(trainer.state()))
+    saved.update(step=trainer.step, seconds=seconds)
+    write_json(out / "checkpoint.json", saved)
+    for old in out.glob("checkpoint-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def faster_in_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products beat float32 ones here, by measurement."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.randn(1024, 192, dtype=dtype), torch.randn(192, 768, dtype=dtype)
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        return sorted(times)[4]
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
+
+
+def check_device(name: str) -> None:
+    """Raise `VitnasError` unless training can run on the device: `cpu`, `cuda` or `cuda:N`."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UnknownNameError("training device", name, ["cpu", "cuda"])
+    if name != "cpu" and not torch.cuda.is_available():
+        raise VitnasError("torch sees no CUDA device", "use --device cpu, or install a CUDA build")
