@@ -43,12 +43,12 @@ def shared_prefix_top1(network, batches, labels, architectures, shared: int) -> 
     def predict(images):
         state = (network.space.parts.resized(images, resolution),)
         for layer in lists[0][:shared]:
-            state = network.module(layer)(*state, **layer.sizes)
+            state = network.module(layer)(*state, **layer.elastic)
         predicted = []
         for layers in lists:
             rest = state
             for layer in layers[shared:]:
-                rest = network.module(layer)(*rest, **layer.sizes)
+                rest = network.module(layer)(*rest, **layer.elastic)
             predicted.append(rest[0].argmax(1))
         return torch.stack(predicted)
 

@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from nas.layers import mode
 from nas.layers.activations import ACTIVATIONS
 from nas.layers.conv import ConvNorm, pointwise
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule, importance, permute
-from nas.layers.inverted_residual import InvertedResidual
-from nas.layers.maps import MapModule, MapScore
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, importance, permute
+from nas.layers.inverted_residual import FusedResidual, InvertedResidual
+from nas.layers.maps import MapModule, PooledHead, StridedStem
 from nas.layers.precision import Quantizer
-from nas.layers.windows import kept_rows, kept_windows, map_window, on_kept_windows
+from nas.layers.windows import kept_rows, on_kept_windows
 from nas.network.inputs import Images
+from nas.network.pruning import prune_map
 from nas.space.architecture import Architecture, Stage
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
 from nas.space.domains import Choice, Fixed, Repeat, Space
-from nas.space.family import BITS, Origin
+from nas.space.family import BITS
 from nas.space.layer import Layer, Part
+from nas.space.origins import Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
@@ -52,75 +55,11 @@ class Block:
     precision: str  # fp32, or int8 for the linear layers and dense convolutions
 
 
-class Stem(ElasticModule):
+class Stem(StridedStem):
     """A strided 3x3 convolution."""
 
     def __init__(self, *, width: int, large: int) -> None:
-        super().__init__()
-        activation, eps = ACTIVATION[large], NORM_EPS[large]
-        self.conv = ConvNorm(3, width, 3, stride=2, activation=activation, eps=eps)
-
-    def forward(self, images: Tensor, *, width: int, large: int) -> tuple[Tensor, None]:
-        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
-
-
-class FusedResidual(nn.Module):
-    """Expand by a dense 3x3 convolution, project (FusedMBConv, or with 3x3 the stem's ConvBlock).
-
-    EfficientNetV2, Tan and Le, ICML 2021, figure 2. The input is added where shapes allow it.
-    """
-
-    def __init__(
-        self,
-        width_in: int,
-        hidden: int,
-        width: int,
-        *,
-        stride: int,
-        project: int,
-        residual: bool,
-        activation: str,
-        eps: float,
-    ) -> None:
-        super().__init__()
-        self.expand = ConvNorm(width_in, hidden, 3, stride=stride, activation=activation, eps=eps)
-        self.project = ConvNorm(hidden, width, project, eps=eps)
-        self.halo = 1 + project // 2
-        self.residual = residual
-
-    def forward(
-        self,
-        x_BSSC: Tensor,
-        order: Tensor | None = None,
-        *,
-        hidden: int,
-        width: int,
-        bits: int = 32,
-        window: int = 0,
-        kept: int = 0,
-    ) -> Tensor:
-        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
-        if not window or kept == (x_BSSC.shape[1] // window) ** 2:
-            y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
-            return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
-        assert order is not None
-        halo = self.halo
-
-        def run(x: Tensor, inside: Tensor) -> Tensor:
-            y = self.expand(x * inside, hidden, bits=bits, pad=False)
-            if halo > 1:
-                y = self.project(y * inside[:, 1:-1, 1:-1], width, bits=bits, pad=False)
-            else:
-                y = self.project(y, width, bits=bits)
-            return y + x[:, halo:-halo, halo:-halo]  # type: ignore[no-any-return]
-
-        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)  # type: ignore[arg-type]
-
-    def reorder(self) -> None:
-        """Hidden channels by importance."""
-        total = importance(self.expand.weight, 0) + importance(self.project.weight, 1)
-        slots = (*self.expand.slots(0), *self.project.slots(1))
-        permute(total.argsort(descending=True), *slots)
+        super().__init__(width, ACTIVATION[large], NORM_EPS[large])
 
 
 class ConvBlock(MapModule):
@@ -141,7 +80,6 @@ class ConvBlock(MapModule):
         fused: int,
         biased: int,
         large: int,
-        **_: int,
     ) -> None:
         super().__init__()
         settings: dict[str, Any] = {
@@ -152,30 +90,26 @@ class ConvBlock(MapModule):
         }
         self.body: FusedResidual | InvertedResidual
         if fused:
-            self.body = FusedResidual(
-                width_in, hidden, width, project=3 if entry else 1, **settings
-            )
+            settings["project"] = 3 if entry else 1
+            self.body = FusedResidual(width_in, hidden, width, **settings)
         else:
-            norms = (not biased, not biased, True)
-            self.body = InvertedResidual(
-                width_in, hidden, width, 3, expand=not entry, norms=norms, **settings
-            )
+            settings["norms"] = (not biased, not biased, True)
+            self.body = InvertedResidual(width_in, hidden, width, 3, expand=not entry, **settings)
 
     def forward(
         self,
         x_BSSC: Tensor,
         order: Tensor | None,
         *,
-        width_in: int,
-        stride: int,
-        entry: int,
-        fused: int,
-        biased: int,
-        large: int,
-        **sizes: int,
+        hidden: int,
+        width: int,
+        bits: int,
+        window: int = 0,
+        kept: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        kernel = {} if fused else {"kernel": 3}
-        return self.body(x_BSSC, order, **sizes, **kernel), order
+        """The map after the block, and the order of its windows."""
+        sizes = {"hidden": hidden, "width": width, "window": window, "kept": kept}
+        return self.body(x_BSSC, order, **sizes, bits=bits), order
 
 
 def linear_attention(qkv: Tensor, eps: float) -> Tensor:
@@ -315,7 +249,7 @@ class AttentionBlock(MapModule):
     """
 
     def __init__(
-        self, *, width: int, heads: int, head_dim: int, hidden: int, large: int, eps: int, **_: int
+        self, *, width: int, heads: int, head_dim: int, hidden: int, large: int, eps: int
     ) -> None:
         super().__init__()
         norm_eps = NORM_EPS[large]
@@ -334,42 +268,57 @@ class AttentionBlock(MapModule):
         *,
         width: int,
         heads: int,
-        head_dim: int,
         hidden: int,
         window: int,
         kept: int,
         bits: int,
-        large: int,
-        eps: int,
     ) -> tuple[Tensor, Tensor | None]:
-        windows = {"kept": kept, "window": window}
-        x = self.attention(x_BSSC, order, heads=heads, bits=bits, **windows)
-        sizes = {"hidden": hidden, "width": width, "kernel": 3, "bits": bits}
-        return self.local(x, order, **windows, **sizes), order
+        """The map after both, and the order of its windows."""
+        sizes = {"kept": kept, "window": window, "bits": bits}
+        x = self.attention(x_BSSC, order, heads=heads, **sizes)
+        return self.local(x, order, hidden=hidden, width=width, **sizes), order
 
 
-class Head(MapModule):
+class Head(PooledHead):
     """1x1 convolution, mean over the map, linear layer, LayerNorm, linear classifier."""
 
     def __init__(self, *, width: int, hidden: int, features: int, classes: int, large: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(width, hidden, activation=ACTIVATION[large])
+        super().__init__(width, hidden, ACTIVATION[large])
         self.fc1 = ElasticLinear(hidden, features, bias=False)
         self.norm = ElasticLayerNorm(features, eps=NORM_EPS[large])
         self.fc2 = ElasticLinear(features, classes)
         self.activation = ACTIVATIONS[ACTIVATION[large]]
 
-    def forward(self, x_BSSC: Tensor, order: Tensor | None, **_: int) -> tuple[Tensor]:
-        y = self.conv(x_BSSC).mean((1, 2))
-        return (self.fc2(self.activation(self.norm(self.fc1(y)))),)
+    def forward(self, x_BSSC: Tensor, order: Tensor | None) -> tuple[Tensor]:
+        """Logits (B, classes)."""
+        return (self.fc2(self.activation(self.norm(self.fc1(self.pooled(x_BSSC))))),)
 
 
-# Our names of convolutions as timm calls them.
-INVERTED = {"expand": "inverted_conv", "depthwise": "depth_conv", "project": "point_conv"}
-FUSED = {"expand": "spatial_conv", "project": "point_conv"}
-DENSE = {"expand": "conv1", "project": "conv2"}
-AGGREGATION = {"qkv": "qkv.conv", "depthwise": "aggreg.0.0", "pointwise": "aggreg.0.1"}
-CLASSIFIER = {"fc1": "classifier.0", "norm": "classifier.1", "fc2": "classifier.4"}
+# Where timm's checkpoints keep our tensors; a colon stands after each convolution.
+TIMM: tuple[Renaming, ...] = (
+    (r"^stem\.conv", "stem.in_conv:"),
+    (r"^head\.conv", "head.in_conv:"),
+    (r"^head\.fc1", "head.classifier.0"),
+    (r"^head\.norm", "head.classifier.1"),
+    (r"^head\.fc2", "head.classifier.4"),
+    (r"^stage0_(\d+)", r"stem.res\1"),
+    (r"^stage(\d+)_(\d+)", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}"),
+    (r"\.body", ".main"),
+    (r"\.local", ".local_module.main"),
+    (r"\.attention", ".context_module.main"),
+    (r"main\.qkv", "main.qkv.conv.weight"),
+    (r"context_module\.main\.depthwise", "context_module.main.aggreg.0.0.weight"),
+    (r"context_module\.main\.pointwise", "context_module.main.aggreg.0.1.weight"),
+    (r"context_module\.main\.project", "context_module.main.proj:"),
+    ("expand", "inverted_conv:"),
+    ("depthwise", "depth_conv:"),
+    ("project", "point_conv:"),
+    (r":\.norm", ".norm"),
+    (":", ".conv"),
+)
+# The convolutions of blocks that are dense, in the stem and after it.
+DENSE_STEM: tuple[Renaming, ...] = (("expand", "conv1:"), ("project", "conv2:"), *TIMM)
+FUSED: tuple[Renaming, ...] = (("expand", "spatial_conv:"), *TIMM)
 
 
 class State(NamedTuple):
@@ -395,9 +344,11 @@ class EfficientVit(Images):
 
     @property
     def multiple(self) -> int:
+        """Images may have any side."""
         return 1
 
     def stem(self, resolution: int, width: int) -> Part:
+        """The strided convolution."""
         shape = self.example(resolution)
         layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
         return Part((layer,), State((resolution + 1) // 2, width, width, 0))
@@ -407,93 +358,65 @@ class EfficientVit(Images):
         return Part((), state._replace(width=width, sparsity=0))
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        """One block; before the first that prunes, the windows' score."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         path, shape = f"stage{stage}_{index}", (state.size, state.size, state.width_in)
-        args = {
+        sizes = {
             "width": state.width,
             "hidden": state.width_in * block.expansion,
             "bits": BITS[block.precision],
             "large": int(self.large),
         }
-        conv = partial(
-            Layer.of,
-            path,
-            ConvBlock,
-            shape,
-            **args,
-            width_in=state.width_in,
-            entry=int(stage == 0),
-            fused=int(stage < self.fused),
-            biased=int(stage >= self.biased),
-        )
+        kind = {
+            "width_in": state.width_in,
+            "entry": int(stage == 0),
+            "fused": int(stage < self.fused),
+            "biased": int(stage >= self.biased),
+        }
         if stage and not index:
             size = (state.size + 1) // 2
-            return Part((conv(stride=2),), State(size, state.width, state.width, 0))
-        window = map_window(state.size, self.window)
-        total = (state.size // window) ** 2
-        kept = kept_windows(total, block.sparsity)
-        layers = []
-        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
-            layers.append(Layer.of(f"score{stage}", MapScore, shape, window=window))
-        args |= {"window": window, "kept": kept}
+            layer = Layer.of(path, ConvBlock, shape, stride=2, **sizes, **kind)
+            return Part((layer,), State(size, state.width, state.width, 0))
+        scores, windows = prune_map(stage, shape, state.sparsity, block.sparsity, self.window)
         if block.heads:
-            args |= {"heads": block.heads, "head_dim": self.head_dim, "eps": self.eps}
-            layers.append(Layer.of(path, AttentionBlock, shape, **args))
+            heads = {"heads": block.heads, "head_dim": self.head_dim, "eps": self.eps}
+            layer = Layer.of(path, AttentionBlock, shape, **sizes, **heads, **windows)
         else:
-            layers.append(conv(stride=1, window=window, kept=kept))
-        return Part(tuple(layers), state._replace(sparsity=block.sparsity))
+            layer = Layer.of(path, ConvBlock, shape, stride=1, **sizes, **kind, **windows)
+        return Part((*scores, layer), state._replace(sparsity=block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        """The classifier on the last map."""
         state = states[-1]
         hidden, features = self.head_widths
-        sizes = {
-            "width": state.width,
-            "hidden": hidden,
-            "features": features,
-            "classes": task.outputs,
-        }
-        shape = (state.size, state.size, state.width)
-        return (Layer.of("head", Head, shape, large=int(self.large), **sizes),)
+        layer = Layer.of(
+            "head",
+            Head,
+            (state.size, state.size, state.width),
+            width=state.width,
+            hidden=hidden,
+            features=features,
+            classes=task.outputs,
+            large=int(self.large),
+        )
+        return (layer,)
 
     def origin(self, path: str, name: str) -> Origin:
-        part, _, rest = name.partition(".")
-        if path == "stem":
-            return f"stem.in_conv.{_conv(rest)}", None
-        if path == "head":
-            own = f"in_conv.{_conv(rest)}" if part == "conv" else f"{CLASSIFIER[part]}.{rest}"
-            return f"head.{own}", None
-        stage, index = map(int, path.removeprefix("stage").split("_"))
-        block = f"stages.{stage - 1}.blocks.{index}" if stage else f"stem.res{index}"
-        if part == "attention":
-            return self._attention_origin(f"{block}.context_module.main", rest)
-        block += ".local_module.main" if part == "local" else ".main"
-        conv, _, rest = rest.partition(".")
-        names = INVERTED
-        if stage < self.fused:
-            names = FUSED if stage else DENSE
-        return f"{block}.{names[conv]}.{_conv(rest)}", None
+        """As `TIMM` says, and for stages whose convolutions are dense the other tables."""
+        stage = path.removeprefix("stage").partition("_")[0]
+        table = TIMM
+        if stage.isdecimal() and int(stage) < self.fused:
+            table = FUSED if int(stage) else DENSE_STEM
+        scales = self._scales_first if name == "attention.project.weight" else None
+        return renamed(table, path, name), scales
 
-    def _attention_origin(self, attention: str, name: str) -> Origin:
-        if name in AGGREGATION:
-            return f"{attention}.{AGGREGATION[name]}.weight", None
-        name = _conv(name.removeprefix("project."))
-        if name != "conv.weight":
-            return f"{attention}.proj.{name}", None
-        # Theirs has the inputs of one scale after those of the other.
-        d = self.head_dim
-        return f"{attention}.proj.{name}", lambda w, _: w.view(len(w), 2, -1, d).transpose(1, 2)
-
-
-def _conv(name: str) -> str:
-    """A tensor of a ConvNorm."""
-    return name if name.startswith("norm.") else f"conv.{name}"
+    def _scales_first(self, weight: Tensor, _: tuple[int, ...]) -> Tensor:
+        """Theirs has the inputs of one scale after those of the other."""
+        return weight.view(len(weight), 2, -1, self.head_dim).transpose(1, 2)
 
 
 Entry = tuple[Space[Architecture], EfficientVit]
-_DENSE, _FLOAT, _EITHER = Choice(0), Choice("fp32"), Choice("int8", "fp32")
-_FIFTHS = Choice(80, 60, 40, 20, 0)
-_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
 _CONV = Choice(0)  # heads of convolution blocks
 
 
@@ -504,16 +427,21 @@ def stage(
     *,
     heads: Choice = _CONV,
     entry: Choice | None = None,
-    sparsity: Choice = _DENSE,
-    precision: Choice = _FLOAT,
+    sparsity: Choice = DENSE,
+    precision: Choice = FLOAT,
 ) -> Space[Stage]:
     """`entry` is the expansion of the strided block, which `depth` counts; None in stage 0."""
     block = partial(Space, Block, precision=precision)
     inner = block(heads=heads, expansion=expansion, sparsity=sparsity)
     blocks = [inner] * depth.values[-1]
     if entry is not None:
-        blocks[0] = block(heads=_CONV, expansion=entry, sparsity=_DENSE)
+        blocks[0] = block(heads=_CONV, expansion=entry, sparsity=DENSE)
     return Space(Stage, width=width, blocks=Repeat(tuple(blocks), depth))
+
+
+def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
+    """The domain of these stages."""
+    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
 
 
 @dataclass(frozen=True)
@@ -529,11 +457,11 @@ class Paper:
 
     def model(self) -> Entry:
         """Its one architecture."""
-        return self._space(Choice(224), lambda *values: Choice(values[-1]), _DENSE)
+        return self._space(Choice(224), lambda *values: Choice(values[-1]), DENSE)
 
     def space(self) -> Entry:
         """A space below it: narrower, with fewer blocks, heads and hidden channels."""
-        return self._space(Choice(160, 192, 224), Choice, _TENTHS)
+        return self._space(Choice(160, 192, 224), Choice, TENTHS)
 
     def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:
         stages = []
@@ -547,10 +475,10 @@ class Paper:
                     choice(*_halves(expansion)),
                     heads=choice(heads // 2, heads) if i >= self.first_attention else _CONV,
                     entry=choice(*_halves(entry)) if i else None,
-                    sparsity=sparsity if i < 4 else _DENSE,
+                    sparsity=sparsity if i < 4 else DENSE,
                 )
             )
-        return Space(Architecture, resolution=resolution, stages=Fixed(*stages)), self.parts
+        return space(resolution, *stages), self.parts
 
 
 def _halves(expansion: int) -> tuple[int, ...]:
@@ -582,54 +510,21 @@ PAPERS = {
     "l2": _l((1, 3, 3, 9, 9)),
 }
 
-_HALF = Choice(50, 0)
-DEBUG = Space(
-    Architecture,
-    resolution=Choice(32, 48),
-    stages=Fixed(
-        stage(Choice(4, 6), Choice(1), Choice(1), sparsity=_HALF, precision=_EITHER),
-        stage(
-            Choice(8),
-            Choice(1, 2),
-            Choice(1, 2),
-            entry=Choice(1, 2),
-            sparsity=_HALF,
-            precision=_EITHER,
-        ),
-        stage(
-            Choice(12, 16),
-            Choice(2, 3),
-            Choice(1, 2),
-            heads=Choice(1, 2),
-            entry=Choice(1, 2),
-            sparsity=_HALF,
-            precision=_EITHER,
-        ),
-    ),
+_debug = partial(stage, sparsity=HALF, precision=EITHER)
+_micro = partial(stage, sparsity=FIFTHS)
+_ONCE, _TWICE = Choice(1, 2), Choice(2, 4)  # expansions
+DEBUG = space(
+    Choice(32, 48),
+    _debug(Choice(4, 6), Choice(1), Choice(1)),
+    _debug(Choice(8), Choice(1, 2), _ONCE, entry=_ONCE),
+    _debug(Choice(12, 16), Choice(2, 3), _ONCE, heads=Choice(1, 2), entry=_ONCE),
 )
-MICRO = Space(
-    Architecture,
-    resolution=Choice(112, 160, 224),
-    stages=Fixed(
-        stage(Choice(8, 12), Choice(1), Choice(1), sparsity=_FIFTHS),
-        stage(Choice(16, 24), Choice(1, 2), Choice(2, 4), entry=Choice(2, 4), sparsity=_FIFTHS),
-        stage(
-            Choice(32, 48),
-            Choice(2, 3),
-            Choice(2, 4),
-            heads=Choice(2, 3),
-            entry=Choice(2, 4),
-            sparsity=_FIFTHS,
-        ),
-        stage(
-            Choice(64, 96),
-            Choice(2, 3, 4),
-            Choice(2, 4),
-            heads=Choice(3, 6),
-            entry=Choice(2, 4),
-            sparsity=_FIFTHS,
-        ),
-    ),
+MICRO = space(
+    Choice(112, 160, 224),
+    _micro(Choice(8, 12), Choice(1), Choice(1)),
+    _micro(Choice(16, 24), Choice(1, 2), _TWICE, entry=_TWICE),
+    _micro(Choice(32, 48), Choice(2, 3), _TWICE, heads=Choice(2, 3), entry=_TWICE),
+    _micro(Choice(64, 96), Choice(2, 3, 4), _TWICE, heads=Choice(3, 6), entry=_TWICE),
 )
 
 PRESETS = {

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.conv import ConvNorm
-from nas.layers.elastic import ElasticLinear, ElasticModule
-from nas.layers.inverted_residual import InvertedResidual
-from nas.layers.maps import MapModule, MapScore
-from nas.layers.windows import kept_windows, map_window
+from nas.layers.elastic import ElasticLinear
+from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
+from nas.layers.maps import PooledHead, StridedStem
 from nas.network.inputs import Images
+from nas.network.pruning import prune_map
 from nas.space.architecture import Architecture, Stage
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF
 from nas.space.domains import Choice, Fixed, Repeat, Space
-from nas.space.family import BITS, Origin
+from nas.space.family import BITS
 from nas.space.layer import Layer, Part
+from nas.space.origins import Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, C width.
@@ -50,18 +52,14 @@ def divisible(channels: float) -> int:
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
-class Stem(ElasticModule):
+class Stem(StridedStem):
     """A 3x3 convolution of stride 2 with norm and hard swish."""
 
-    def __init__(self, *, width: int, **_: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(3, width, 3, stride=2, activation="hardswish")
-
-    def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
-        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
+    def __init__(self, *, width: int) -> None:
+        super().__init__(width, "hardswish")
 
 
-class Bottleneck(MapModule):
+class Bottleneck(ResidualBlock):
     """Expand, depthwise convolution, squeeze-and-excite, project (figure 4 of the paper).
 
     The input is added where the shapes allow it, and only there windows can be pruned: the `kept`
@@ -80,7 +78,6 @@ class Bottleneck(MapModule):
         squeezed: int,
         expand: int,
         hardswish: int,
-        **_: int,
     ) -> None:
         super().__init__()
         self.residual = InvertedResidual(
@@ -95,41 +92,42 @@ class Bottleneck(MapModule):
             activation="hardswish" if hardswish else "relu",
         )
 
-    def forward(
-        self,
-        x_BSSC: Tensor,
-        order: Tensor | None,
-        *,
-        in_width: int,
-        stride: int,
-        expand: int,
-        hardswish: int,
-        **sizes: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.residual(x_BSSC, order, **sizes), order
 
-
-class Head(MapModule):
+class Head(PooledHead):
     """The last convolution, mean over the map, and two linear layers with hard swish between."""
 
     def __init__(self, *, width: int, hidden: int, features: int, classes: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(width, hidden, activation="hardswish")
+        super().__init__(width, hidden, "hardswish")
         self.features = ElasticLinear(hidden, features)
         self.fc = ElasticLinear(features, classes)
 
-    def forward(
-        self,
-        x_BSSC: Tensor,
-        _: Tensor | None,
-        *,
-        width: int,
-        hidden: int,
-        features: int,
-        classes: int,
-    ) -> tuple[Tensor]:
-        mean_BC = self.conv(x_BSSC, hidden).mean((1, 2))
-        return (self.fc(F.hardswish(self.features(mean_BC))),)
+    def forward(self, x_BSSC: Tensor, _: Tensor | None, *, hidden: int) -> tuple[Tensor]:
+        """Logits (B, classes)."""
+        return (self.fc(F.hardswish(self.features(self.pooled(x_BSSC, hidden)))),)
+
+
+# Where timm's checkpoints keep our tensors.
+TIMM: tuple[Renaming, ...] = (
+    (r"^stem\.conv\.norm", "bn1"),
+    (r"^stem\.conv", "conv_stem"),
+    (r"^head\.features", "conv_head"),
+    (r"^head\.fc", "classifier"),
+    (r"^stage(\d+)_(\d+)", r"blocks.\1.\2"),
+    (r"residual\.gate\.(\w+)", r"se.conv_\1"),
+    (r"residual\.expand\.norm", "bn1"),
+    (r"residual\.depthwise\.norm", "bn2"),
+    (r"residual\.project\.norm", "bn3"),
+    (r"residual\.expand", "conv_pw"),
+    (r"residual\.depthwise", "conv_dw"),
+    (r"residual\.project", "conv_pwl"),
+)
+# Blocks without `expand` number their norms from 1, and their projection is no `pwl`.
+SEPARABLE: tuple[Renaming, ...] = (
+    (r"residual\.depthwise\.norm", "bn1"),
+    (r"residual\.project\.norm", "bn2"),
+    (r"residual\.project", "conv_pw"),
+    *TIMM,
+)
 
 
 class State(NamedTuple):
@@ -160,86 +158,66 @@ class MobileNetV3(Images):
 
     @property
     def multiple(self) -> int:
+        """Images may have any side."""
         return 1
 
     def stem(self, resolution: int, width: int) -> Part:
+        """The strided convolution."""
         layer = Layer.of("stem", Stem, self.example(resolution), width=self.first)
         return Part((layer,), State(-(-resolution // 2), self.first, width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
+        """No layer: the first block of the stage strides."""
         return Part((), state._replace(width=width, sparsity=0))
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        """An inverted residual; before the first that prunes, the windows' score."""
         kind, (size, in_width, width, sparsity) = self.kinds[stage], state
         stride = 1 if index else kind.stride
         if block.sparsity < sparsity:
             return None  # later blocks take a prefix of the same order
-        shape, path = (size, size, in_width), f"stage{stage}_{index}"
-        layers, windows = [], {}
+        shape = (size, size, in_width)
+        scores: tuple[Layer, ...] = ()
+        windows: dict[str, int] = {}
         if stride == 1 and in_width == width:
-            window = map_window(size)
-            total = (size // window) ** 2
-            kept = kept_windows(total, block.sparsity)
-            windows = {"window": window, "kept": kept}
-            if kept < total == kept_windows(total, sparsity):  # the first that leaves any out
-                layers.append(Layer.of(f"score{stage}", MapScore, shape, window=window))
+            scores, windows = prune_map(stage, shape, sparsity, block.sparsity)
         elif block.sparsity:
             return None  # nothing could pass unchanged
         hidden = divisible(in_width * block.expansion) if kind.expand else in_width
-        layers.append(
-            Layer.of(
-                path,
-                Bottleneck,
-                shape,
-                in_width=in_width,
-                hidden=hidden,
-                width=width,
-                kernel=block.kernel,
-                stride=stride,
-                squeezed=divisible(hidden / 4) if kind.gate else 0,
-                expand=int(kind.expand),
-                hardswish=int(kind.hardswish),
-                bits=BITS[block.precision],
-                **windows,
-            )
+        layer = Layer.of(
+            f"stage{stage}_{index}",
+            Bottleneck,
+            shape,
+            in_width=in_width,
+            hidden=hidden,
+            width=width,
+            kernel=block.kernel,
+            stride=stride,
+            squeezed=divisible(hidden / 4) if kind.gate else 0,
+            expand=int(kind.expand),
+            hardswish=int(kind.hardswish),
+            bits=BITS[block.precision],
+            **windows,
         )
-        return Part(tuple(layers), State(-(-size // stride), width, width, block.sparsity))
+        return Part((*scores, layer), State(-(-size // stride), width, width, block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
-        state = states[-1]
-        size, width = state.size, state.in_width
-        args = {
-            "width": width,
-            "hidden": 6 * width,
-            "features": self.features,
-            "classes": task.outputs,
-        }
-        return (Layer.of("head", Head, (size, size, width), **args),)
+        """The classifier on the last map."""
+        size, width, *_ = states[-1]
+        sizes = {"hidden": 6 * width, "features": self.features, "classes": task.outputs}
+        return (Layer.of("head", Head, (size, size, width), width=width, **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
-        *modules, leaf = name.split(".")
-        norm = modules[-1] == "norm"
-        if path == "stem":
-            return f"{'bn1' if norm else 'conv_stem'}.{leaf}", None
-        if path == "head":
-            last = f"blocks.{len(self.kinds)}.0.{'bn1' if norm else 'conv'}"
-            names = {"conv": last, "features": "conv_head", "fc": "classifier"}
-            return f"{names[modules[0]]}.{leaf}", None
-        stage, _, index = path.removeprefix("stage").partition("_")
-        block = f"blocks.{stage}.{index}"
-        operation = modules[1]
-        if operation == "gate":
-            return f"{block}.se.conv_{modules[2]}.{leaf}", None
-        timms = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
-        if not self.kinds[int(stage)].expand:
-            timms = {"depthwise": "conv_dw", "project": "conv_pw"}
-        place = list(timms).index(operation) + 1
-        return f"{block}.{f'bn{place}' if norm else timms[operation]}.{leaf}", None
+        """As `TIMM` says; the head's convolution is timm's last stage."""
+        if path == "head" and name.startswith("conv."):
+            name = name.replace("conv.norm", "bn1")
+            return f"blocks.{len(self.kinds)}.0.{name}", None
+        stage = path.removeprefix("stage").partition("_")[0]
+        expands = not stage.isdecimal() or self.kinds[int(stage)].expand
+        return renamed(TIMM if expands else SEPARABLE, path, name), None
 
 
 Entry = tuple[Space[Architecture], MobileNetV3]
-_DENSE, _FLOAT, _EITHER = Choice(0), Choice("fp32"), Choice("int8", "fp32")
-_FIFTHS = Choice(80, 60, 40, 20, 0)
 
 
 def stage(
@@ -247,10 +225,10 @@ def stage(
     depth: Choice,
     kernel: Choice,
     expansions: Sequence[Choice],
-    sparsity: Choice = _DENSE,
-    precision: Choice = _FLOAT,
+    sparsity: Choice = DENSE,
+    precision: Choice = FLOAT,
     *,
-    first: Choice = _DENSE,
+    first: Choice = DENSE,
 ) -> Space[Stage]:
     """One choice of expansions for each block; `first` is the sparsity of the first block."""
     items = (
@@ -312,6 +290,11 @@ SMALL_PARTS = MobileNetV3(
 )
 
 
+def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
+    """The domain of these stages."""
+    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
+
+
 def model(rows: Sequence[Row], parts: MobileNetV3, multiplier: float = 1.0) -> Entry:
     """A model of the paper: its one architecture, at a multiple of its widths."""
     stages = (
@@ -323,7 +306,7 @@ def model(rows: Sequence[Row], parts: MobileNetV3, multiplier: float = 1.0) -> E
         )
         for row in rows
     )
-    return Space(Architecture, resolution=Choice(224), stages=Fixed(*stages)), parts
+    return space(Choice(224), *stages), parts
 
 
 # What an expansion of the paper may shrink to.
@@ -341,51 +324,29 @@ def paper(rows: Sequence[Row], parts: MobileNetV3) -> Entry:
                 Choice(*range(max(1, blocks - 2), blocks + 1)),
                 Choice(*range(3, row.kernel + 1, 2)),
                 [Choice(*_SMALLER.get(e, (3.0, 4.0)), e) for e in row.expansions],
-                _FIFTHS,
-                first=_FIFTHS if kind.stride == 1 and width == parts.first else _DENSE,
+                FIFTHS,
+                first=FIFTHS if kind.stride == 1 and width == parts.first else DENSE,
             )
         )
-    resolutions = Choice(128, 160, 192, 224)
-    return Space(Architecture, resolution=resolutions, stages=Fixed(*stages)), parts
+    return space(Choice(128, 160, 192, 224), *stages), parts
 
 
-_DEBUG_HALF = Choice(50, 0)
-DEBUG = Space(
-    Architecture,
-    resolution=Choice(32, 48),
-    stages=Fixed(
-        stage(Choice(8), Choice(1), Choice(3), [Choice(1.0)], _DENSE, _EITHER, first=_DEBUG_HALF),
-        stage(
-            Choice(8, 16), Choice(1, 2), Choice(3, 5), [Choice(1.0, 2.0)] * 2, _DEBUG_HALF, _EITHER
-        ),
-        stage(
-            Choice(16, 24),
-            Choice(1, 2),
-            Choice(3),
-            [Choice(2.0), Choice(1.0, 2.0)],
-            _DEBUG_HALF,
-            _EITHER,
-        ),
-    ),
+_debug = partial(stage, sparsity=HALF, precision=EITHER)
+_micro = partial(stage, sparsity=FIFTHS)
+_NARROW = [Choice(2.0, 3.0)]
+DEBUG = space(
+    Choice(32, 48),
+    stage(Choice(8), Choice(1), Choice(3), [Choice(1.0)], precision=EITHER, first=HALF),
+    _debug(Choice(8, 16), Choice(1, 2), Choice(3, 5), [Choice(1.0, 2.0)] * 2),
+    _debug(Choice(16, 24), Choice(1, 2), Choice(3), [Choice(2.0), Choice(1.0, 2.0)]),
 )
-MICRO = Space(
-    Architecture,
-    resolution=Choice(112, 160, 224),
-    stages=Fixed(
-        stage(Choice(16), Choice(1), Choice(3), [Choice(1.0)], first=_FIFTHS),
-        stage(
-            Choice(16, 24), Choice(1, 2), Choice(3), [Choice(2.0, 4.0), Choice(2.0, 3.0)], _FIFTHS
-        ),
-        stage(Choice(32, 40), Choice(1, 2, 3), Choice(3, 5), [Choice(2.0, 3.0)] * 3, _FIFTHS),
-        stage(
-            Choice(64, 80),
-            Choice(1, 2, 3),
-            Choice(3, 5),
-            [Choice(3.0, 6.0), *[Choice(2.0, 3.0)] * 2],
-            _FIFTHS,
-        ),
-        stage(Choice(88, 112), Choice(1, 2), Choice(3, 5, 7), [Choice(3.0, 6.0)] * 2, _FIFTHS),
-    ),
+MICRO = space(
+    Choice(112, 160, 224),
+    stage(Choice(16), Choice(1), Choice(3), [Choice(1.0)], first=FIFTHS),
+    _micro(Choice(16, 24), Choice(1, 2), Choice(3), [Choice(2.0, 4.0), *_NARROW]),
+    _micro(Choice(32, 40), Choice(1, 2, 3), Choice(3, 5), _NARROW * 3),
+    _micro(Choice(64, 80), Choice(1, 2, 3), Choice(3, 5), [Choice(3.0, 6.0), *_NARROW * 2]),
+    _micro(Choice(88, 112), Choice(1, 2), Choice(3, 5, 7), [Choice(3.0, 6.0)] * 2),
 )
 
 PRESETS = {

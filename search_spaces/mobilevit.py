@@ -19,17 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
 from nas.layers.conv import ConvNorm
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
-from nas.layers.inverted_residual import InvertedResidual
-from nas.layers.maps import MapModule, MapScore
-from nas.layers.windows import kept_windows, map_window, window_orders, window_tokens
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
+from nas.layers.maps import MapModule, PooledHead, StridedStem
+from nas.layers.transformer import TransformerModule
+from nas.layers.windows import sorted_by_window
 from nas.network.inputs import Images
+from nas.network.pruning import Pruning, prune_map
 from nas.space.architecture import Architecture, Stage
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
 from nas.space.domains import Choice, Fixed, Repeat, Space
-from nas.space.family import BITS, Origin
+from nas.space.family import BITS
 from nas.space.layer import Layer, Part
+from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
@@ -61,23 +64,17 @@ class Block:
     precision: str  # fp32, or int8 for linear layers and dense convolutions
 
 
-class Stem(ElasticModule):
+class Stem(StridedStem):
     """A strided 3x3 convolution."""
 
     def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(3, width, 3, stride=2, activation="silu")
-
-    def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
-        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
+        super().__init__(width, "silu")
 
 
-class MobileBlock(MapModule):
+class MobileBlock(ResidualBlock):
     """An inverted residual on the map, or on the `kept` most active of its windows."""
 
-    def __init__(
-        self, *, inputs: int, width: int, hidden: int, kernel: int, stride: int, **_: int
-    ) -> None:
+    def __init__(self, *, inputs: int, width: int, hidden: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.residual = InvertedResidual(
             inputs,
@@ -88,17 +85,6 @@ class MobileBlock(MapModule):
             residual=stride == 1 and inputs == width,
             activation="silu",
         )
-
-    def forward(
-        self,
-        x_BSSC: Tensor,
-        order: Tensor | None,
-        *,
-        inputs: int,
-        stride: int,
-        **sizes: int,
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.residual(x_BSSC, order, **sizes), order
 
 
 def resized(x_BSSC: Tensor, size: int) -> Tensor:
@@ -131,7 +117,7 @@ def patch_grid(size: int) -> int:
 class Enter(MapModule):
     """A 3x3 and a pointwise convolution, resize to whole patches, unfold (section 3.1)."""
 
-    def __init__(self, *, width: int, inner: int, **_: int) -> None:
+    def __init__(self, *, width: int, inner: int) -> None:
         super().__init__()
         self.local = ConvNorm(width, width, 3, activation="silu")
         self.project = ConvNorm(width, inner, norm=False)
@@ -139,6 +125,7 @@ class Enter(MapModule):
     def forward(
         self, x_BSSC: Tensor, order: None, *, width: int, inner: int, bits: int
     ) -> tuple[Tensor, None, Tensor, None]:
+        """The tokens of the block, none sorted or left behind, and the map that entered."""
         size = x_BSSC.shape[1]
         y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
         y = resized(y, size + 1) if size % PATCH else y
@@ -154,6 +141,7 @@ class TokenModule(ElasticModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """Random tokens, none sorted or left behind, without the map that entered."""
         x = torch.randn(batch, *input_shape)
         return x, None, x.new_empty(0), None
 
@@ -161,17 +149,14 @@ class TokenModule(ElasticModule):
 class PatchSort(TokenModule):
     """Sort the patches by the activation of their window, most active first."""
 
-    def __init__(self, **_: int) -> None:
-        super().__init__()
-
     def forward(
         self, x_BPNC: Tensor, source: None, entered: Tensor, left: None, *, window: int
     ) -> Tokens:
+        """The tokens in that order, and which patch each is of."""
         b, _, n, _ = x_BPNC.shape
         grid = isqrt(n)
         activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
-        (order,) = window_orders(activity.view(b, grid, grid, 1), grid, window, (0,))
-        patches = window_tokens(grid, window, 0, x_BPNC.device)[order].flatten(1)
+        patches = sorted_by_window(activity.view(b, grid, grid, 1), window)
         return taken(x_BPNC, patches), patches, entered, left
 
 
@@ -183,15 +168,11 @@ def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
     return x_BPNC.reshape(-1, c).index_select(0, rows).view(b, p, -1, c)
 
 
-class TransformerLayer(TokenModule):
+class TransformerLayer(TransformerModule, TokenModule):
     """Pre-norm attention and MLP on the first `patches` patches; the others are left behind."""
 
-    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int, **_: int) -> None:
-        super().__init__()
-        self.norm1 = ElasticLayerNorm(width)
-        self.attention = ElasticAttention(width, heads, head_dim)
-        self.norm2 = ElasticLayerNorm(width)
-        self.mlp = ElasticMlp(width, hidden, "silu")
+    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__(width, heads, head_dim, hidden, activation="silu")
 
     def forward(
         self,
@@ -200,28 +181,27 @@ class TransformerLayer(TokenModule):
         entered: Tensor,
         left: Tensor | None,
         *,
-        width: int,
         heads: int,
-        head_dim: int,
         hidden: int,
         patches: int,
         bits: int,
     ) -> Tokens:
+        """The tokens of the patches that stay, and those left behind so far."""
         if patches < x_BPNC.shape[2]:
             dropped = x_BPNC[:, :, patches:]
             left = dropped if left is None else torch.cat([dropped, left], 2)
             x_BPNC = x_BPNC[:, :, :patches]
-        x = x_BPNC.flatten(0, 1)
-        x = self.attention(self.norm1(x), heads, bits=bits, residual=x)
-        x = self.mlp(self.norm2(x), hidden, bits, residual=x)
+        x = self.transform(x_BPNC.flatten(0, 1), heads, hidden, bits)
         return x.view(x_BPNC.shape), source, entered, left
 
-    def kept(self, *state: Any, **sizes: int) -> Tensor:
-        x, source, *_ = state
-        total = x.shape[2] if source is None else source.shape[1]
+    def kept(
+        self, x_BPNC: Tensor, source: Tensor | None, *others: Tensor | None, patches: int
+    ) -> Tensor:
+        """The patches that stay, (grid, grid)."""
+        total = x_BPNC.shape[2] if source is None else source.shape[1]
         mask = torch.full((total,), source is None)
         if source is not None:
-            mask[source[0, : sizes["patches"]].cpu()] = True
+            mask[source[0, :patches].cpu()] = True
         return mask.view(isqrt(total), -1)
 
 
@@ -241,7 +221,7 @@ class Fusion(ConvNorm):
 class Exit(TokenModule):
     """Norm, fold, pointwise convolution, and 3x3 fusion with what entered (section 3.1)."""
 
-    def __init__(self, *, width: int, inner: int, **_: int) -> None:
+    def __init__(self, *, width: int, inner: int) -> None:
         super().__init__()
         self.norm = ElasticLayerNorm(inner)
         self.project = ConvNorm(inner, width, activation="silu")
@@ -255,10 +235,10 @@ class Exit(TokenModule):
         left: Tensor | None,
         *,
         width: int,
-        inner: int,
         size: int,
         bits: int,
     ) -> tuple[Tensor, None]:
+        """The map, whose windows have no order."""
         x = x_BPNC if left is None else torch.cat([x_BPNC, left], 2)
         x = self.norm(x)
         x = x if source is None else taken(x, source.argsort(1))
@@ -270,6 +250,7 @@ class Exit(TokenModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """Random tokens and the map that entered; some were left behind where the layer says so."""
         p, kept, c = input_shape
         total = patch_grid(sizes["size"]) ** 2
         left = torch.randn(batch, p, total - kept, c) if kept < total else None
@@ -278,18 +259,36 @@ class Exit(TokenModule):
         return torch.randn(batch, *input_shape), source, entered, left
 
 
-class Head(MapModule):
+class Head(PooledHead):
     """Pointwise convolution, mean over the map, linear classifier."""
 
     def __init__(self, *, width: int, features: int, classes: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(width, features, activation="silu")
+        super().__init__(width, features, "silu")
         self.fc = ElasticLinear(features, classes)
 
-    def forward(
-        self, x_BSSC: Tensor, order: Tensor | None, *, width: int, features: int, classes: int
-    ) -> tuple[Tensor]:
-        return (self.fc(self.conv(x_BSSC, features).mean((1, 2))),)
+    def forward(self, x_BSSC: Tensor, order: Tensor | None, *, features: int) -> tuple[Tensor]:
+        """Logits (B, classes)."""
+        return (self.fc(self.pooled(x_BSSC, features)),)
+
+
+# Where timm's checkpoints keep our tensors; a colon stands after a convolution that has a norm.
+TIMM: tuple[Renaming, ...] = (
+    (r"^stem\.conv", "stem:"),
+    (r"^head\.conv", "final_conv:"),
+    (r"^layer(\d+)_(\d+)", lambda m: f"stages.{m[1]}.1.transformer.{int(m[2]) - 1}"),
+    (r"^residual(\d+)_(\d+)\.residual\.project", r"stages.\1.\2.conv3_1x1:"),
+    (r"^residual(\d+)_(\d+)\.residual", r"stages.\1.\2"),
+    (r"^enter(\d+)\.project", r"stages.\1.1.conv_1x1"),
+    (r"^(?:enter|exit)(\d+)", r"stages.\1.1"),
+    ("expand", "conv1_1x1:"),
+    ("depthwise", "conv2_kxk:"),
+    ("project", "conv_proj:"),
+    ("local", "conv_kxk:"),
+    ("fuse", "conv_fusion:"),
+    (r":\.norm", ".bn"),
+    (":", ".conv"),
+    *ATTENTION,
+)
 
 
 class State(NamedTuple):
@@ -323,17 +322,21 @@ class MobileViT(Images):
 
     @property
     def multiple(self) -> int:
+        """Images may have any side."""
         return 1
 
     def stem(self, resolution: int, width: int) -> Part:
+        """The strided convolution."""
         inputs = width // self.stem_part
         layer = Layer.of("stem", Stem, self.example(resolution), width=inputs)
         return Part((layer,), State(0, -(-resolution // 2), inputs, width))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
+        """The end of the MobileViT block before, if there was one."""
         return Part(self._exit(state), State(stage, state.size, state.width, width))
 
     def block(self, stage: int, index: int, state: State, block: Residual | Block) -> Part | None:
+        """An inverted residual or a transformer layer; before it, what scores or sorts."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         if isinstance(block, Residual):
@@ -343,28 +346,28 @@ class MobileViT(Images):
     def _residual(self, index: int, state: State, block: Residual) -> Part | None:
         stride = 2 if index == 0 < state.stage else 1
         shape = (state.size, state.size, state.inputs)
-        args = {
-            "inputs": state.inputs,
-            "width": state.width,
-            "hidden": int(state.inputs * block.expansion),
-            "kernel": block.kernel,
-            "stride": stride,
-            "bits": BITS[block.precision],
-        }
-        layers = []
+        scores: tuple[Layer, ...] = ()
+        windows: dict[str, int] = {}
         if stride == 1 and state.inputs == state.width:
-            window = map_window(state.size, self.window)
-            total = (state.size // window) ** 2
-            kept = kept_windows(total, block.sparsity)
-            if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
-                layers.append(Layer.of(f"score{state.stage}", MapScore, shape, window=window))
-            args |= {"window": window, "kept": kept}
+            before = state.sparsity
+            scores, windows = prune_map(state.stage, shape, before, block.sparsity, self.window)
         elif block.sparsity:
-            return None
-        layers.append(Layer.of(f"residual{state.stage}_{index}", MobileBlock, shape, **args))
+            return None  # nothing could pass unchanged
+        layer = Layer.of(
+            f"residual{state.stage}_{index}",
+            MobileBlock,
+            shape,
+            inputs=state.inputs,
+            width=state.width,
+            hidden=int(state.inputs * block.expansion),
+            kernel=block.kernel,
+            stride=stride,
+            bits=BITS[block.precision],
+            **windows,
+        )
         size = -(-state.size // stride)
         after = state._replace(size=size, inputs=state.width, sparsity=block.sparsity)
-        return Part(tuple(layers), after)
+        return Part((*scores, layer), after)
 
     def _layer(self, index: int, state: State, block: Block) -> Part:
         stage, bits = state.stage, BITS[block.precision]
@@ -372,31 +375,29 @@ class MobileViT(Images):
         grid = patch_grid(state.size)
         # Patches that the windows do not divide are scored one by one.
         window = self.patch_window if grid % self.patch_window == 0 else 1
-        total = (grid // window) ** 2
-        kept = kept_windows(total, block.sparsity)
+        pruning = Pruning.of(grid, window, state.sparsity, block.sparsity)
+        patches = pruning.kept * window**2
         layers = []
         if not state.patches:
-            map_shape = (state.size, state.size, state.width)
-            args = {"width": state.width, "inner": inner, "bits": bits}
-            layers.append(Layer.of(f"enter{stage}", Enter, map_shape, **args))
+            shape = (state.size, state.size, state.width)
+            sizes = {"width": state.width, "inner": inner, "bits": bits}
+            layers.append(Layer.of(f"enter{stage}", Enter, shape, **sizes))
         shape = (PIXELS, state.patches or grid**2, inner)
-        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
+        if pruning.starts:
             layers.append(Layer.of(f"sort{stage}", PatchSort, shape, window=window))
-        layers.append(
-            Layer.of(
-                f"layer{stage}_{index}",
-                TransformerLayer,
-                shape,
-                width=inner,
-                heads=block.heads,
-                head_dim=head_dim,
-                hidden=int(inner * block.mlp_ratio),
-                patches=kept * window**2,
-                bits=bits,
-            )
+        layer = Layer.of(
+            f"layer{stage}_{index}",
+            TransformerLayer,
+            shape,
+            width=inner,
+            heads=block.heads,
+            head_dim=head_dim,
+            hidden=int(inner * block.mlp_ratio),
+            patches=patches,
+            bits=bits,
         )
-        after = state._replace(sparsity=block.sparsity, patches=kept * window**2, bits=bits)
-        return Part(tuple(layers), after)
+        after = state._replace(sparsity=block.sparsity, patches=patches, bits=bits)
+        return Part((*layers, layer), after)
 
     def _inner(self, state: State) -> tuple[int, int]:
         """Width and head size of the tokens of a MobileViT block."""
@@ -412,59 +413,30 @@ class MobileViT(Images):
         return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        """The end of the last MobileViT block, and the classifier."""
         state = states[-1]
-        args = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
-        layer = Layer.of("head", Head, (state.size, state.size, state.width), **args)
+        sizes = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
+        layer = Layer.of("head", Head, (state.size, state.size, state.width), **sizes)
         return (*self._exit(state), layer)
 
     def origin(self, path: str, name: str) -> Origin:
-        module, _, rest = name.partition(".")
-        if path == "stem":
-            return _conv_origin("stem", rest), None
-        if path == "head":
-            return (_conv_origin("final_conv", rest) if module == "conv" else f"head.{name}"), None
-        kind = path.rstrip("_0123456789")
-        stage, _, index = path.removeprefix(kind).partition("_")
-        if kind == "residual":
-            part, _, tensor = rest.partition(".")
-            return _conv_origin(f"stages.{stage}.{index}.{_RESIDUAL[part]}", tensor), None
-        block = f"stages.{stage}.1"
-        if kind == "layer":
-            layer = f"{block}.transformer.{int(index) - 1}"
-            return f"{layer}.{ATTENTION_NAMES.get(name, name)}", None
-        if path.startswith("enter") and module == "project":
-            return f"{block}.conv_1x1.{rest}", None
-        if module == "norm":
-            return f"{block}.{name}", None
-        return _conv_origin(f"{block}.{_CONVOLUTIONS[module]}", rest), None
-
-
-_RESIDUAL = {"expand": "conv1_1x1", "depthwise": "conv2_kxk", "project": "conv3_1x1"}
-_CONVOLUTIONS = {"local": "conv_kxk", "project": "conv_proj", "fuse": "conv_fusion"}
-
-
-def _conv_origin(prefix: str, name: str) -> str:
-    """Where timm keeps a tensor of a ConvNorm."""
-    norm = name.startswith("norm.")
-    return f"{prefix}.bn.{name.removeprefix('norm.')}" if norm else f"{prefix}.conv.{name}"
+        """As `TIMM` says."""
+        return renamed(TIMM, path, name), None
 
 
 Entry = tuple[Space[Architecture], MobileViT]
-_DENSE, _FLOAT, _THREE = Choice(0), Choice("fp32"), Choice(3)
-_HALF, _EITHER = Choice(50, 0), Choice("int8", "fp32")
 # Pruned inverted residuals also expand the surroundings of their windows: one thread of a CPU needs
 # 1.1-1.6 times as long at 20 %, 0.9-1.1 at 40 %, 0.6-0.9 at 60 %, 0.35-0.5 at 80 %.
 _COARSE = Choice(80, 60, 0)
-_FIFTHS = Choice(80, 60, 40, 20, 0)
-_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
+_THREE = Choice(3)
 
 
 def residual(
     expansion: Choice,
     *,
     kernel: Choice = _THREE,
-    sparsity: Choice = _DENSE,
-    precision: Choice = _FLOAT,
+    sparsity: Choice = DENSE,
+    precision: Choice = FLOAT,
 ) -> Space[Residual]:
     return Space(
         Residual, expansion=expansion, kernel=kernel, sparsity=sparsity, precision=precision
@@ -472,7 +444,7 @@ def residual(
 
 
 def transformer(
-    heads: Choice, mlp_ratio: Choice, *, sparsity: Choice = _DENSE, precision: Choice = _FLOAT
+    heads: Choice, mlp_ratio: Choice, *, sparsity: Choice = DENSE, precision: Choice = FLOAT
 ) -> Space[Block]:
     return Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
 
@@ -526,7 +498,7 @@ def paper(size: Size) -> Entry:
     e = size.expansion
     expansion = Choice(e / 2, 3 * e / 4, e)
     first, convolution = residual(expansion), residual(expansion, sparsity=_COARSE)
-    layer = transformer(Choice(2, 3, 4), Choice(1, 1.5, 2), sparsity=_TENTHS)
+    layer = transformer(Choice(2, 3, 4), Choice(1, 1.5, 2), sparsity=TENTHS)
     stages = []
     for i, (width, more) in enumerate(zip(size.widths, _MORE)):
         widths, depth = Choice(3 * width // 4 // 4 * 4, width), range(max(0, more - 2), more + 1)
@@ -535,9 +507,9 @@ def paper(size: Size) -> Entry:
     return space(Choice(160, 192, 224, 256), *stages), size.parts()
 
 
-_DEBUG_FIRST = residual(Choice(1, 2), kernel=Choice(3, 5), precision=_EITHER)
-_DEBUG_LATER = residual(Choice(1, 2), kernel=Choice(3, 5), sparsity=_HALF, precision=_EITHER)
-_DEBUG_LAYER = transformer(Choice(1, 2), Choice(1, 1.5, 2), sparsity=_HALF, precision=_EITHER)
+_DEBUG_FIRST = residual(Choice(1, 2), kernel=Choice(3, 5), precision=EITHER)
+_DEBUG_LATER = residual(Choice(1, 2), kernel=Choice(3, 5), sparsity=HALF, precision=EITHER)
+_DEBUG_LAYER = transformer(Choice(1, 2), Choice(1, 1.5, 2), sparsity=HALF, precision=EITHER)
 DEBUG = space(
     Choice(16, 24),
     stage(Choice(4, 8), _DEBUG_FIRST, _DEBUG_LATER, Choice(0, 1)),
@@ -546,7 +518,7 @@ DEBUG = space(
 )
 _MICRO_FIRST = residual(Choice(1, 2))
 _MICRO_LATER = residual(Choice(1, 2), sparsity=_COARSE)
-_MICRO_LAYER = transformer(Choice(2, 4), Choice(1, 2), sparsity=_FIFTHS)
+_MICRO_LAYER = transformer(Choice(2, 4), Choice(1, 2), sparsity=FIFTHS)
 MICRO = space(
     Choice(112, 168, 224),
     stage(Choice(12, 16), _MICRO_FIRST, _MICRO_LATER, Choice(0)),

@@ -9,29 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.layers import mode
-from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
-from nas.layers.windows import (
-    kept_windows,
-    overwritable,
-    padded,
-    relative_index,
-    shift_mask,
-    window_orders,
-    window_tokens,
-)
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.transformer import TransformerModule
+from nas.layers.windows import overwritable, padded, shift_mask, window_orders, window_tokens
 from nas.network.inputs import Images
+from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
 from nas.space.domains import Choice, Fixed, Repeat, Space
-from nas.space.family import BITS, Origin
+from nas.space.family import BITS
 from nas.space.layer import Layer, Part
+from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
@@ -55,6 +50,7 @@ class Block:
 
 
 def pad_map(x_BSSC: Tensor, size: int, window: int) -> Tensor:
+    """A map of side `size` padded below and right to whole windows."""
     extra = padded(size, window) - x_BSSC.shape[1]
     return F.pad(x_BSSC, (0, 0, 0, extra, 0, extra)) if extra else x_BSSC
 
@@ -66,13 +62,14 @@ class MapModule(ElasticModule):
     def inputs(
         cls, batch: int, input_shape: Sequence[int], **sizes: int
     ) -> tuple[Tensor | Orders, ...]:
+        """A random map without orders."""
         return torch.randn(batch, *input_shape), None
 
 
 class PatchEmbed(ElasticModule):
     """Non-overlapping patches as a strided convolution, then (where asked for) a LayerNorm."""
 
-    def __init__(self, *, width: int, patch: int, norm: int, **_: int) -> None:
+    def __init__(self, *, width: int, patch: int, norm: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -80,8 +77,9 @@ class PatchEmbed(ElasticModule):
         self.norm = ElasticLayerNorm(width) if norm else nn.Identity()
 
     def forward(
-        self, images: Tensor, *, width: int, patch: int, window: int, norm: int
+        self, images: Tensor, *, width: int, patch: int, window: int
     ) -> tuple[Tensor, Orders]:
+        """The map of images (B, 3, side, side), padded to whole windows."""
         extra = -images.shape[-1] % patch
         images = F.pad(images, (0, extra, 0, extra)) if extra else images
         x = F.conv2d(images, self.weight[:width], self.bias[:width], stride=patch)
@@ -92,7 +90,7 @@ class PatchEmbed(ElasticModule):
 class Merge(MapModule):
     """Concatenate 2x2 neighbours, normalise, project to the next width."""
 
-    def __init__(self, *, in_width: int, width: int, **_: int) -> None:
+    def __init__(self, *, in_width: int, width: int) -> None:
         super().__init__()
         self.norm_weight = nn.Parameter(torch.ones(4, in_width))
         self.norm_bias = nn.Parameter(torch.zeros(4, in_width))
@@ -100,9 +98,10 @@ class Merge(MapModule):
         nn.init.trunc_normal_(self.reduction, std=0.02)
 
     def forward(
-        self, x_BSSC: Tensor, orders: Orders, *, width: int, in_width: int, size: int, window: int
+        self, x_BSSC: Tensor, orders: Orders, *, width: int, size: int, window: int
     ) -> tuple[Tensor, Orders]:
-        b, c = x_BSSC.shape[0], in_width
+        """A map of half the side, padded to whole windows, which have no order yet."""
+        b, _, _, c = x_BSSC.shape
         half = (size + 1) // 2
         x = x_BSSC[:, :size, :size]
         x = F.pad(x, (0, 0, 0, size % 2, 0, size % 2)) if size % 2 else x
@@ -116,39 +115,27 @@ class Merge(MapModule):
 class WindowScore(MapModule):
     """Order the windows of both partitions by their activation, for the blocks that follow."""
 
-    def __init__(self, **_: int) -> None:
-        super().__init__()
-
     def forward(
         self, x_BSSC: Tensor, _: Orders, *, size: int, window: int
     ) -> tuple[Tensor, Orders]:
+        """The map as it is, and both orders (B, windows), most active first."""
         one = padded(size, window) == window  # then the shift is off
         orders = window_orders(x_BSSC, size, window, (0,) if one else (0, window // 2))
         return x_BSSC, (orders[0], orders[-1])
 
 
-class WindowBlock(MapModule):
+class WindowBlock(TransformerModule):
     """Window attention and MLP on the `kept` most active windows; the others pass unchanged."""
 
-    def __init__(
-        self, *, width: int, heads: int, head_dim: int, hidden: int, window: int, **_: int
-    ) -> None:
-        super().__init__()
-        self.norm1 = ElasticLayerNorm(width)
-        self.attention = ElasticAttention(width, heads, head_dim)
-        self.position = nn.Parameter(torch.empty(heads, (2 * window - 1) ** 2))
-        nn.init.trunc_normal_(self.position, std=0.02)
-        self.norm2 = ElasticLayerNorm(width)
-        self.mlp = ElasticMlp(width, hidden)
+    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int, window: int) -> None:
+        super().__init__(width, heads, head_dim, hidden, window=window)
 
     def forward(
         self,
         x_BSSC: Tensor,
         orders: Orders,
         *,
-        width: int,
         heads: int,
-        head_dim: int,
         hidden: int,
         size: int,
         window: int,
@@ -156,6 +143,7 @@ class WindowBlock(MapModule):
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Orders]:
+        """The map; during inference windows are written where they were read."""
         b, side, _, c = x_BSSC.shape
         flat = x_BSSC.reshape(-1, c)
         # (windows, tokens): what runs together; rows of `flat`, which holds image after image.
@@ -168,13 +156,12 @@ class WindowBlock(MapModule):
         else:
             index = index.expand(b, -1, -1)
             mask = mask.repeat(b, 1, 1) if mask is not None and b > 1 else mask
-        # Windows do not overlap: write where they were read.
-        output = overwritable(flat)
+        output = overwritable(flat)  # windows do not overlap
         if b > 1:
             first = torch.arange(0, len(flat), side * side, device=x_BSSC.device)
             index = index + first[:, None, None]
         index = index.reshape(-1, window * window)
-        bias = self._bias(heads, window).to(x_BSSC.dtype)
+        bias = self.offsets(heads).to(x_BSSC.dtype)
         # Autograd saves less with one chunk. Chunks of equal size: a short last one is slow.
         chunks = 1 if mode.recording() else -(-len(index) // CHUNK)
         chunk = -(-len(index) // chunks)
@@ -183,43 +170,27 @@ class WindowBlock(MapModule):
             added = bias if mask is None else bias + mask[start : start + chunk, None]
             added = added.to(bias.dtype)
             x_WNC = flat.index_select(0, rows.flatten()).view(-1, window * window, c)
+            # Padding enters attention as zeros, as in the official code (pad after the norm).
             valid = _valid(rows, size, side).to(x_WNC.dtype) if side > size else None
-            y_WNC = self._run(x_WNC, heads, hidden, added, valid, bits)
+            y_WNC = self.transform(x_WNC, heads, hidden, bits, added, valid)
             output = output.index_copy_(0, rows.flatten(), y_WNC.view(-1, c).to(output.dtype))
         return output.view(x_BSSC.shape), orders
 
-    def kept(self, *state: Any, **sizes: int) -> Tensor:
-        x, orders = state
-        size, window = sizes["size"], sizes["window"]
-        tokens = window_tokens(size, window, sizes["shift"], x.device)
-        mask = torch.zeros(x.shape[1] * x.shape[2], dtype=torch.bool)
-        order = torch.arange(len(tokens)) if orders is None else orders[int(sizes["shift"] > 0)][0]
-        mask[tokens[order[: sizes["kept"]]].flatten()] = True
-        return mask.view(x.shape[1:3])[:size, :size]
-
-    def _bias(self, heads: int, window: int) -> Tensor:
-        """(heads, window**2, window**2): what attention adds for the offset of two tokens."""
-        pairs = relative_index(window, self.position.device).flatten()
-        bias = self.position[:heads].index_select(1, pairs)  # 5x faster than indexing by two axes
-        return bias.view(heads, window**2, window**2)
-
-    def _run(
-        self, x_WNC: Tensor, heads: int, hidden: int, bias: Tensor, valid: Tensor | None, bits: int
+    def kept(
+        self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int, shift: int, kept: int
     ) -> Tensor:
-        y = self.norm1(x_WNC)
-        # Padding enters attention as zeros, as in the official code (pad after the norm).
-        y = y if valid is None else y * valid
-        x_WNC = self.attention(y, heads, bias, bits, residual=x_WNC)
-        return self.mlp(self.norm2(x_WNC), hidden, bits, residual=x_WNC)  # type: ignore[no-any-return]
-
-    def reorder(self) -> None:
-        self.attention.reorder((self.position, 0))
-        self.mlp.reorder()
+        """The tokens of the windows that are kept, (size, size)."""
+        tokens = window_tokens(size, window, shift, x_BSSC.device)
+        mask = torch.zeros(x_BSSC.shape[1] * x_BSSC.shape[2], dtype=torch.bool)
+        order = torch.arange(len(tokens)) if orders is None else orders[int(shift > 0)][0]
+        mask[tokens[order[:kept]].flatten()] = True
+        return mask.view(x_BSSC.shape[1:3])[:size, :size]
 
     @classmethod
     def inputs(
         cls, batch: int, input_shape: Sequence[int], **sizes: int
     ) -> tuple[Tensor | Orders, ...]:
+        """A random map with a random order of its windows."""
         total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
         order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), (order, order)
@@ -234,21 +205,28 @@ def _valid(rows: Tensor, size: int, side: int) -> Tensor:
 class Head(MapModule):
     """LayerNorm, mean over the tokens, linear classifier."""
 
-    def __init__(self, *, width: int, classes: int, **_: int) -> None:
+    def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
         self.norm = ElasticLayerNorm(width)
         self.fc = ElasticLinear(width, classes)
 
-    def forward(
-        self, x_BSSC: Tensor, orders: Orders, *, width: int, classes: int, size: int
-    ) -> tuple[Tensor]:
+    def forward(self, x_BSSC: Tensor, orders: Orders, *, size: int) -> tuple[Tensor]:
+        """Logits (B, classes)."""
         return (self.fc(self.norm(x_BSSC[:, :size, :size]).mean((1, 2))),)
 
 
-Entry = tuple[Space[Architecture], "Swin"]
-_DENSE, _FLOAT, _EITHER = Choice(0), Choice("fp32"), Choice("int8", "fp32")
-_FIFTHS = Choice(80, 60, 40, 20, 0)
-_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
+# Where timm's checkpoints keep our tensors.
+TIMM: tuple[Renaming, ...] = (
+    (r"^stem\.norm", "patch_embed.norm"),
+    (r"^stem", "patch_embed.proj"),
+    (r"^head\.norm", "norm"),
+    (r"^merge(\d+)\.norm_", r"layers.\1.downsample.norm."),
+    (r"^merge(\d+)\.reduction", r"layers.\1.downsample.reduction.weight"),
+    (r"^stage(\d+)_(\d+)_regular", lambda m: f"layers.{m[1]}.blocks.{2 * int(m[2])}"),
+    (r"^stage(\d+)_(\d+)_shifted", lambda m: f"layers.{m[1]}.blocks.{2 * int(m[2]) + 1}"),
+    (r"position$", "attn.relative_position_bias_table"),
+    *ATTENTION,
+)
 
 
 class State(NamedTuple):
@@ -270,28 +248,35 @@ class Swin(Images):
 
     @property
     def multiple(self) -> int:
+        """Sides of images are whole patches."""
         return self.patch
 
     def stem(self, resolution: int, width: int) -> Part:
-        args = {"width": width, "patch": self.patch, "window": self.window}
+        """The patch embedding."""
         layer = Layer.of(
-            "stem", PatchEmbed, self.example(resolution), norm=int(self.patch_norm), **args
+            "stem",
+            PatchEmbed,
+            self.example(resolution),
+            width=width,
+            patch=self.patch,
+            window=self.window,
+            norm=int(self.patch_norm),
         )
         return Part((layer,), State(-(-resolution // self.patch), width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
-        layer = self._layer(f"merge{stage}", Merge, state, in_width=state.width, width=width)
+        """Patch merging."""
+        sizes = {"in_width": state.width, "width": width}
+        layer = self._layer(f"merge{stage}", Merge, state, **sizes)
         return Part((layer,), State((state.size + 1) // 2, width, 0))
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        """The regular and the shifted block; before the first that prunes, the windows' score."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         side = padded(state.size, self.window)
-        total = (side // self.window) ** 2
-        kept = kept_windows(total, block.sparsity)
-        layers = []
-        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
-            layers.append(self._layer(f"score{stage}", WindowScore, state))
+        pruning = Pruning.of(side, self.window, state.sparsity, block.sparsity)
+        layers = [self._layer(f"score{stage}", WindowScore, state)] if pruning.starts else []
         for name, shift in (("regular", 0), ("shifted", self.window // 2)):
             layers.append(
                 self._layer(
@@ -302,45 +287,32 @@ class Swin(Images):
                     heads=block.heads,
                     head_dim=self.head_dim,
                     hidden=state.width * block.mlp_ratio,
-                    shift=shift if total > 1 else 0,
-                    kept=kept,
+                    shift=shift if pruning.total > 1 else 0,
+                    kept=pruning.kept,
                     bits=BITS[block.precision],
                 )
             )
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        """The classifier on the last stage."""
         state = states[-1]
         side = padded(state.size, self.window)
-        args = {"width": state.width, "classes": task.outputs, "size": state.size}
-        return (Layer.of("head", Head, (side, side, state.width), **args),)
+        sizes = {"width": state.width, "classes": task.outputs, "size": state.size}
+        return (Layer.of("head", Head, (side, side, state.width), **sizes),)
 
-    def _layer(self, path: str, module: type[ElasticModule], state: State, **args: int) -> Layer:
+    def _layer(self, path: str, module: type[ElasticModule], state: State, **sizes: int) -> Layer:
         side = padded(state.size, self.window)
         shape = (side, side, state.width)
-        return Layer.of(path, module, shape, size=state.size, window=self.window, **args)
+        return Layer.of(path, module, shape, size=state.size, window=self.window, **sizes)
 
     def origin(self, path: str, name: str) -> Origin:
-        kind, _, rest = path.partition("_")
-        if path == "stem":
-            return f"patch_embed.{'norm' if 'norm' in name else 'proj'}.{_leaf(name)}", None
-        if path == "head":
-            return f"{'norm' if 'norm' in name else 'head.fc'}.{_leaf(name)}", None
-        if path.startswith("merge"):
-            merge = f"layers.{path.removeprefix('merge')}.downsample"
-            if name == "reduction":
-                return f"{merge}.reduction.weight", None
-            return f"{merge}.norm.{name.removeprefix('norm_')}", None
-        pair, _, shifted = rest.partition("_")
-        index = 2 * int(pair) + (shifted == "shifted")
-        block = f"layers.{kind.removeprefix('stage')}.blocks.{index}"
-        if name == "position":
-            return f"{block}.attn.relative_position_bias_table", lambda table, _: table.T
-        return f"{block}.{ATTENTION_NAMES.get(name, name)}", None
+        """As `TIMM` says; tables of positions are transposed."""
+        transposed = (lambda table, _: table.T) if name == "position" else None
+        return renamed(TIMM, path, name), transposed
 
 
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+Entry = tuple[Space[Architecture], Swin]
 
 
 def stage(
@@ -348,21 +320,26 @@ def stage(
     depth: Choice,
     heads: Choice,
     mlp: Choice,
-    sparsity: Choice = _DENSE,
-    precision: Choice = _FLOAT,
+    sparsity: Choice = DENSE,
+    precision: Choice = FLOAT,
 ) -> Space[Stage]:
     """`depth` counts pairs of blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp, sparsity=sparsity, precision=precision)
     return Space(Stage, width=width, blocks=Repeat(block, depth))
 
 
-def model(width: int, pairs: tuple[int, ...], resolution: int = 224) -> Entry:
+def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
+    """The domain of these stages."""
+    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
+
+
+def model(width: int, pairs: tuple[int, ...]) -> Entry:
     """A model of the paper (section 3.3): its one architecture."""
     stages = (
         stage(Choice(width * 2**i), Choice(depth), Choice(width * 2**i // 32), Choice(4))
         for i, depth in enumerate(pairs)
     )
-    return Space(Architecture, resolution=Choice(resolution), stages=Fixed(*stages)), Swin()
+    return space(Choice(224), *stages), Swin()
 
 
 def paper(width: int, pairs: int) -> Entry:
@@ -372,29 +349,22 @@ def paper(width: int, pairs: int) -> Entry:
     for i, depth in enumerate(depths):
         widths = tuple(w * 2**i for w in (3 * width // 4 // 32 * 32, width))
         heads = Choice(*(w // 32 for w in widths))
-        stages.append(
-            stage(Choice(*widths), depth, heads, Choice(2, 4), _TENTHS if i < 3 else _DENSE)
-        )
-    return Space(Architecture, resolution=Choice(160, 192, 224), stages=Fixed(*stages)), Swin()
+        sparsity = TENTHS if i < 3 else DENSE
+        stages.append(stage(Choice(*widths), depth, heads, Choice(2, 4), sparsity))
+    return space(Choice(160, 192, 224), *stages), Swin()
 
 
-_DEBUG_HALF = Choice(50, 0)
-DEBUG = Space(
-    Architecture,
-    resolution=Choice(16, 24),
-    stages=Fixed(
-        stage(Choice(8, 12), Choice(1, 2), Choice(1, 2), Choice(1, 2), _DEBUG_HALF, _EITHER),
-        stage(Choice(16), Choice(1), Choice(2), Choice(1, 2), _DEBUG_HALF, _EITHER),
-    ),
+_RATIOS = Choice(2, 4)
+DEBUG = space(
+    Choice(16, 24),
+    stage(Choice(8, 12), Choice(1, 2), Choice(1, 2), Choice(1, 2), HALF, EITHER),
+    stage(Choice(16), Choice(1), Choice(2), Choice(1, 2), HALF, EITHER),
 )
-MICRO = Space(
-    Architecture,
-    resolution=Choice(112, 168, 224),
-    stages=Fixed(
-        stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), Choice(2, 4), _FIFTHS),
-        stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), Choice(2, 4), _FIFTHS),
-        stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), Choice(2, 4), _FIFTHS),
-    ),
+MICRO = space(
+    Choice(112, 168, 224),
+    stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), _RATIOS, FIFTHS),
+    stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),
+    stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), _RATIOS, FIFTHS),
 )
 
 PRESETS = {

@@ -17,14 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.layers.attention import ATTENTION_NAMES, ElasticAttention
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticMlp, ElasticModule
-from nas.layers.windows import kept_windows, window_orders, window_tokens
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.transformer import TransformerModule
+from nas.layers.windows import sorted_by_window
 from nas.network.inputs import Images
+from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
 from nas.space.domains import Choice, Fixed, Repeat, Space
-from nas.space.family import BITS, Origin
+from nas.space.family import BITS
 from nas.space.layer import Layer, Part
+from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, N tokens (class token first, then any distillation token), C width, G
@@ -47,6 +50,7 @@ class TokenModule(ElasticModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """Random tokens that are not sorted."""
         return torch.randn(batch, *input_shape), None
 
 
@@ -77,6 +81,7 @@ class PatchEmbed(ElasticModule):
     def forward(
         self, images: Tensor, *, width: int, patch: int, grid: int, distilled: int
     ) -> tuple[Tensor, None]:
+        """The tokens (B, N, width) of images (B, 3, side, side), not sorted yet."""
         b = len(images)
         extra = grid * patch - images.shape[-1]
         images = F.pad(images, (0, extra, 0, extra)) if extra else images
@@ -112,57 +117,44 @@ def resized(position_GGC: Tensor, grid: int) -> Tensor:
 class WindowSort(TokenModule):
     """Sort the patch tokens by the activation of their window, most active first."""
 
-    def __init__(self, **_: int) -> None:
-        super().__init__()
-
     def forward(
         self, x_BNC: Tensor, source: None, *, first: int, grid: int, window: int
     ) -> tuple[Tensor, Tensor]:
+        """The tokens in that order, after the `first` of no patch, and which patch each is of."""
         b, _, c = x_BNC.shape
         patches = x_BNC[:, first:]
-        (order,) = window_orders(patches.reshape(b, grid, grid, c), grid, window, (0,))
-        index = window_tokens(grid, window, 0, x_BNC.device)[order].flatten(1)
+        index = sorted_by_window(patches.reshape(b, grid, grid, c), window)
         patches = patches.gather(1, index[..., None].expand(-1, -1, c))
         return torch.cat([x_BNC[:, :first], patches], dim=1), index
 
 
-class TransformerBlock(TokenModule):
-    """Pre-norm attention and MLP (ViT, equations 2 and 3) on the first `tokens` tokens.
+class TransformerBlock(TransformerModule, TokenModule):
+    """Pre-norm attention and MLP on the first `tokens` tokens; the others are left behind."""
 
-    The others are left behind. `first` of the tokens belong to no patch of the `grid`.
-    """
-
-    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int, **_: int) -> None:
-        super().__init__()
-        self.norm1 = ElasticLayerNorm(width, eps=1e-6)
-        self.attention = ElasticAttention(width, heads, head_dim)
-        self.norm2 = ElasticLayerNorm(width, eps=1e-6)
-        self.mlp = ElasticMlp(width, hidden)
+    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__(width, heads, head_dim, hidden, eps=1e-6)
 
     def forward(
         self,
         x_BNC: Tensor,
         source: Tensor | None,
         *,
-        width: int,
         heads: int,
-        head_dim: int,
         hidden: int,
         tokens: int,
-        first: int,
-        grid: int,
         bits: int,
     ) -> tuple[Tensor, Tensor | None]:
+        """The tokens that stay, and the patches they came from."""
         x = x_BNC if x_BNC.shape[1] == tokens else x_BNC[:, :tokens].contiguous()
-        x = self.attention(self.norm1(x), heads, bits=bits, residual=x)
-        return self.mlp(self.norm2(x), hidden, bits, residual=x), source
+        return self.transform(x, heads, hidden, bits), source
 
-    def kept(self, *state: Any, **sizes: int) -> Tensor:
-        _, source = state
-        grid = sizes["grid"]
+    def kept(
+        self, x_BNC: Tensor, source: Tensor | None, *, tokens: int, first: int, grid: int
+    ) -> Tensor:
+        """The patches that stay, (grid, grid); `first` tokens belong to none."""
         mask = torch.full((grid * grid,), source is None)
         if source is not None:
-            mask[source[0, : sizes["tokens"] - sizes["first"]]] = True
+            mask[source[0, : tokens - first]] = True
         return mask.view(grid, grid)
 
 
@@ -179,14 +171,27 @@ class Head(TokenModule):
         if distilled:
             self.distillation = ElasticLinear(width, classes)
 
-    def forward(
-        self, x_BNC: Tensor, source: Tensor | None, *, width: int, classes: int, distilled: int
-    ) -> tuple[Tensor]:
+    def forward(self, x_BNC: Tensor, source: Tensor | None, *, distilled: int) -> tuple[Tensor]:
+        """Logits (B, classes)."""
         x = self.norm(x_BNC[:, : 1 + distilled])
         logits = self.fc(x[:, 0])
         if distilled:
             logits = (logits + self.distillation(x[:, 1])) / 2
         return (logits,)
+
+
+# Where timm's checkpoints keep our tensors.
+TIMM: tuple[Renaming, ...] = (
+    (r"^stem\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"^stem\.(\w+_)?position", "pos_embed"),
+    (r"^stem\.class_token", "cls_token"),
+    (r"^stem\.distillation_token", "dist_token"),
+    (r"^block(\d+)", r"blocks.\1"),
+    (r"^head\.norm", "norm"),
+    (r"^head\.fc", "head"),
+    (r"^head\.distillation", "head_dist"),
+    *ATTENTION,
+)
 
 
 class State(NamedTuple):
@@ -209,6 +214,7 @@ class ViT(Images):
 
     @property
     def multiple(self) -> int:
+        """Sides of images are whole patches."""
         return self.patch
 
     @property
@@ -217,63 +223,54 @@ class ViT(Images):
         return 1 + self.distilled
 
     def stem(self, resolution: int, width: int) -> Part:
+        """The patch embedding."""
         grid = -(-resolution // self.patch)
-        args = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
-        layer = Layer.of("stem", PatchEmbed, self.example(resolution), **args)
+        sizes = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
+        layer = Layer.of("stem", PatchEmbed, self.example(resolution), **sizes)
         return Part((layer,), State(grid, width, self.first + grid**2, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
+        """Never asked for."""
         raise NotImplementedError("a plain vision transformer has one stage")
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+        """A transformer block; before the first that prunes, tokens are sorted."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         # A grid that the windows do not divide is scored token by token.
         window = self.window if state.grid % self.window == 0 else 1
-        total = (state.grid // window) ** 2
-        kept = kept_windows(total, block.sparsity)
+        pruning = Pruning.of(state.grid, window, state.sparsity, block.sparsity)
         shape = (state.tokens, state.width)
         place = {"first": self.first, "grid": state.grid}
-        layers = []
-        if kept < total == kept_windows(total, state.sparsity):  # the first that leaves any out
-            layers.append(Layer.of("sort", WindowSort, shape, window=window, **place))
-        tokens = self.first + kept * window**2
-        layers.append(
-            Layer.of(
-                f"block{index}",
-                TransformerBlock,
-                shape,
-                width=state.width,
-                heads=block.heads,
-                head_dim=self.head_dim,
-                hidden=int(state.width * block.mlp_ratio),
-                tokens=tokens,
-                bits=BITS[block.precision],
-                **place,
-            )
+        tokens = self.first + pruning.kept * window**2
+        sort = Layer.of("sort", WindowSort, shape, window=window, **place)
+        layer = Layer.of(
+            f"block{index}",
+            TransformerBlock,
+            shape,
+            width=state.width,
+            heads=block.heads,
+            head_dim=self.head_dim,
+            hidden=int(state.width * block.mlp_ratio),
+            tokens=tokens,
+            bits=BITS[block.precision],
+            **place,
         )
-        return Part(tuple(layers), state._replace(tokens=tokens, sparsity=block.sparsity))
+        layers = (sort, layer) if pruning.starts else (layer,)
+        return Part(layers, state._replace(tokens=tokens, sparsity=block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+        """The classifier on the class token."""
         state = states[-1]
-        args = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
-        return (Layer.of("head", Head, (state.tokens, state.width), **args),)
+        sizes = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
+        return (Layer.of("head", Head, (state.tokens, state.width), **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
-        leaf = name.rpartition(".")[2]
-        if path == "head":
-            module = {"norm": "norm", "fc": "head", "distillation": "head_dist"}
-            return f"{module[name.partition('.')[0]]}.{leaf}", None
-        if path != "stem":
-            block = f"blocks.{path.removeprefix('block')}"
-            return f"{block}.{ATTENTION_NAMES.get(name, name)}", None
-        if name == "position":
-            return "pos_embed", self._patch_positions
-        if name.endswith("_position"):
-            row = ("class_position", "distillation_position").index(name)
-            return "pos_embed", lambda table, _: table[0, row]
-        tokens = {"class_token": "cls_token", "distillation_token": "dist_token"}
-        return tokens.get(name, f"patch_embed.proj.{name}"), None
+        """As `TIMM` says, where one table holds the positions of all tokens."""
+        rows = {"class_position": 0, "distillation_position": 1}
+        if name in rows:
+            return renamed(TIMM, path, name), lambda table, _: table[0, rows[name]]
+        return renamed(TIMM, path, name), self._patch_positions if name == "position" else None
 
     def _patch_positions(self, table: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A checkpoint's positions (1, N, C) of the patches, resized to ours (G, G, C)."""
@@ -283,9 +280,6 @@ class ViT(Images):
 
 
 Entry = tuple[Space[Architecture], ViT]
-_DENSE, _FLOAT = Choice(0), Choice("fp32")
-_FIFTHS = Choice(80, 60, 40, 20, 0)
-_TENTHS = Choice(90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
 
 
 def space(
@@ -295,9 +289,10 @@ def space(
     heads: Choice,
     mlp_ratio: Choice,
     *,
-    sparsity: Choice = _DENSE,
-    precision: Choice = _FLOAT,
+    sparsity: Choice = DENSE,
+    precision: Choice = FLOAT,
 ) -> Space[Architecture]:
+    """The domain of one stage of blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
     stage = Space(Stage, width=width, blocks=Repeat(block, depth))
     return Space(Architecture, resolution=resolution, stages=Fixed(stage))
@@ -308,7 +303,7 @@ def paper(width: int, heads: int) -> Entry:
     widths = Choice(*(width * sixths // 6 // 16 * 16 for sixths in (4, 5, 6)))
     resolutions, depths = Choice(160, 192, 224), Choice(8, 9, 10, 11, 12)
     head_counts, ratios = Choice(*range(-(-2 * heads // 3), heads + 1)), Choice(2, 3, 4)
-    return space(resolutions, widths, depths, head_counts, ratios, sparsity=_TENTHS), ViT()
+    return space(resolutions, widths, depths, head_counts, ratios, sparsity=TENTHS), ViT()
 
 
 def autoformer(width: Choice, depth: Choice, heads: Choice, mlp_ratio: Choice) -> Entry:
@@ -333,8 +328,8 @@ DEBUG = space(
     Choice(1, 2, 3),
     Choice(1, 2),
     Choice(1, 1.5, 2),
-    sparsity=Choice(50, 0),
-    precision=Choice("int8", "fp32"),
+    sparsity=HALF,
+    precision=EITHER,
 )
 MICRO = space(
     Choice(128, 160, 192, 224),
@@ -342,7 +337,7 @@ MICRO = space(
     Choice(4, 5, 6),
     Choice(2, 3, 4),
     Choice(2, 4),
-    sparsity=_FIFTHS,
+    sparsity=FIFTHS,
 )
 
 PRESETS = {

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from nas.families import load_space
 from nas.layers.inverted_residual import InvertedResidual
-from nas.layers.windows import kept_windows
 from nas.network.macs import count_macs
+from nas.network.pruning import kept_windows
+from nas.space.layer import Layer
 from nas.tasks.classification import Classification
 from search_spaces.efficientvit import (
     AttentionBlock,
@@ -97,9 +98,11 @@ def test_pruned_attention_block_is_its_definition(size, window, sparsity, large)
     """Windows of 3 or 4 tokens in maps this small: nearly every halo of 2 crosses an edge."""
     torch.manual_seed(sparsity)
     sizes = {"width": 8, "heads": 2, "head_dim": 4, "hidden": 16, "large": large, "eps": 15}
-    block = randomized(AttentionBlock(**sizes))
     total = (size // window) ** 2
     kept = kept_windows(total, sparsity)
+    windows = {"window": window, "kept": kept, "bits": 32}
+    layer = Layer.of("block", AttentionBlock, (size, size, 8), **sizes, **windows)
+    block = randomized(layer.build())
     x = torch.randn(BATCH, size, size, 8)
     order = torch.rand(BATCH, total).argsort(1)
     mask = kept_map(order, kept, size, window)
@@ -108,7 +111,7 @@ def test_pruned_attention_block_is_its_definition(size, window, sparsity, large)
         after = attention_added(block.attention, x.permute(0, 3, 1, 2), mask)
         dense = local_added(block.local, after, activation)
         expected = torch.where(mask.permute(0, 3, 1, 2), dense, after).permute(0, 2, 3, 1)
-        y, _ = block(x.clone(), order, **sizes, window=window, kept=kept, bits=32)
+        y, _ = block(x.clone(), order, **layer.elastic)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(y[~mask[..., 0]], x[~mask[..., 0]], rtol=0, atol=0)
 
@@ -121,7 +124,8 @@ def test_pruned_convolution_block_is_the_dense_one_on_kept_windows(kind, size, w
     hidden = 8 if entry else 24
     sizes = {"width_in": 8, "width": 8, "hidden": hidden, "stride": 1, "large": int(fused),
              "entry": int(entry), "fused": int(fused), "biased": int(kind == "inverted")}  # fmt: skip
-    block = randomized(ConvBlock(**sizes))
+    layer = Layer.of("block", ConvBlock, (size, size, 8), **sizes, bits=32, window=window)
+    block = randomized(layer.build())
     assert isinstance(block.body, FusedResidual if fused else InvertedResidual)
     total = (size // window) ** 2
     kept = kept_windows(total, sparsity)
@@ -130,8 +134,8 @@ def test_pruned_convolution_block_is_the_dense_one_on_kept_windows(kind, size, w
     order = torch.rand(BATCH, total).argsort(1)
     mask = kept_map(order, kept, size, window)
     with torch.no_grad():
-        dense, _ = block(x.clone(), None, **sizes, window=window, kept=total, bits=32)
-        y, _ = block(x.clone(), order, **sizes, window=window, kept=kept, bits=32)
+        dense, _ = block(x.clone(), None, **layer.elastic, kept=total)
+        y, _ = block(x.clone(), order, **layer.elastic, kept=kept)
     torch.testing.assert_close(y, torch.where(mask, dense, x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dense, x)
 

@@ -11,6 +11,7 @@ from timm.layers import make_divisible
 from nas.layers.windows import halo_tokens
 from nas.network.macs import count_macs, count_params
 from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 from nas.tasks.classification import Classification
 from search_spaces.mobilenetv3 import (
     LARGE_PARTS,
@@ -28,11 +29,12 @@ def bottleneck(**sizes):
     torch.manual_seed(0)
     args = dict(in_width=8, hidden=24, width=8, kernel=3, stride=1, squeezed=8, expand=1,
                 hardswish=1, bits=32) | sizes  # fmt: skip
-    module = Bottleneck(**args).eval()
+    layer = Layer.of("block", Bottleneck, (8, 8, 8), **args)
+    module = layer.build().eval()
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.add_(0.1 * torch.rand_like(tensor))
-    return module, args
+    return module, layer.elastic
 
 
 def convolved(conv, x, groups=1):
@@ -45,7 +47,7 @@ def convolved(conv, x, groups=1):
 def slow(module, x, order, kept, window):
     """One image after the other; everything on the whole map but the gate and what is written."""
     parts, result = module.residual, x.clone()
-    act = F.hardswish if parts.depthwise.activation is F.hardswish else F.relu
+    act = F.hardswish if parts.depthwise.activation == "hardswish" else F.relu
     for image in range(len(x)):
         y = x[image].permute(2, 0, 1)[None]
         y = y if parts.expand is None else act(convolved(parts.expand, y))

@@ -9,9 +9,11 @@ import timm_models
 import torch
 
 from nas.families import load_space
-from nas.layers.windows import kept_windows, shift_mask, window_orders, window_tokens
+from nas.layers.windows import shift_mask, window_orders, window_tokens
 from nas.network.macs import count_params, sum_macs
 from nas.network.network import Network
+from nas.network.pruning import kept_windows
+from nas.space.layer import Layer
 from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces.swin import Block, Swin, WindowBlock
@@ -100,14 +102,15 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, shift):
     torch.manual_seed(0)
     sizes = dict(width=16, heads=2, head_dim=8, hidden=32, size=size, window=7, shift=shift, kept=5,
                  bits=32)  # fmt: skip
-    module = WindowBlock(**sizes).eval()
+    layer = Layer.of("block", WindowBlock, (28, 28, 16), **sizes)
+    module = layer.build().eval()
     x = torch.randn(3, 28, 28, 16)
     if size < 28:
         x[:, size:], x[:, :, size:] = 0, 0
     orders = window_orders(x, size, 7, (0, 3))
     with torch.no_grad():
-        y, _ = module(x.clone(), orders, **sizes)
-        expected = slow_block(module, x, orders[shift > 0][:, :5], sizes)
+        y, _ = module(x.clone(), orders, **layer.elastic)
+        expected = slow_block(module, x, orders[shift > 0][:, :5], layer.elastic)
     real = slice(0, size)
     torch.testing.assert_close(y[:, real, real], expected[:, real, real], rtol=1e-5, atol=1e-6)
 

@@ -13,9 +13,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from nas.families import load_space
 from nas.layers.attention import ElasticAttention
 from nas.layers.elastic import ElasticMlp
-from nas.layers.windows import kept_windows
 from nas.network.macs import count_params
 from nas.network.network import Network
+from nas.network.pruning import kept_windows
 from nas.space.architecture import Architecture, Stage
 from nas.space.family import SearchSpace
 from nas.tasks.classification import Classification

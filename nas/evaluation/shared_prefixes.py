@@ -44,7 +44,7 @@ def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[S
         return module(*state, **sizes)  # type: ignore[no-any-return]
 
     return [
-        Step(name, partial(run, module, layer.sizes))
+        Step(name, partial(run, module, layer.elastic))
         for name, module, layer in zip(layer_names(layers), modules, layers)
     ]
 

@@ -87,15 +87,6 @@ def attend(
     return (in_windows if q.shape[2] <= WINDOW else fused)(q, k, v, bias)
 
 
-# ElasticAttention's tensors as timm calls them inside a block.
-ATTENTION_NAMES = {
-    "attention.qkv": "attn.qkv.weight",
-    "attention.qkv_bias": "attn.qkv.bias",
-    "attention.out": "attn.proj.weight",
-    "attention.out_bias": "attn.proj.bias",
-}
-
-
 class ElasticAttention(nn.Module):
     """Multi-head self-attention with `heads` of `head_dim` channels, whatever the width.
 

@@ -170,14 +170,16 @@ def pointwise(
 
     It runs as a product; ONNX gets a convolution, for which runtimes have a fast path.
     """
+    square = weight.ndim == 4
     if bits == 32 and mode.exporting():
-        kernel = weight if weight.ndim == 4 else weight[..., None, None]
+        kernel = weight if square else weight[..., None, None]
         y = conv2d(x_BSSC.permute(0, 3, 1, 2), kernel, bias, quantizer)
         return y.permute(0, 2, 3, 1)
+    weight = weight.flatten(1) if square else weight
     if bits == 8 or bias is None:
-        return linear(x_BSSC, weight.flatten(1), bias, quantizer, bits)
+        return linear(x_BSSC, weight, bias, quantizer, bits)
     # Faster by 5 % than a bias that the product starts from.
-    return linear(x_BSSC, weight.flatten(1), None, quantizer).add_(bias)
+    return linear(x_BSSC, weight, None, quantizer).add_(bias)
 
 
 def _folded(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:

@@ -21,14 +21,18 @@ from nas.layers.precision import Quantizer, linear
 
 
 class ElasticModule(nn.Module):
-    """A layer of a network: built with keyword sizes, called with (state..., **sizes)."""
+    """A layer of a network: built with keyword sizes, called with (state..., **sizes).
+
+    Keyword-only arguments of `__init__`, `forward` and `kept` name its sizes (see
+    `nas.space.layer`).
+    """
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
-        """Random inputs of the right shapes, to run this layer on its own."""
+        """Random inputs of the right shapes, to run this layer on its own; gets every size."""
         return (torch.randn(batch, *input_shape),)
 
-    def kept(self, *state: Any, **sizes: int) -> Tensor | None:
+    def kept(self, *state: Any, **sizes: Any) -> Tensor | None:
         """Which tokens of the first image this layer works on: a square bool map, to be drawn.
 
         None for layers that always work on everything.
@@ -47,7 +51,10 @@ class ElasticModule(nn.Module):
 
 @runtime_checkable
 class Reorderable(Protocol):
-    def reorder(self) -> None: ...
+    """A module whose heads or hidden channels can be put in an order of importance."""
+
+    def reorder(self) -> None:
+        """Put the most important ones first; the function stays the same."""
 
 
 def inherit(small: nn.Module, large: nn.Module) -> None:
@@ -68,7 +75,10 @@ def inherit(small: nn.Module, large: nn.Module) -> None:
 
 @runtime_checkable
 class Inheriting(Protocol):
-    def inherit(self, large: Any) -> None: ...
+    """A module that takes over more than the leading slices of a larger one's tensors."""
+
+    def inherit(self, large: Any) -> None:
+        """Copy the weights of `large`, of the same class."""
 
 
 def importance(weight: Tensor, axis: int) -> Tensor:
@@ -144,4 +154,7 @@ class ElasticMlp(nn.Module):
 
 @runtime_checkable
 class Deployable(Protocol):
-    def deploy(self) -> None: ...
+    """A module that gets faster once its weights no longer change."""
+
+    def deploy(self) -> None:
+        """Prepare for inference only, in place."""

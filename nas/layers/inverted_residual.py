@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nas.layers import mode
 from nas.layers.conv import ConvNorm
 from nas.layers.elastic import importance, permute
+from nas.layers.maps import MapModule
 from nas.layers.windows import kept_rows, on_kept_windows, written
 
 # Shape suffixes: B batch, S side of the map, C width.
@@ -102,13 +103,17 @@ class InvertedResidual(nn.Module):
         *,
         hidden: int,
         width: int,
-        kernel: int,
+        kernel: int | None = None,
         squeezed: int = 0,
         bits: int = 32,
         window: int = 0,
         kept: int = 0,
     ) -> Tensor:
-        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
+        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows).
+
+        The `kernel` is by default the largest.
+        """
+        kernel = kernel or self.depthwise.weight.shape[-1]
         if window and kept < (x_BSSC.shape[1] // window) ** 2:
             assert order is not None
             sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
@@ -173,3 +178,86 @@ class InvertedResidual(nn.Module):
             gate = self.gate
             hidden += [(gate.reduce.weight, 1), (gate.expand.weight, 0), (gate.expand.bias, 0)]
         permute(total.argsort(descending=True), *hidden)
+
+
+class ResidualBlock(MapModule):
+    """An inverted residual as a layer; a family's __init__ makes `residual`."""
+
+    residual: InvertedResidual
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None,
+        *,
+        hidden: int,
+        width: int,
+        kernel: int,
+        bits: int,
+        squeezed: int = 0,
+        window: int = 0,
+        kept: int = 0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The map, or the `kept` most active of its windows, through the residual."""
+        sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
+        y = self.residual(x_BSSC, order, **sizes, bits=bits, window=window, kept=kept)
+        return y, order
+
+
+class FusedResidual(nn.Module):
+    """Expand by a dense 3x3 convolution, project (FusedMBConv, or with 3x3 the stem's ConvBlock).
+
+    EfficientNetV2, Tan and Le, ICML 2021, figure 2. The input is added where shapes allow it.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        hidden: int,
+        width: int,
+        *,
+        stride: int,
+        project: int,
+        residual: bool,
+        activation: str,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.expand = ConvNorm(width_in, hidden, 3, stride=stride, activation=activation, eps=eps)
+        self.project = ConvNorm(hidden, width, project, eps=eps)
+        self.halo = 1 + project // 2
+        self.residual = residual
+
+    def forward(
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None = None,
+        *,
+        hidden: int,
+        width: int,
+        bits: int = 32,
+        window: int = 0,
+        kept: int = 0,
+    ) -> Tensor:
+        """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
+        if not window or kept == (x_BSSC.shape[1] // window) ** 2:
+            y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
+            return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
+        assert order is not None
+        halo = self.halo
+
+        def run(x: Tensor, inside: Tensor) -> Tensor:
+            y = self.expand(x * inside, hidden, bits=bits, pad=False)
+            if halo > 1:
+                y = self.project(y * inside[:, 1:-1, 1:-1], width, bits=bits, pad=False)
+            else:
+                y = self.project(y, width, bits=bits)
+            return y + x[:, halo:-halo, halo:-halo]  # type: ignore[no-any-return]
+
+        return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)  # type: ignore[arg-type]
+
+    def reorder(self) -> None:
+        """Hidden channels by importance."""
+        total = importance(self.expand.weight, 0) + importance(self.project.weight, 1)
+        slots = (*self.expand.slots(0), *self.project.slots(1))
+        permute(total.argsort(descending=True), *slots)

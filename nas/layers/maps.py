@@ -1,4 +1,4 @@
-"""Layers whose input is a map, and their score: which of its windows are the most active."""
+"""Layers between images, maps and answers that families share, and the score of windows."""
 
 from __future__ import annotations
 
@@ -8,29 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nas.layers.conv import ConvNorm
 from nas.layers.elastic import ElasticModule
 from nas.layers.windows import halo_tokens, window_orders
 
+# Shape suffixes: B batch, S side of the map, C width.
+
+
+class StridedStem(ElasticModule):
+    """A 3x3 convolution of stride 2 with norm and activation, from images to a map."""
+
+    def __init__(self, width: int, activation: str, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.conv = ConvNorm(3, width, 3, stride=2, activation=activation, eps=eps)
+
+    def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
+        """The map of images (B, 3, side, side), and that its windows have no order yet."""
+        return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
+
 
 class MapModule(ElasticModule):
-    """A layer whose input is a map and (here not needed) the order of its windows."""
+    """A layer whose input is a map and, once they are scored, the order of its windows."""
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """A random map, with a random order of windows where the layer has some."""
         order = None
         if "window" in sizes:
             total = (input_shape[0] // sizes["window"]) ** 2
             order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), order
 
-    def kept(self, *state: Any, **sizes: int) -> Tensor | None:
-        if "kept" not in sizes:
+    def kept(
+        self, x_BSSC: Tensor, order: Tensor, *, window: int = 0, kept: int = 0
+    ) -> Tensor | None:
+        """The tokens of the windows that are kept, (S, S); None for a layer without any."""
+        if not kept:
             return None
-        x, order = state
-        size, window = x.shape[1], sizes["window"]
-        tokens = halo_tokens(size, window, 0, x.device)
-        if sizes["kept"] < len(tokens):
-            tokens = tokens[order[0, : sizes["kept"]]]
+        size = x_BSSC.shape[1]
+        tokens = halo_tokens(size, window, 0, x_BSSC.device)
+        if kept < len(tokens):
+            tokens = tokens[order[0, :kept]]
         mask = torch.zeros(size * size, dtype=torch.bool)
         mask[tokens.flatten().cpu()] = True
         return mask.view(size, size)
@@ -39,9 +57,20 @@ class MapModule(ElasticModule):
 class MapScore(MapModule):
     """Order the windows of a map by their activation, for the blocks of the stage that prune."""
 
-    def __init__(self, **_: int) -> None:
-        super().__init__()
-
     def forward(self, x_BSSC: Tensor, _: Tensor | None, *, window: int) -> tuple[Tensor, Tensor]:
+        """The map as it is, and the order (B, windows), most active first."""
         (order,) = window_orders(x_BSSC, x_BSSC.shape[1], window, (0,))
         return x_BSSC, order
+
+
+class PooledHead(MapModule):
+    """The last pointwise convolution and the mean over the map, before a family's classifier."""
+
+    def __init__(self, width: int, hidden: int, activation: str, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.conv = ConvNorm(width, hidden, activation=activation, eps=eps)
+
+    def pooled(self, x_BSSC: Tensor, hidden: int | None = None) -> Tensor:
+        """(B, hidden), by default all that it was built with."""
+        mean: Tensor = self.conv(x_BSSC, hidden).mean((1, 2))
+        return mean

@@ -19,11 +19,6 @@ from torch import Tensor
 from nas.layers import mode
 
 
-def kept_windows(total: int, sparsity_percent: int) -> int:
-    """How many of `total` windows stay at a sparsity in percent: rounded up, at least one."""
-    return max(1, -(-total * (100 - sparsity_percent) // 100))
-
-
 def padded(size: int, window: int) -> int:
     """The side of a map of side `size` once padded to whole windows."""
     return -(-size // window) * window
@@ -90,6 +85,13 @@ def relative_index(window: int) -> NDArray[np.int64]:
     return index
 
 
+def sorted_by_window(x_BSSC: Tensor, window: int) -> Tensor:
+    """(batch, S * S): the tokens of each image, those of its most active windows first."""
+    size = x_BSSC.shape[1]
+    (order,) = window_orders(x_BSSC, size, window, (0,))
+    return window_tokens(size, window, 0, x_BSSC.device)[order].flatten(1)
+
+
 def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int]) -> list[Tensor]:
     """For each shift (batch, windows): the windows of each image, most active first.
 
@@ -112,21 +114,17 @@ def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int])
     return orders
 
 
-def _halo_tokens(size: int, window: int, halo: int) -> NDArray[np.int64]:
-    first = np.arange(0, size, window)
-    line = (first[:, None] + np.arange(-halo, window + halo)).clip(0, size - 1)
-    y, x = line[:, None, :, None], line[None, :, None, :]
-    tokens: NDArray[np.int64] = (y * size + x).reshape(len(first) ** 2, -1)
-    return tokens
-
-
 @constant
 def halo_tokens(size: int, window: int, halo: int) -> NDArray[np.int64]:
     """(windows, (window + 2 halo)**2) tokens of each window and its surroundings.
 
     Beyond the edge of the map stands the nearest token; `halo_inside` says where.
     """
-    return _halo_tokens(size, window, halo)
+    first = np.arange(0, size, window)
+    line = (first[:, None] + np.arange(-halo, window + halo)).clip(0, size - 1)
+    y, x = line[:, None, :, None], line[None, :, None, :]
+    tokens: NDArray[np.int64] = (y * size + x).reshape(len(first) ** 2, -1)
+    return tokens
 
 
 @constant
@@ -184,12 +182,3 @@ def written(x_BSSC: Tensor, rows: Tensor, y: Tensor) -> Tensor:
 def overwritable(map_: Tensor) -> Tensor:
     """A map to write windows into: itself, since nobody else holds it; a copy for autograd."""
     return map_.clone() if mode.recording() else map_
-
-
-def map_window(size: int, largest: int = 8) -> int:
-    """The side of the windows in which a map of side `size` is pruned.
-
-    The largest divisor of up to `largest` tokens; a side that has none above 2 is one window.
-    """
-    window = max(d for d in range(1, largest + 1) if size % d == 0)
-    return window if window > 2 else size

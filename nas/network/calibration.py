@@ -179,10 +179,8 @@ def run_layer(
     module: nn.Module, layer: Layer, state: tuple[Any, ...], bits: int | None = None
 ) -> tuple[Any, ...]:
     """One layer on its own, at its precision or another; `state` is left as it is."""
-    sizes = layer.sizes
-    if bits and "bits" in sizes:
-        sizes = {**sizes, "bits": bits}
     first, *rest = state
+    sizes = (layer.at_bits(bits) if bits else layer).elastic
     after: tuple[Any, ...] = module(first.clone(), *rest, **sizes)
     return after
 

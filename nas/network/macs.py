@@ -47,11 +47,11 @@ def count_macs(layer: Layer) -> Macs:
 def _count(layer: Layer) -> Macs:
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes = layer.sizes | ({"bits": 32} if "bits" in layer.sizes else {})  # as many in int8
+    layer = layer.at_bits(32)  # as many in int8
     # With gradients, windows run as one chunk instead of many: the same count, forty times sooner.
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.enable_grad():
         module = layer.build().eval()
-        module(*module.inputs(1, layer.input_shape, **sizes), **sizes)
+        module(*layer.inputs(1), **layer.elastic)
     counts = counter.get_flop_counts()
     attention = [ops for path, ops in counts.items() if path.endswith(".attention")]
     return Macs(

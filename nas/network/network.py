@@ -65,7 +65,7 @@ class Network(nn.Module):
         state: tuple[Any, ...] = (inputs,)
         layers = self.space.layers(architecture)
         for layer in layers[: len(layers) - without]:
-            state = self.module(layer)(*state, **layer.sizes)
+            state = self.module(layer)(*state, **layer.elastic)
         return state
 
     def module(self, layer: Layer) -> nn.Module:
@@ -79,9 +79,9 @@ class Network(nn.Module):
         maps = {}
         for layer in self.space.layers(self.architecture):
             module: Any = self.layers[layer.path]
-            if (kept := module.kept(*state, **layer.sizes)) is not None:
+            if (kept := layer.kept(module, state)) is not None:
                 maps[layer.path] = kept
-            state = module(*state, **layer.sizes)
+            state = module(*state, **layer.elastic)
         return maps
 
     def inherit(self, architecture: Architecture) -> Network:

@@ -33,7 +33,7 @@ def build(
             module = _filled(layer)
             deploy(module, kernel)
             modules[place] = module.to(device, dtype)
-    return [(modules[x.path, x.module, x.args], x.sizes) for x in layers]
+    return [(modules[x.path, x.module, x.args], x.elastic) for x in layers]
 
 
 def _filled(layer: Layer) -> nn.Module:
@@ -53,8 +53,7 @@ def inputs(
     layer: Layer, batch: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Any, ...]:
     """Random inputs of a layer: the state that the layers before it would hand to it."""
-    state = layer.module.inputs(batch, layer.input_shape, **layer.sizes)
-    return tuple(_moved(item, dtype, device) for item in state)
+    return tuple(_moved(item, dtype, device) for item in layer.inputs(batch))
 
 
 def _moved(item: Any, dtype: torch.dtype, device: str) -> Any:

@@ -90,7 +90,7 @@ def _shares(network: Network) -> dict[str, float]:
     with torch.no_grad():
         for layer in network.space.layers(network.architecture):
             module: Any = network.module(layer)
-            if (kept := module.kept(*state, **layer.sizes)) is not None:
+            if (kept := layer.kept(module, state)) is not None:
                 shares[layer.path] = float(kept.double().mean())
             state = run_layer(module, layer, state, bits=32)
     return shares

@@ -19,16 +19,13 @@ from nas.extensions import member_name
 from nas.space.architecture import Architecture
 from nas.space.domains import Choice, Space, restrict, rewrite
 from nas.space.layer import Layer, Part, in_phases
+from nas.space.origins import Origin
 from nas.space.rules import ENDED, Position, Walk
 from nas.space.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-# How a foreign checkpoint calls a tensor, and where a plain reshape is not enough, what makes ours
-# of it (given theirs and our shape).
-Origin = tuple[str, "Callable[[Tensor, tuple[int, ...]], Tensor] | None"]
 
 LARGEST = 4096  # size of an input: tables of windows grow with the square of it
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nas.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nas.layers.elastic import ElasticModule
 
 
@@ -20,6 +25,11 @@ class Layer:
     in the order in which a family emits them; those of a later `phase` run after all of an earlier
     one. A network whose layers run in every phase (scale by scale generation) emits each of them
     once a phase, with the same path: the weights are the same, and are counted once.
+
+    A module names its sizes as keyword-only arguments: those of `__init__` are given when it is
+    built, those of `forward` in every call (they are elastic: a module runs at any size up to the
+    one that it was built with), those of `kept` when what it keeps is drawn. A size may be named by
+    several of them. The input's width is read from the input.
     """
 
     path: str
@@ -36,15 +46,22 @@ class Layer:
         input_shape: tuple[int, ...],
         *,
         phase: int = 0,
-        **args: int,
+        **sizes: int,
     ) -> Layer:
-        """A layer of the sizes `args`, which the module is built with and called with."""
-        return cls(path, module, _pairs(tuple(args), tuple(args.values())), input_shape, phase)
+        """A layer of these sizes; raises `UsageError` unless they are those that `module` names."""
+        names, values = tuple(sizes), tuple(sizes.values())
+        kind: Any = module  # a class is hashable, which mypy does not see
+        return cls(path, module, _checked(kind, names, values), input_shape, phase)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the module is built with and called with, by name."""
+        """Every size by name."""
         return dict(self.args)
+
+    @property
+    def elastic(self) -> dict[str, int]:
+        """The sizes that the module is called with; all others are fixed when it is built."""
+        return self._taken("forward")
 
     @property
     def key(self) -> str:
@@ -53,12 +70,61 @@ class Layer:
 
     def build(self) -> ElasticModule:
         """A module with weights of this layer's sizes."""
-        return self.module(**self.sizes)
+        return self.module(**self._taken("__init__"))
+
+    def inputs(self, batch: int) -> tuple[Any, ...]:
+        """Random inputs of the right shapes: the state as it arrives."""
+        return self.module.inputs(batch, self.input_shape, **self.sizes)
+
+    def kept(self, module: ElasticModule, state: tuple[Any, ...]) -> Tensor | None:
+        """Which tokens of the first image `module` works on; see `ElasticModule.kept`."""
+        return module.kept(*state, **self._taken("kept"))
+
+    def at_bits(self, bits: int) -> Layer:
+        """This layer at another precision, where it has one."""
+        args = tuple((name, bits if name == "bits" else value) for name, value in self.args)
+        return replace(self, args=args)
+
+    def _taken(self, method: str) -> dict[str, int]:
+        module: Any = self.module
+        names = _named(module, method)
+        return {name: value for name, value in self.args if name in names}
+
+
+@cache
+def _named(module: type, method: str) -> Mapping[str, bool]:
+    """The sizes that a method names, and whether it needs each; `**` would hide a misspelt one."""
+    parameters = signature(getattr(module, method, _takes_none)).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _takes_none() -> None:
+    """The signature of a method that a module does not have."""
 
 
 # The graph of a large space has a hundred thousand layers, but only some thousand different ones.
 @cache
-def _pairs(names: tuple[str, ...], values: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+def _checked(
+    module: type, names: tuple[str, ...], values: tuple[int, ...]
+) -> tuple[tuple[str, int], ...]:
+    """The sizes of a module, sorted by name."""
+    known: dict[str, bool] = {}
+    for method in ("__init__", "forward", "kept"):
+        for name, needed in _named(module, method).items():
+            known[name] = known.get(name, False) or needed
+    if extra := sorted(set(names) - set(known)):
+        raise UnknownNameError(f"size of {module.__name__}", extra[0], known)
+    if missing := sorted(name for name in known if known[name] and name not in names):
+        raise UsageError(
+            f"{module.__name__} lacks the size {missing[0]!r}",
+            f"give Layer.of {missing[0]}=..., or a default to the argument",
+        )
+    for name, value in zip(names, values):
+        if not isinstance(value, int):
+            raise UsageError(
+                f"the size {name!r} of {module.__name__} must be a whole number, got {value!r}",
+                f"e.g. {name}=int(...)",
+            )
     return tuple(sorted(zip(names, values)))
 
 

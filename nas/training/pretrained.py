@@ -25,7 +25,7 @@ from nas.errors import WeightsError
 from nas.network.network import Network
 from nas.progress import console
 from nas.records import atomic_path
-from nas.space.family import Origin
+from nas.space.origins import Origin
 
 HUB = "https://huggingface.co"
 

@@ -47,8 +47,7 @@ _DYNAMIC = {
 
 def at_one_precision(layer: Layer) -> Layer:
     """The layer with its linear layers in float32: the whole model is int8 or is not."""
-    sizes = layer.sizes | ({"bits": 32} if "bits" in layer.sizes else {})
-    return replace(layer, args=tuple(sorted(sizes.items())))
+    return layer.at_bits(32)
 
 
 def trace(steps: Steps, state: tuple[Any, ...]) -> tuple[fx.GraphModule, list[Tensor]]:
