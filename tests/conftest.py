@@ -20,6 +20,7 @@ from hypothesis import settings
 from PIL import Image
 
 from nas.data import Dataset, load_data
+from nas.export import export_network
 from nas.families import load_space, space_names
 from nas.latency.end_to_end import Measurement
 from nas.latency.fit import Calibration
@@ -107,7 +108,7 @@ def _one_thread() -> None:
 
 
 def paint(folder: Path, per_class: int = 12, size: int = 32, mode: str = "RGB") -> Path:
-    """A folder of class folders: squares of two brightnesses, a few pixels of noise."""
+    """Write a folder for each of two classes, with noisy images that are bright or dark."""
     rng = np.random.default_rng(0)
     for label, level in (("bright", 200), ("dark", 60)):
         (folder / label).mkdir(parents=True)
@@ -120,11 +121,13 @@ def paint(folder: Path, per_class: int = 12, size: int = 32, mode: str = "RGB") 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 painted photos in two classes."""
     return paint(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="session")
 def photo_data(photos: Path) -> Dataset:
+    """The painted photos as a data set."""
     return load_data(f"imagefolder:{photos}")
 
 
@@ -141,7 +144,7 @@ def debug_supernet(tmp_path_factory: pytest.TempPathFactory, photo_data: Dataset
 
 @pytest.fixture(scope="module")
 def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Ray with two cores."""
+    """A Ray of two cores on this machine, for all tests of a file."""
     from nas.workers.cluster import import_ray, start
 
     ray = import_ray()
@@ -152,8 +155,10 @@ def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
-    """A table with rows made up from MACs; that real ones can be measured, and
-    what they are worth, is tested elsewhere."""
+    """Write a table whose rows are a microsecond and ten nanoseconds a thousand MACs, and load it.
+
+    It says that its calibration is exact and its rows are measured on this machine.
+    """
     rows = {
         key: Row(key, *(1e-3 + 1e-8 * count_macs(layer).total,) * 2, 0.0, 0.0, 1)
         for key, layer in space_layers(space).items()
@@ -178,9 +183,9 @@ def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
 def measure_as_predicted(
     monkeypatch: pytest.MonkeyPatch, table: LatencyTable, times: float = 1.0, noise: float = 0.0
 ) -> None:
-    """Every network measures what the table predicts of it, or so many times as much.
+    """Make the stopwatch show for every network what the table predicts of it, times a factor.
 
-    With `noise` up to such a share less or more, always the same for the same network.
+    Noise makes it less or more by up to that share, for the same network always by the same.
     """
 
     def measure(device, space, architectures, rounds, advance):
@@ -190,3 +195,12 @@ def measure_as_predicted(
         return [Measurement([ms] * 3 * rounds, [], 1.0) for ms in predicted]
 
     monkeypatch.setattr("nas.latency.end_to_end.measure_fresh", measure)
+
+
+def export_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a search export its winners as weights and no more: other formats take seconds each."""
+
+    def export_weights(network, images, expected, folder, formats):
+        return export_network(network, images, expected, folder, ["safetensors"])
+
+    monkeypatch.setattr("nas.export.export_network", export_weights)

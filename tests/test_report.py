@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import made_up_table, measure_as_predicted
+from conftest import export_weights_alone, made_up_table, measure_as_predicted
 
 import nas
 import nas.run.main
-from nas import cli, export
+from nas import cli
 from nas.errors import RunError
-from nas.export import export_network
 from nas.families import load_space
 from nas.records import read_json, write_json
 from nas.report import wording as page
@@ -46,12 +45,9 @@ def finished(photo_data, debug_supernet, tmp_path_factory):
     trellis = table.trellis(SPACE)
     wide = round(trellis.fastest + trellis.slowest, 3)
 
-    def export_weights(network, images, expected, where, formats):
-        return export_network(network, images, expected, where, ["safetensors"])
-
     with pytest.MonkeyPatch.context() as patch:
         measure_as_predicted(patch, table)
-        patch.setattr(export, "export_network", export_weights)
+        export_weights_alone(patch)
         nas.search(
             [2 * wide, wide], space="swin:debug", data=photo_data.name, supernet=debug_supernet,
             table=folder / "table", evaluations=6, search_images=10, test_images=10,

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import made_up_table, measure_as_predicted
+from conftest import export_weights_alone, made_up_table, measure_as_predicted
 
 import nas
 from nas.budget import Budget
@@ -48,9 +48,9 @@ def _as_predicted(table):
 
 
 @pytest.fixture(autouse=True)
-def _no_onnx(monkeypatch):
-    """Seconds for each winner; the run that is `finished` has it, as it is made before this."""
-    monkeypatch.setattr("nas.export.onnx_installed", lambda: False)
+def _weights_alone(monkeypatch):
+    """The run that is `finished` is made before this, and its winner exported in every format."""
+    export_weights_alone(monkeypatch)
 
 
 @pytest.fixture(scope="module")
