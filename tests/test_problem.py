@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import comb, isnan, nan
 
 import numpy as np
 import pandas as pd
@@ -179,7 +180,7 @@ def test_a_search_resumes_to_the_same_and_refuses_another(tmp_path):
     assert journals[0].path.read_text() == journals[1].path.read_text()
     with pytest.raises(RunError, match="exists already"):
         nas.search(BUDGET, out=tmp_path / "part", **settings)
-    for key, value in (("budget", 9.0), ("latency", nas.Additive(cost)), ("seed", 5)):
+    for key, value in (("budget", 9.0), ("latency", nas.Additive(cost, 0.25)), ("seed", 5)):
         other = {"budget": BUDGET, **settings, key: value}
         with pytest.raises(RunError, match=f"another .*{key}"):
             nas.search(out=tmp_path / "part", resume=True, **other)
@@ -271,6 +272,19 @@ def test_equal_spaces_keep_their_own_values():
         ({"latency": lambda m: nan}, "is nan"),
         ({"score": 5}, "without a column called score"),
         ({"evaluations": 0}, "at least 1"),
+        ({"evaluations": 2.5}, "evaluations must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number, at least 0"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"batch": "8"}, "batch must be a whole number"),
+        ({"budget": None}, "must be a positive number, got None"),
+        ({"limits": {"x": 5.0}}, "must be a cost and its bound, got 5.0"),
+        ({"limits": {"x": (WHOLE, True)}}, "must be a positive number"),
+        ({"latency": nas.Additive(lambda n, v: 1 / 0)}, "latency of a = 0 raised ZeroDivision"),
+        ({"latency": nas.Additive(lambda n, v: None)}, "latency of a = 0 raised TypeError"),
+        ({"latency": nas.Additive(lambda v: 1.0)}, r"called as function\(name, value\)"),
+        ({"latency": nas.Additive(lambda n, v: 1.0, fixed="x")}, "fixed cost must be a number"),
+        ({"latency": {"a": 3.0}}, "give the cost of each value"),
+        ({"latency": {"a": dict.fromkeys(range(8), "x")}}, "cost of a = 0 must be a number"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_anything_is_scored(changed, match):
@@ -450,3 +464,72 @@ def test_failures_of_members_with_equal_fields_are_told_apart():
         found = nas.search(9.0, space=space, latency=nas.Additive(lambda n, v: 1.0), score=fails,
                            evaluations=3, failed_share=1.0)  # fmt: skip
         assert len(found.set_aside) == 3
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    settings = dict(space=CUBE, latency=WHOLE, score=lambda m: float(m.a + m.b))
+    plain = nas.search(7, evaluations=40, seed=3, limits={"x": (WHOLE, 6)}, **settings)
+    found = nas.search(np.float32(7), evaluations=np.int64(40), seed=np.int64(3), batch=np.int8(8),
+                       limits={"x": (WHOLE, np.int64(6))}, out=tmp_path, **settings)  # fmt: skip
+    assert found == plain
+    assert len(nas.search(np.array([5, 7]), evaluations=9, **settings).answers) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    op: object
+    width: int
+
+
+def test_slots_and_classes_as_values_are_values():
+    space = nas.Space(Slotted, op=nas.Choice(Conv, Pool, halved), width=nas.Choice(1, 2))
+    found = nas.search(9.0, space=space, latency=nas.Additive(lambda n, v: 1.0), evaluations=6,
+                       score=lambda m: m.width + 10 * (m.op is Pool))  # fmt: skip
+    assert found.best.architecture == Slotted(Pool, 2)
+    assert set(found.frame().columns) == {"op", "width", "latency", "score"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Refuses whatever has more legs than it is wide."""
+
+    legs: int
+    width: int
+
+    def __post_init__(self):
+        if self.legs > self.width:
+            raise ValueError("it would fall")
+
+
+@pytest.mark.parametrize(
+    "latency", [nas.Additive(lambda n, v: float(v)), lambda t: float(t.legs + t.width)]
+)
+def test_what_the_dataclass_refuses_is_rejected_and_counted(latency):
+    space = nas.Space(Table, legs=nas.Choice(*range(8)), width=nas.Choice(*range(8)))
+    fitting = {(a, b) for a in range(8) for b in range(8) if a <= b and a + b <= 9}
+    found = nas.search(9.0, space=space, latency=latency, score=lambda t: float(t.legs),
+                       evaluations=100, searcher="random")  # fmt: skip
+    assert {(c.architecture.legs, c.architecture.width) for c in found.candidates} == fitting
+    assert found.rejections["refused"] > 0
+    assert found.proposals == len(found.candidates) + sum(found.rejections.values())
+    none = nas.Space(Table, legs=nas.Choice(5), width=nas.Choice(1, 2))
+    with pytest.raises((InfeasibleError, UsageError), match=r"refused|refuses"):
+        nas.search(9.0, space=none, latency=latency, score=score)
+
+
+def test_a_table_of_more_members_than_floats_hold():
+    space = nas.Space(Chain, ops=nas.Repeat(nas.Choice(*range(48)), 200))
+    latency = {p.name: {v: v % 2 for v in p.values} for p in space.positions()}
+    found = nas.search(100, space=space, latency=latency, score=lambda m: float(sum(m.ops)),
+                       evaluations=10, searcher="random")  # fmt: skip
+    quality = found.answers[0].quality
+    assert quality.architectures == 48**200
+    odd = sum(comb(200, k) for k in range(101)) / 2**200
+    assert quality.share_within_budget == pytest.approx(odd)
+    assert all(c.latency <= 100 for c in found.candidates)
+
+
+def test_a_score_that_cannot_travel_is_said_to_be_that():
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match=r"cannot be sent to them: TypeError.*lock"):
+        nas.search(5.0, space=CUBE, latency=WHOLE, score=lambda m: bool(lock), workers=1)

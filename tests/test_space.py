@@ -385,3 +385,86 @@ def test_draws_and_extremes_take_back_what_leaves_no_way_on():
     } == {(16, 16)}
     with pytest.raises(UsageError, match="obeys its rules"):
         _ = ruled((16,), (8,)).smallest
+
+
+@dataclass
+class Melting:
+    """Not frozen, so without a hash."""
+
+    a: int
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Choice([16, 32]), r"one by one, got one list; write Choice\(16, 32\)"),
+        (lambda: Choice((16, 32)), "one by one, got one tuple"),
+        (lambda: Choice(range(3)), "one by one, got one range"),
+        (lambda: Choice(np.arange(3)), "one by one, got one ndarray"),
+        (lambda: Choice({"a": 1}), "one by one, got one dict"),
+        (lambda: Choice(x for x in "ab"), "one by one, got one generator"),
+        (lambda: Choice([16], [32]), "has no hash; use a tuple"),
+        (lambda: Choice(Melting(1), Melting(2)), r"no hash; write @dataclass\(frozen=True\)"),
+        (lambda: Space(Item, a=Choice(1), b=[1, 2]), r"b must be a Choice.*got \[1, 2\]"),
+        (lambda: Space(Item, a=Choice(1), b=3), "b must be a Choice"),
+        (lambda: Space(Item, a=Choice(1), b=Choice), "b must be a Choice"),
+        (lambda: Fixed([Choice(1)]), "entry 0 must be a Choice"),
+        (lambda: Repeat([1, 2], 2), "an item must be a Choice"),
+        (lambda: Repeat(Choice(1), 2, rules=("<=",)), "a rule must be an Along"),
+        (lambda: Fixed(Choice(1), rules="<="), "a rule must be an Along"),
+        (lambda: list(Repeat(Space(Melting, a=Choice(1)), 2).positions("x")), "frozen=True"),
+    ],
+)
+def test_what_cannot_be_a_domain_is_refused_with_the_fix(make, match):
+    with pytest.raises(UsageError, match=match):
+        make()
+    with pytest.raises(TypeError, match="of a dataclass"):
+        Space(dict, a=Choice(1))
+
+
+def test_one_rule_needs_no_comma():
+    rule = Along("widths", "<=")
+    assert Repeat(Choice(1, 2), 3, rules=rule) == Repeat(Choice(1, 2), 3, rules=(rule,))
+    assert Repeat(Choice(1, 2), 3, rules=[rule]) == Repeat(Choice(1, 2), 3, rules=(rule,))
+    assert Fixed(Choice(1), Choice(2), rules=rule).rules == (rule,)
+    with pytest.raises(UsageError, match="have no order"):
+        Graph.choices(Space(Widths, widths=Repeat(Choice(None, 1), 2, rules=rule)))
+
+
+@dataclass(frozen=True)
+class Even:
+    a: int
+    b: int
+
+    def __post_init__(self):
+        if (self.a + self.b) % 2:
+            raise ValueError("odd")
+
+
+def test_what_a_dataclass_refuses_is_no_value():
+    even = Space(Even, a=Choice(1, 2, 3), b=Choice(1, 2))
+    assert even.values() == (Even(1, 1), Even(2, 2), Even(3, 1))
+    space = Space(Widths, widths=Repeat(even, Choice(0, 2)))
+    assert Graph.choices(space).count == 1 + 9
+    with pytest.raises(UsageError, match="has no value: odd"):
+        Space(Even, a=Choice(1), b=Choice(2)).values()
+
+
+def test_items_of_a_repeat_may_be_of_any_domain():
+    pairs = Repeat(Fixed(Choice(1, 2), Choice(3), rules=()), Choice(1, 2))
+    space = Space(Widths, widths=pairs)
+    pair = [(1, 3), (2, 3)]
+    plain = {Widths(w) for n in (1, 2) for w in itertools.product(pair, repeat=n)}
+    assert {decode(space, np.array(p)) for p in paths_of(Graph.choices(space))} == plain
+    nested = Space(Widths, widths=Repeat(Repeat(Choice(1, 2), Choice(1, 2)), 2))
+    assert Graph.choices(nested).count == (2 + 4) ** 2
+
+
+@dataclass(frozen=True)
+class Own:
+    of: int
+    self: int
+
+
+def test_fields_may_have_any_name():
+    assert Space(Own, of=Choice(1), **{"self": Choice(2)}).values() == (Own(1, 2),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import lru_cache
-from math import prod
+from math import comb, prod
 
 import numpy as np
 import pytest
@@ -461,3 +461,29 @@ def test_a_space_over_any_dataclass_has_a_trellis():
     assert within.count == len(fitting) < len(costs)
     drawn = within.sample(40 * len(fitting), np.random.default_rng(0))
     assert {decode(NET, path) for path in drawn} == fitting
+
+
+@pytest.mark.parametrize(("length", "width"), [(200, 48), (350, 8), (40, 4)])
+def test_more_paths_than_floats_hold_are_counted_and_drawn(length, width):
+    """48**200 is more than 1e308."""
+    values = [tuple(range(width))] * length
+    graph = Graph.build(values, lambda i, s, v: (((i, v),), None), lambda s: ())
+    rng = np.random.default_rng(0)
+    trellis = Trellis(graph, lambda item: float(item[1] % 2))  # as many odd values as even ones
+    everything_fits = trellis.within(trellis.slowest)
+    assert everything_fits.count / width**length == pytest.approx(1, rel=1e-9)
+    paths = everything_fits.sample(400, rng)
+    assert abs(paths.mean() - (width - 1) / 2) < 5 * width / np.sqrt(12 * paths.size)
+    inside = trellis.within(length / 2)
+    share = sum(comb(length, k) for k in range(length // 2 + 1)) / 2**length
+    assert inside.count / width**length == pytest.approx(share, rel=1e-9)
+    assert (trellis.costs_of(inside.sample(50, rng)) <= length / 2).all()
+    assert trellis.within(0.0).count / (width // 2) ** length == pytest.approx(1, rel=1e-9)
+    weighted = trellis.within(length / 2, weights=[np.ones(width)] * length)
+    assert weighted.count == inside.count
+    # The one path that costs least stays among so many, however few of all it is.
+    rising = Trellis(graph, lambda item: float(item[1]))
+    assert rising.within(0.0).count == 1
+    inside = rising.within(rising.slowest / 2)
+    assert not inside.follow(np.zeros((1, length), np.int64), rng).any()
+    assert (rising.costs_of(inside.sample(50, rng)) <= rising.slowest / 2).all()

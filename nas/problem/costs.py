@@ -33,6 +33,25 @@ class Additive:
     function: Callable[[str, Any], float]
     fixed: float = 0.0
 
+    def cost(self, choice: tuple[str, Any]) -> float:
+        """The cost of one choice, given as its position's name and its value."""
+        name, value = choice
+        try:
+            return float(self.function(name, value))
+        except Exception as error:
+            raise UsageError(
+                f"the latency of {name} = {value!r} raised {type(error).__name__}: {error}",
+                "mend the function: it is called as function(name, value)",
+            ) from error
+
+
+def _number(what: str, given: Any) -> float:
+    """A number as a float; `UsageError` if it is none."""
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} must be a number, got {given!r}", "e.g. 0.5") from None
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -67,12 +86,14 @@ def read_cost(
     positions: Sequence[Position],
     graph: Graph,
     given: Any,
+    permitted: Callable[[Ints], Floats],
     rng: np.random.Generator,
 ) -> Cost:
     """The cost that is given as a table, an `Additive` or a function of a member.
 
     A table is a `LatencyTable`, a mapping or a DataFrame. Raises `UsageError` where it is none of
-    these, lacks a value, or gives a cost that is negative or not finite.
+    these, lacks a value, or gives a cost that is negative or not finite. No black box is called for
+    paths of which `permitted` is above 0.
     """
     try:
         if (trellis := _exact(graph, positions, given)) is not None:
@@ -84,7 +105,7 @@ def read_cost(
             )
         if isinstance(space, SearchSpace):
             raise UsageError("a family's latency is a sum over its layers", "give its LatencyTable")
-        return _estimated(graph, positions, _BlackBox(space, given), rng)
+        return _estimated(graph, positions, _BlackBox(space, given), permitted, rng)
     except ValueError as error:  # of the trellis
         raise UsageError(
             f"the latency of a choice cannot be used: {error}", "mend the table or the function"
@@ -96,7 +117,7 @@ def _exact(graph: Graph, positions: Sequence[Position], given: Any) -> Trellis |
     if hasattr(given, "calibration"):  # a latency table
         return Trellis(graph, given.cost, fixed=given.calibration.overhead)
     if isinstance(given, Additive):
-        return Trellis(graph, lambda item: float(given.function(*item)), given.fixed)
+        return Trellis(graph, given.cost, _number("the fixed cost", given.fixed))
     if (table := _table(given)) is not None:
         _require_all(table, positions)
         return Trellis(graph, lambda item: table.get(item[0], {}).get(item[1], 0.0))
@@ -106,7 +127,15 @@ def _exact(graph: Graph, positions: Sequence[Position], given: Any) -> Trellis |
 def _table(given: Any) -> dict[str, dict[Any, float]] | None:
     """A mapping or DataFrame (columns: position, value, cost) as the cost of each value."""
     if isinstance(given, Mapping):
-        return {name: dict(values) for name, values in given.items()}
+        for name, values in given.items():
+            if not isinstance(values, Mapping):
+                raise UsageError(
+                    f"the latency table has {values!r} for {name}", "give the cost of each value"
+                )
+        return {
+            name: {v: _number(f"the cost of {name} = {v}", ms) for v, ms in values.items()}
+            for name, values in given.items()
+        }
     if hasattr(given, "itertuples"):
         found: dict[str, dict[Any, float]] = {}
         for name, value, ms in given.iloc[:, :3].itertuples(index=False):
@@ -153,11 +182,21 @@ class _BlackBox:
 
 @one_thread()
 def _estimated(
-    graph: Graph, positions: Sequence[Position], costs_of: _BlackBox, rng: np.random.Generator
+    graph: Graph,
+    positions: Sequence[Position],
+    costs_of: _BlackBox,
+    permitted: Callable[[Ints], Floats],
+    rng: np.random.Generator,
 ) -> Cost:
     """A black box with its estimate as a sum over the choices: least squares on random members."""
     values = [len(p.values) for p in positions]
     paths = whole(graph).sample(min(_DRAWS, 4 * sum(values)), rng)
+    paths = paths[permitted(paths) <= 0]
+    if not len(paths):
+        raise UsageError(
+            f"the space refuses all of {min(_DRAWS, 4 * sum(values))} members drawn at random",
+            "loosen its checks, or give a latency that is a table or an Additive",
+        )
     costs = costs_of(paths)
     blocks = [np.eye(n)[paths[:, i]] for i, n in enumerate(values)]
     x = np.concatenate(blocks, axis=1)

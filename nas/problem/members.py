@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
+from nas.errors import UsageError
+from nas.space.domains import Fixed, Space
 from nas.space.rules import ENDED, Position
+from nas.strategy.constraints import Limit
+from nas.trellis.graph import Floats, Ints, decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +108,47 @@ def find(cell: Any, values: Sequence[Any]) -> int | None:
             i for i, v in enumerate(values) if value_text(v) == str(cell)
         ]
     return found[0] if len(found) == 1 else None
+
+
+class Checks:
+    """What the dataclasses of a space refuse by a `ValueError`, as a cost of paths: 0, or 1."""
+
+    def __init__(self, space: Any) -> None:
+        self._space = space
+        self.any = isinstance(space, Space) and _checked(space)
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, paths: Ints) -> Floats:
+        return np.array([self._refused(tuple(path)) for path in paths.tolist()], dtype=float)
+
+    def _refused(self, path: tuple[int, ...]) -> float:
+        if not self.any:
+            return 0.0
+        if path not in self._known:
+            try:
+                decode(self._space, np.array(path))
+                self._known[path] = 0.0
+            except (ValueError, AssertionError):
+                self._known[path] = 1.0
+            except Exception as error:
+                raise UsageError(
+                    f"a member cannot be made: {type(error).__name__}: {error}",
+                    "mend its dataclass; it may refuse a combination by a ValueError",
+                ) from error
+        return self._known[path]
+
+    @property
+    def limits(self) -> list[Limit]:
+        """The limit that members can be made, where their dataclasses check anything."""
+        name = "what its dataclasses allow"
+        return [Limit(name, 0.0, self, counted="refused")] if self.any else []
+
+
+def _checked(domain: Any) -> bool:
+    """Whether a dataclass checks a combination of choices; items of a `Repeat` are one choice."""
+    if isinstance(domain, Space):
+        return hasattr(domain.of, "__post_init__") or any(_checked(d) for _, d in domain.domains)
+    return isinstance(domain, Fixed) and any(map(_checked, domain.items))
 
 
 class Texts:

@@ -8,9 +8,10 @@ networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from nas.budget import Budget
 from nas.errors import RunError, UsageError
 from nas.problem.costs import Cost, read_cost
-from nas.problem.members import Texts, columns_of, value_text
+from nas.problem.members import Checks, Texts, columns_of, value_text
 from nas.problem.result import Answer, Exploration, Found
 from nas.problem.scores import ScoreTable, make_scorer, read_score, score_paths
 from nas.records import Journal, fingerprint, read_json, write_json
@@ -72,17 +73,20 @@ def search_space(
     never interrupted; the settings must be the same (`RunError`), but `evaluations`, workers and
     the function of scores, which nobody can compare, may differ.
     """
-    limits, folder = limits or {}, None if out is None else Path(out)
+    limits, folder = _limits(limits or {}), None if out is None else Path(out)
     budgets = _budgets(budget)
-    _check(budgets, evaluations, batch, limits)
+    if not budgets:
+        raise UsageError("a search needs a budget", "e.g. budget=20.0")
+    evaluations, batch = _whole("evaluations", evaluations, 1), _whole("batch", batch, 1)
+    seed = _whole("seed", seed, 0)
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = Graph.of(space) if isinstance(space, SearchSpace) else Graph.choices(space)
-    rng = np.random.default_rng(seed)
-    cost = read_cost(space, positions, graph, latency, rng)
-    others = {
-        name: read_cost(space, positions, graph, own, rng) for name, (own, _) in limits.items()
-    }
+    rng, checks = np.random.default_rng(seed), Checks(space)
+    read = partial(read_cost, space, positions, graph, permitted=checks, rng=rng)
+    cost = read(latency)
+    others = {name: read(own) for name, (own, _) in limits.items()}
     further = [others[name].limit(name, bound) for name, (_, bound) in limits.items()]
+    further = [*checks.limits, *further]
     regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
     function = read_score(score, positions)
@@ -116,29 +120,45 @@ def search_space(
 
 def _budgets(given: str | float | Budget | Sequence[str | float | Budget]) -> list[float]:
     """One budget, or each of several, in the unit of costs; text and `Budget`s in milliseconds."""
-    if isinstance(given, Sequence) and not isinstance(given, str):
+    if isinstance(given, Iterable) and not isinstance(given, str):
         return [number for budget in given for number in _budgets(budget)]
     own = Budget.parse(given) if isinstance(given, str) else given
-    return [own.latency_ms if isinstance(own, Budget) else float(own)]
+    number = own.latency_ms if isinstance(own, Budget) else own
+    return [_positive("budget", number)]
 
 
-def _check(
-    budgets: Sequence[float], evaluations: int, batch: int, limits: Mapping[str, tuple[Any, float]]
-) -> None:
-    if not budgets:
-        raise UsageError("a search needs a budget", "e.g. budget=20.0")
-    bounds = {"budget": min(budgets, key=lambda b: b if math.isfinite(b) else -math.inf)}
-    for name, (_, bound) in limits.items():
+def _positive(name: str, bound: Any) -> float:
+    """The bound of a limit as a float; `UsageError` unless it is a positive number."""
+    number = isinstance(bound, Real) and not isinstance(bound, bool)
+    if not number or not (math.isfinite(bound) and bound > 0):
+        raise UsageError(
+            f"the limit {name} must be a positive number, got {bound!r}", "e.g. 5 or 5e6"
+        )
+    return float(bound)
+
+
+def _limits(given: Mapping[str, Any]) -> dict[str, tuple[Any, float]]:
+    """The further limits: a cost and its bound for each name."""
+    found = {}
+    for name, pair in given.items():
         if name == "budget":
             raise UsageError("a further limit cannot be called budget", "give it another name")
-        bounds[name] = bound
-    for name, bound in bounds.items():
-        if not isinstance(bound, int | float) or not (math.isfinite(bound) and bound > 0):
-            raise UsageError(f"the limit {name} must be a positive number, got {bound!r}", "e.g. 5")
-    if evaluations < 1 or batch < 1:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError(
+                f"the limit {name} must be a cost and its bound, got {pair!r}",
+                'e.g. limits={"memory": (cost, 5.0)}',
+            )
+        found[name] = (pair[0], _positive(name, pair[1]))
+    return found
+
+
+def _whole(name: str, given: Any, least: int) -> int:
+    """A whole number that is at least so much; `UsageError` if it is not."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
         raise UsageError(
-            f"evaluations and batch are at least 1, got {evaluations} and {batch}", "e.g. 200 and 8"
+            f"{name} must be a whole number, at least {least}, got {given!r}", "e.g. 8"
         )
+    return int(given)
 
 
 def _written(position: Position) -> list[Any]:

@@ -11,8 +11,9 @@ allow each other is a matter of `rules` (see `nas.space.rules`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +22,7 @@ from nas.errors import UsageError
 from nas.space.rules import ENDED, Along, Length, Position, Walk
 
 S = TypeVar("S")
+MOST_VALUES = 4096  # of one position: the trellis has an edge for each, in each of its states
 
 
 class Domain(Protocol):
@@ -34,14 +36,33 @@ class Domain(Protocol):
 
 @dataclass(frozen=True, init=False)
 class Choice:
-    """One of a few values, written from the cheapest to the most expensive."""
+    """One of a few values, written from the cheapest to the most expensive.
+
+    Values are hashable and distinct (`ValueError`). One list, tuple or other collection by itself
+    is refused (`UsageError`): it is seldom meant as one value.
+    """
 
     values: tuple[Any, ...]
 
     def __init__(self, *values: Any) -> None:
+        if len(values) == 1 and _is_collection(values[0]):
+            kind = type(values[0]).__name__
+            raise UsageError(
+                f"a Choice takes its values one by one, got one {kind}",
+                "write Choice(16, 32) or Choice(*values); for one tuple Fixed(Choice(16), ...)",
+            )
+        for value in values:
+            _require_hash(value)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"a Choice needs distinct values, at least one, got {values}")
         object.__setattr__(self, "values", values)
+
+    def only(self, values: Sequence[Any]) -> Choice:
+        """The choice of those of its values that are among `values`; itself if none is."""
+        narrowed = copy(self)
+        left = tuple(v for v in self.values if v in values)
+        object.__setattr__(narrowed, "values", left or self.values)
+        return narrowed
 
     def positions(self, name: str) -> Iterator[Position]:
         yield Position(name, self.values)
@@ -67,8 +88,12 @@ class Space(Generic[S]):
     of: type[S]
     domains: tuple[tuple[str, Domain], ...]
 
-    def __init__(self, of: type[S], **domains: Domain) -> None:
-        names = [f.name for f in fields(of)]  # type: ignore[arg-type]
+    def __init__(self, of: type[S], /, **domains: Domain) -> None:
+        if not (isinstance(of, type) and is_dataclass(of)):
+            raise TypeError(f"a Space is of a dataclass, got {of!r}: write Space(Net, width=...)")
+        names = [f.name for f in fields(of) if f.init]
+        for name, domain in domains.items():
+            _require_domain(name, domain)
         if set(names) != set(domains):
             raise TypeError(
                 f"{of.__name__} has the fields {names}, the space gives domains for "
@@ -102,11 +127,12 @@ class Space(Generic[S]):
         return self.of(**{f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains})
 
     def values(self) -> tuple[S, ...]:
-        """Every value, first field slowest; for small spaces such as that of one block."""
-        positions = tuple(self.positions())
-        walk = Walk(positions)
-        combos = itertools.product(*(position.values for position in positions))
-        return tuple(self.assemble(iter(combo)) for combo in combos if walk.allows(combo))
+        """Every value, first field slowest; for small spaces such as that of one block.
+
+        What the dataclass refuses with a `ValueError` is none. Raises `UsageError` where there are
+        more than `MOST_VALUES`, or none.
+        """
+        return _values_of(self)
 
 
 @dataclass(frozen=True, init=False)
@@ -116,9 +142,11 @@ class Fixed:
     items: tuple[Domain, ...]
     rules: tuple[Along, ...]
 
-    def __init__(self, *items: Domain, rules: tuple[Along, ...] = ()) -> None:
+    def __init__(self, *items: Domain, rules: Along | Sequence[Along] = ()) -> None:
+        for i, item in enumerate(items):
+            _require_domain(f"entry {i}", item)
         object.__setattr__(self, "items", items)
-        object.__setattr__(self, "rules", rules)
+        object.__setattr__(self, "rules", _rules(rules))
 
     def positions(self, name: str) -> Iterator[Position]:
         for i, item in enumerate(self.items):
@@ -147,22 +175,24 @@ class Repeat:
     `ENDED` stands for no item. Raises `UsageError` unless the numbers are whole and not negative.
     """
 
-    item: Space[Any] | Choice | tuple[Space[Any] | Choice, ...]
+    item: Domain | tuple[Domain, ...]
     times: Choice
     rules: tuple[Along, ...]
 
     def __init__(
         self,
-        item: Space[Any] | Choice | Sequence[Space[Any] | Choice],
+        item: Domain | Sequence[Domain],
         times: Choice | int,
-        rules: tuple[Along, ...] = (),
+        rules: Along | Sequence[Along] = (),
     ) -> None:
+        for own in item if isinstance(item, Sequence) else (item,):
+            _require_domain("an item", own)
         object.__setattr__(self, "item", tuple(item) if isinstance(item, Sequence) else item)
         object.__setattr__(self, "times", _whole(times))
-        object.__setattr__(self, "rules", rules)
+        object.__setattr__(self, "rules", _rules(rules))
 
     @cached_property
-    def items(self) -> tuple[Space[Any] | Choice, ...]:
+    def items(self) -> tuple[Domain, ...]:
         longest = self.times.values[-1]
         items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
         if len(items) != longest:
@@ -170,10 +200,11 @@ class Repeat:
         return items
 
     def positions(self, name: str) -> Iterator[Position]:
+        different = {id(item): item for item in self.items}
+        values = {key: _values_of(item, name) for key, item in different.items()}
         for i, item in enumerate(self.items):
             end = (ENDED,) if i >= self.times.values[0] else ()
-            values = item.values if isinstance(item, Choice) else item.values()
-            position = Position(f"{name}[{i}]", (*end, *values))
+            position = Position(f"{name}[{i}]", (*end, *values[id(item)]))
             yield position.under(name, Length(self.times.values), *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
@@ -189,6 +220,85 @@ class Repeat:
             lengths = ", ".join(map(str, self.times.values))
             raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
         return _parse_items(self, data, name)
+
+
+def _values_of(domain: Domain, name: str = "") -> tuple[Any, ...]:
+    """Every value of a domain called `name`, the first position slowest."""
+    if isinstance(domain, Choice):
+        return domain.values
+    found, refused = [], ""
+    for combo in _allowed(tuple(domain.positions(""))):
+        try:
+            found.append(domain.assemble(iter(combo)))
+        except (ValueError, AssertionError) as error:
+            refused = f": {error}"
+        if len(found) > MOST_VALUES:
+            raise UsageError(
+                f"an item of {name} would be one choice of more than {MOST_VALUES:,} values",
+                "let its items choose less: what a Repeat repeats is one choice as a whole",
+            )
+    if not found:
+        raise UsageError(f"{name or 'the space'} has no value{refused}", "loosen a rule or a check")
+    _require_hash(found[0])
+    return tuple(found)
+
+
+def _allowed(positions: tuple[Position, ...]) -> Iterator[tuple[Any, ...]]:
+    """All values of positions that obey their rules, the first position slowest."""
+    walk = Walk(positions)
+    dead: set[tuple[int, Any]] = set()
+
+    def onward(index: int, last: Any) -> Iterator[tuple[Any, ...]]:
+        if index == len(positions):
+            yield ()
+            return
+        leads_on = False
+        for value in positions[index].values:
+            after = walk.advance(index, last, value)
+            if after is not None and (index + 1, after) not in dead:
+                for rest in onward(index + 1, after):
+                    leads_on = True
+                    yield (value, *rest)
+        if not leads_on:
+            dead.add((index, last))
+
+    return onward(0, None)
+
+
+def _is_collection(value: Any) -> bool:
+    """Whether a value holds others, and is neither text nor a record."""
+    record = (is_dataclass(value) and not isinstance(value, type)) or hasattr(value, "_fields")
+    return isinstance(value, Iterable) and not record and not isinstance(value, str | bytes)
+
+
+def _require_hash(value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        own = is_dataclass(value)
+        raise UsageError(
+            f"{value!r} cannot be a value: it has no hash",
+            f"write @dataclass(frozen=True) for {type(value).__name__}"
+            if own
+            else f"use a tuple or a frozen dataclass instead of the {type(value).__name__}",
+        ) from None
+
+
+def _require_domain(name: str, given: Any) -> None:
+    if isinstance(given, type) or not hasattr(given, "positions"):
+        raise UsageError(
+            f"{name} must be a Choice, Space, Fixed or Repeat, got {given!r}",
+            "e.g. Choice(16, 32); Choice(16) for a constant",
+        )
+
+
+def _rules(given: Along | Sequence[Along]) -> tuple[Along, ...]:
+    """The rules of a container, given as one or several."""
+    rules = tuple(given) if isinstance(given, Sequence) else (given,)
+    for rule in rules:
+        if not hasattr(rule, "after"):
+            raise UsageError(f"a rule must be an Along, got {rule!r}", 'e.g. Along("width", "<=")')
+    return rules
 
 
 def _whole(times: Choice | int) -> Choice:
@@ -216,12 +326,7 @@ def restrict(domain: Any, field: str, *values: Any) -> Any:
 
     A choice that has none of them stays as it is (a block that cannot be pruned stays dense).
     """
-
-    def narrowed(choice: Choice) -> Choice:
-        left = [v for v in choice.values if v in values]
-        return Choice(*left) if left else choice
-
-    return rewrite(domain, field, narrowed)
+    return rewrite(domain, field, lambda choice: choice.only(values))
 
 
 def rewrite(domain: Any, field: str, change: Callable[[Choice], Choice]) -> Any:

@@ -83,8 +83,14 @@ class Along:
     def after(self, last: Last, name: str, value: Any) -> Last | None:
         holds = _RELATIONS[self.relation][0]
         for found in self.reads(name, value):
-            if last and not holds(last[0], found):
-                return None
+            try:
+                if last and not holds(last[0], found):
+                    return None
+            except TypeError:
+                raise UsageError(
+                    f"{self.field} has {last[0]!r} and {found!r}, which have no order",
+                    "use numbers, or the relation ==",
+                ) from None
             last = (found,)
         return last
 

@@ -28,7 +28,7 @@ class Limit:
 
     `costs_of` gives the true costs (n,) of paths (n, positions). `trellis` holds the same costs, or
     an estimate of them as a sum over the choices: then `reach` is the highest estimate of a path
-    that is still proposed.
+    that is still proposed. Rejections are counted as `counted`, if given.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Limit:
     trellis: Trellis | None = None
     reach: float | None = None
     unit: str = ""
+    counted: str = ""
 
     @classmethod
     def additive(cls, name: str, bound: float, trellis: Trellis, unit: str = "") -> Limit:
@@ -46,7 +47,7 @@ class Limit:
     @property
     def cause(self) -> str:
         """The name under which rejections by this limit are counted, e.g. `over_budget`."""
-        return f"over_{self.name}"
+        return self.counted or f"over_{self.name}"
 
     @property
     def exact(self) -> bool:
@@ -61,7 +62,11 @@ class Limit:
         return self.trellis.within(max(reach, self.trellis.fastest), ticks=_TICKS)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.bound:.6g}{self.unit and ' ' + self.unit}"
+        return (
+            self.name
+            if self.counted
+            else f"{self.name} {self.bound:.6g}{self.unit and ' ' + self.unit}"
+        )
 
 
 @dataclass(eq=False)
@@ -98,7 +103,8 @@ class Region:
     def causes(self, paths: Ints) -> list[str]:
         """For each path (n, positions) the cause of the first limit that it breaks, else ""."""
         causes = np.full(len(paths), "", dtype=object)
-        for limit in self.limits:
+        # Checks of a space first: no cost is asked of what they refuse.
+        for limit in sorted(self.limits, key=lambda limit: not limit.counted):
             left = np.flatnonzero(causes == "")
             if len(left):
                 over = ~(limit.costs_of(paths[left]) <= limit.bound)  # a cost of nan breaks it

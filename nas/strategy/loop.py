@@ -79,7 +79,8 @@ def explore(
 
 def nothing_fits(searcher: Searcher, region: Region) -> InfeasibleError:
     """The error of a search without a proposal that keeps all limits; it says which reject most."""
-    rejected = {c: n for c, n in searcher.rejections.items() if n and c.startswith("over_")}
+    limits = {limit.cause for own in searcher.regions for limit in own.limits}
+    rejected = {c: n for c, n in searcher.rejections.items() if n and c in limits}
     causes = ", ".join(f"{n} {c.replace('_', ' ')}" for c, n in sorted(rejected.items()))
     return InfeasibleError(
         f"none of {searcher.proposals:,} proposals meets {' and '.join(map(str, region.limits))}"

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from nas.trellis.graph import Floats, Ints, Level
 
+_POWER = 900  # of two: what a table is divided by that exceeds it; floats hold 1023
+
 
 def count_ways(
     levels: Sequence[Level],
     costs: Sequence[Ints],
     end: NDArray[np.bool_],
     weights: Sequence[Floats] | None = None,
-) -> list[Floats]:
+) -> tuple[list[Floats], list[int]]:
     """The number of ways to the end: tables (states, 2, ticks + 1) by level and for the end.
+
+    Those of each table are to be multiplied by 2 to the power of its exponent, which the second
+    list holds: 0 unless there are more than 2**900 ways, which floats could not hold for long. What
+    is not 0 stays so, however small it is beside these.
 
     From a state with `l` ticks left `table[state, 1, l]` ways lead to a permitted end; with
     `weights` (edges,) of each level it is the sum of the products of their weights. `table[:, 0]`
@@ -31,6 +37,7 @@ def count_ways(
     width = len(end)
     tables = [np.zeros((1, 2, width))]
     tables[0][0, 1] = end
+    exponents = [0]
     for i in range(len(levels) - 1, -1, -1):
         level = levels[i]
         table = np.zeros((level.sources, 2, width))
@@ -41,8 +48,14 @@ def count_ways(
             if c < width:
                 row, on = rows[s][c:], after[t][: width - c]
                 np.add(row, on if w == 1.0 else w * on, out=row)
+        down = _POWER if table.max() > 2.0**_POWER else 0
+        if down:
+            some = table > 0
+            table *= 2.0**-down
+            table[some] = np.maximum(table[some], np.finfo(float).tiny)
         tables.insert(0, table)
-    return tables
+        exponents.insert(0, exponents[0] + down)
+    return tables, exponents
 
 
 def highest_scores(

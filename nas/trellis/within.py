@@ -35,7 +35,7 @@ class Within:
         self.graph, self.ticks = graph, len(end) - 1
         self._costs, self._end = costs, end
         self._weights = _of_edges(graph, weights) if weights else None
-        self._tables = count_ways(graph.levels, costs, end, self._weights)
+        self._tables, self._exponents = count_ways(graph.levels, costs, end, self._weights)
         # Where in its table each edge finds the ways on with no ticks left; edge -1 finds zeros.
         width = len(end)
         self._offsets = [
@@ -50,16 +50,19 @@ class Within:
     def total(self) -> float:
         """The sum of the weights of all paths that fit, each position's relative to its greatest.
 
-        Without weights it is the number of these paths; 0 where no path fits.
+        Without weights it is the number of these paths; 0 where no path fits, infinite above 1e308.
         """
-        return float(self._tables[0][0, 1, self.ticks])
+        with np.errstate(over="ignore"):
+            return float(np.ldexp(self._tables[0][0, 1, self.ticks], self._exponents[0]))
 
     @property
     def count(self) -> int:
         """The number of paths that fit, whatever their weight; above 2**53 to 15 digits."""
-        if self._weights is None:
-            return int(self.total)
-        return int(count_ways(self.graph.levels, self._costs, self._end)[0][0, 1, self.ticks])
+        tables, exponents = self._tables, self._exponents
+        if self._weights is not None:
+            tables, exponents = count_ways(self.graph.levels, self._costs, self._end)
+        mantissa = float(tables[0][0, 1, self.ticks])
+        return int(mantissa * 2.0**60) << (exponents[0] - 60) if exponents[0] else int(mantissa)
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:
         """`n` independent draws, as value indices (n, positions)."""

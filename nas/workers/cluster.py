@@ -36,6 +36,13 @@ def join(address: str | None, workers: int, gpus: float, cargo: Sequence[Any]) -
     half a minute if nothing, or something else than Ray, answers at the address.
     """
     ray = import_ray()
+    try:
+        size(ray, cargo)
+    except Exception as error:
+        raise UsageError(
+            f"what workers need cannot be sent to them: {one_line(error)}",
+            "make locks, files and connections inside the function, or work without workers",
+        ) from error
     own = not ray.is_initialized()
     if own and address is None:
         start(ray, workers, cargo)
