@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,51 @@ def test_house_rules(command):
         program = [str(Path(sys.executable).parent / "lint-imports")]
     result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def circle(*roots):
+    """Find modules that import each other in a circle, or else packages; types count, too."""
+    graph = grimp.build_graph(*roots, exclude_type_checking_imports=False, cache_dir=None)
+    rooms = {room for root in roots for room in graph.find_children(root) or {root}}
+    modules = graph.modules - {*roots}  # the root says what is public, and imports it as it is used
+    for nodes in (modules, rooms):
+        arrows = {node: graph.find_modules_directly_imported_by(node) & nodes for node in nodes}
+        try:
+            TopologicalSorter({a: {b for b in arrows[a] if b != a} for a in arrows}).prepare()
+        except CycleError as error:
+            return error.args[1]
+        for room in rooms:
+            graph.squash_module(room)
+    return []
+
+
+def test_no_import_goes_in_a_circle():
+    assert circle("nas", "search_spaces") == []
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("import planted.two.types", "import planted.one.types"),
+        ("from planted.two import types", "if TYPE_CHECKING:\n    from planted.one import names"),
+        ("import planted.two.names", "def later():\n    import planted.one.types"),
+    ],
+)
+def test_a_planted_circle_is_found(one, two, tmp_path, monkeypatch):
+    """Between modules in the first case, and between packages alone in the others."""
+    for room, line in (("one", one), ("two", two)):
+        (folder := tmp_path / "planted" / room).mkdir(parents=True)
+        (folder.parent / "__init__.py").touch()
+        for name in ("__init__", "types", "names"):
+            text = f"from typing import TYPE_CHECKING\n{line}\n" if name == "types" else ""
+            (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"planted.one", "planted.two"} <= {".".join(m.split(".")[:2]) for m in circle("planted")}
+
+
+def test_every_file_of_tests_says_what_it_tests():
+    for path in ROOT.glob("tests/**/*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
 def test_no_file_is_read_by_running_code():
