@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,21 @@ def checkout() -> tuple[Callable[[str], dict[str, Any]], Callable[..., Any], Cal
         from nas.network.standalone import build
         from nas.trellis.graph import space_layers
     except ImportError:  # as the checkouts of version 0.1 call them
-        from nas.elastic import Deployable, explicit_in_windows  # type: ignore[import-not-found]
-        from nas.family import load_space as old_space  # type: ignore[import-not-found]
-        from nas.graph import space_layers as old_layers  # type: ignore[import-not-found]
-        from nas.pieces import build as old_build  # type: ignore[import-not-found]
+        elastic, family, graph, pieces = (
+            import_module(f"nas.{name}") for name in ("elastic", "family", "graph", "pieces")
+        )
 
         def old_deploy(module: Any, explicitly: bool) -> None:
-            explicit_in_windows(explicitly)
+            elastic.explicit_in_windows(explicitly)
             for part in module.modules():
-                if isinstance(part, Deployable):
+                if isinstance(part, elastic.Deployable):
                     part.deploy()
 
-        return lambda name: old_layers(old_space(name), 10), old_build, old_deploy
+        return (
+            lambda name: graph.space_layers(family.load_space(name), 10),
+            pieces.build,
+            old_deploy,
+        )
     return (
         lambda name: space_layers(load_space(name)),
         build,

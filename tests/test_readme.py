@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from conftest import paint
 from nas.cli import app
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+README, EXTENDING = ROOT / "README.md", ROOT / "docs" / "extending.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "latency_tables" / "README.md"]
 SMALLER = {
     "search": ["--evaluations", "2", "--search-images", "16", "--test-images", "10"],
@@ -78,6 +79,21 @@ def lacks(value, keys):
             yield from (f"{key}.{name}" for name in lacks(first[key], inner))
 
 
+def write_files(page, folder):
+    """The files that a page shows, each in a block whose first line is its path."""
+    for block in blocks(page, "python"):
+        if path := re.match(r"# (\S+\.py)\n", block):
+            (folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path[1]).write_text(block)
+
+
+def run_in(folder, *program):
+    """A program that may import the modules in its folder."""
+    environment = os.environ | {"VITNAS_EXTENSIONS": "my_lab"}
+    program = [sys.executable, *program]
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
+
+
 def headings(page):
     """The anchors that GitHub makes of the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -106,6 +122,7 @@ def workshop(tmp_path_factory):
     """A folder in which the commands of all pages run, in the order of the pages, each once."""
     folder = tmp_path_factory.mktemp("workshop")
     paint(folder / "photos", 12, size=64)
+    write_files(EXTENDING, folder)
     done = set()
 
     def run(words):
@@ -114,8 +131,7 @@ def workshop(tmp_path_factory):
             return
         done.add(tuple(words))
         words = [re.sub(r"^(\d+)ms$", lambda ms: f"{2 * int(ms[1])}ms", word) for word in words]
-        program = [sys.executable, "-m", "nas.cli", *words, *SMALLER.get(words[0], [])]
-        result = subprocess.run(program, cwd=folder, capture_output=True, text=True)
+        result = run_in(folder, "-m", "nas.cli", *words, *SMALLER.get(words[0], []))
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
 
     run(["search", "--budget", "20ms", "--out", "runs/first"])
@@ -146,9 +162,37 @@ def test_a_problem_of_ones_own_runs(tmp_path):
     own = [b for page in PAGES for b in blocks(page, "python") if "    space=" in b]
     assert len(own) == 2
     for block in own:
-        program = [sys.executable, "-c", block]
-        result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+        result = run_in(tmp_path, "-c", block)
         assert "Found(architecture=Net(" in result.stdout, result.stderr
+
+
+def test_the_files_of_the_page_on_extending_work(tmp_path):
+    """Data set, task, family and objective train; searcher and device are found by their names."""
+    write_files(EXTENDING, tmp_path)
+    (trained,) = [w for w in commands(EXTENDING, "console") if "--objective" in w]
+    result = run_in(tmp_path, "-m", "nas.cli", *trained, "--images", "300")
+    assert result.returncode == 0, result.stderr
+    result = run_in(tmp_path, "-c", OWN_SEARCHER_AND_DEVICE)
+    assert result.stdout == "120\n", result.stderr
+
+
+OWN_SEARCHER_AND_DEVICE = """
+from pathlib import Path
+import nas, nas.runtimes, nas.strategy.searchers
+
+nas.runtimes.__path__.append("nas/runtimes")
+nas.strategy.searchers.__path__.append("nas/strategy/searchers")
+space = nas.load_space("vit:debug")
+slow, fast = (nas.profile(space, f"toy-npu,cores={n}", Path(f"table{n}")) for n in (1, 4))
+ms = slow.predict(space, space.largest)
+assert abs(ms / fast.predict(space, space.largest) - 4) < 0.1
+found = nas.search(
+    ms, space=space, latency=slow, score=lambda a: len(a.stages[0].blocks),
+    searcher="greedy", evaluations=120,
+)
+assert found.best.score == 3
+print(len(found.candidates))
+"""
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,7 @@ def train(
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
     from nas.data import load_data
+    from nas.tasks import load_task
     from nas.training.supernet import train as run_train
     from nas.training.trainer import Recipe, check_device
 
@@ -219,9 +220,10 @@ def train(
     card = json.loads((where / "supernet.json").read_text())
     if as_json:
         return print_json(card)
+    score = f"search_{load_task(card).metric.key}"
     out.print(
-        f"{where}: largest {card['largest_search_top1_percent']:.1f} %, smallest "
-        f"{card['smallest_search_top1_percent']:.1f} % on {card['search_images']} search images"
+        f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
+        f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} search images"
     )
 
 

@@ -34,9 +34,10 @@ class Architecture:
 
 
 def at_precision(architecture: Architecture, precision: str) -> Architecture:
-    """The architecture with one precision in every block."""
+    """The architecture with one precision in every block that has a choice of it."""
 
     def stage(s: Stage) -> Stage:
-        return replace(s, blocks=tuple(replace(b, precision=precision) for b in s.blocks))
+        at = (replace(b, precision=precision) if hasattr(b, "precision") else b for b in s.blocks)
+        return replace(s, blocks=tuple(at))
 
     return replace(architecture, stages=tuple(map(stage, architecture.stages)))
