@@ -37,16 +37,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys, these as the header; `None` becomes an empty cell."""
+    """Write rows of equal keys, with these as the header; `None` becomes an empty cell."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -55,10 +57,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write data as indented JSON, whole or not at all."""
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds; `RunError` if it cannot be read or is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,7 +79,7 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Meanwhile no other process may lock this journal; `RunError` if one has."""
+        """Keep other processes from locking this journal; `RunError` if one has it locked."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.with_name(f".{self.path.name}.lock").open(
@@ -98,7 +102,7 @@ class Journal:
             yield
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records: a line that was cut off, or damaged later, is as if never written."""
+        """All whole records; lines that were cut off or damaged are left out."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -113,6 +117,7 @@ class Journal:
         return records
 
     def append(self, record: dict[str, Any]) -> None:
+        """Add a record and wait until it is on the disk; `RunError` if it cannot be written."""
         try:
             self._mend()
             with self.path.open("a", encoding="utf-8") as file:

@@ -36,6 +36,7 @@ Explain = Callable[[int | None, Sequence[str]], VitnasError]
 
 
 def agent_source() -> str:
+    """The program of the agent, which is sent to the device with every connection."""
     return Path(__file__).with_name("server.py").read_text()
 
 
@@ -121,7 +122,7 @@ class Link:
         raise self._ended(deadline)
 
     def _ended(self, deadline: _Deadline) -> VitnasError:
-        """The connection broke or the agent died; whatever was measured has been journaled."""
+        """Why the connection ended. Nothing is lost: all that was measured is in the journal."""
         if deadline.passed:
             return DeviceError(
                 f"{self.name} gave no answer within {deadline.limit_s:.0f} s",
@@ -137,7 +138,11 @@ class Link:
     def request(
         self, do: str, blob: bytes = b"", limit_s: float = REQUEST_S, **fields: Any
     ) -> dict[str, Any]:
-        """One question and its answer, an object without `error`."""
+        """Send a request and wait for its answer, a JSON object.
+
+        Raises `DeviceError` or `PreparationError` where the agent answers with an error, with
+        something else than JSON, or not within `limit_s` seconds.
+        """
         message = {"do": do, **fields, "size": len(blob), "limit_s": math.ceil(limit_s)}
         with _Deadline(self._process, limit_s + GRACE_S) as deadline:
             self._send(json.dumps(message).encode() + b"\n" + blob)
@@ -167,6 +172,10 @@ class Link:
         return DeviceError(f"{self.name} answered with what no agent answers: {what}", SILENT)
 
     def hello(self, threads: int) -> Hello:
+        """Have the agent load ONNX Runtime with so many threads; what it says of its device.
+
+        Raises `DeviceError` if it cannot, or says what no device says.
+        """
         reply = self.request("hello", limit_s=HELLO_S, threads=threads)
         providers = reply.pop("providers", None)
         signs = reply.pop("emulator", None)
@@ -189,7 +198,7 @@ class Link:
         return {k: printable(v, 60) if isinstance(v, str) else v for k, v in reply.items() if v}
 
     def _check(self, reply: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-        """Exactly these fields, each of its type."""
+        """Raise `DeviceError` unless the reply has exactly these fields, each of its type."""
         if reply.keys() != kinds.keys():
             raise self._garbage(f"fields {printable(sorted(reply))}")
         for key, kind in kinds.items():
@@ -199,7 +208,7 @@ class Link:
     def prepare(
         self, inputs: Sequence[tuple[str, Sequence[int], bytes]], steps: Sequence[Step]
     ) -> int:
-        """Wire models there; the number of the program. Sends the models that are missing there."""
+        """Have models wired into a program there, sending those missing; the program's number."""
         self._forget()
         models = {sha256(step.model).hexdigest(): step.model for step in steps}
         number = self._count = self._count + 1
@@ -222,7 +231,7 @@ class Link:
         raise self._garbage("models are missing after they were sent")
 
     def run(self, program: int, count: int) -> list[tuple[float, float]]:
-        """One run of a program: wall and processor time in ms of each of its `count` steps."""
+        """Run a program once; wall and processor time in ms of each of its `count` steps."""
         samples = self.request("run", program=program).get("samples")
         if not isinstance(samples, list) or len(samples) != count:
             raise self._garbage(f"samples = {printable(samples)}")
@@ -239,7 +248,7 @@ class Link:
         return sample[0] / 1e6, sample[1] / 1e6
 
     def forget(self, program: int) -> None:
-        """A program that is not run any more; it goes with the next one that is prepared."""
+        """Note that a program is no longer needed; it goes when the next one is prepared."""
         self._forgotten.append(program)
 
     def _forget(self) -> None:
@@ -263,7 +272,7 @@ class Link:
 
 
 class Step(NamedTuple):
-    """A model, and the numbers of the values that it reads (by name) and writes (in order)."""
+    """A model in a program: which values it reads (by input name) and writes (in order)."""
 
     model: bytes
     reads: dict[str, int]
@@ -274,7 +283,7 @@ SILENT = "try `ssh HOST true`: it must print nothing, and stay connected"
 
 
 class _Deadline:
-    """Kills a process that takes longer; `passed` says that it did."""
+    """Kills a process that answers too late; `passed` says that it did."""
 
     def __init__(self, process: subprocess.Popen[bytes], limit_s: float) -> None:
         self.limit_s, self.passed = limit_s, False

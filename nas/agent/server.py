@@ -65,6 +65,7 @@ def read(path: str) -> str:
 
 
 def family(machine: str) -> str:
+    """The family of processors that a name of `uname -m` belongs to; itself if it is unknown."""
     for name, prefixes in FAMILIES.items():
         if machine.lower().startswith(prefixes):
             return name
@@ -84,6 +85,7 @@ def elf_family(path: str) -> str:
 
 
 def cpu_fields() -> dict[str, str]:
+    """The fields of /proc/cpuinfo by name, those of its first processor."""
     lines = [line.partition(":") for line in read("/proc/cpuinfo").splitlines()]
     fields: dict[str, str] = {}
     for key, colon, value in lines:
@@ -93,7 +95,7 @@ def cpu_fields() -> dict[str, str]:
 
 
 def emulator() -> list[str]:
-    """Signs that this machine is acted by another one; each of them alone is enough.
+    """The signs found that this machine is emulated by another one; each of them alone is enough.
 
     Emulators show their guest a false /proc/self, not a false /proc/thread-self.
     """
@@ -129,6 +131,7 @@ def emulator() -> list[str]:
 
 
 def processor() -> str:
+    """What the processor is called, with as much of its model as the system tells."""
     fields = cpu_fields()
     part = fields.get("CPU part", "")
     if fields.get("CPU implementer") == "0x41" and part in PARTS:
@@ -140,7 +143,7 @@ def processor() -> str:
 
 
 class Refusal(Exception):
-    """A request that cannot be met; its kind and a text."""
+    """A request could not be met; `kind` and `text` say why."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(kind, text)
@@ -148,7 +151,7 @@ class Refusal(Exception):
 
 
 class Agent:
-    """The models that were sent, and programs: models in a row on tensors that are bound once."""
+    """Holds the models that were sent, and programs: models in a row on tensors bound once."""
 
     def __init__(self) -> None:
         self.numpy: Any = None
@@ -159,6 +162,7 @@ class Agent:
         self.buffers: dict[tuple[Any, ...], Any] = {}
 
     def hello(self, threads: int) -> dict[str, Any]:
+        """Load numpy and ONNX Runtime, and say what this device and its software are."""
         # From 1.29 on it would write an identifier to the home directory, and send what runs here.
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
@@ -192,7 +196,7 @@ class Agent:
         }
 
     def conditions(self) -> dict[str, Any]:
-        """What is readable of the moment; 0 or "" where it is not."""
+        """The load, clock, governor and temperature right now; 0 or "" where one cannot be read."""
         cpu = "/sys/devices/system/cpu/cpu0/cpufreq/"
         clock_khz = read(cpu + "scaling_cur_freq")
         heat = read("/sys/class/thermal/thermal_zone0/temp")
@@ -248,6 +252,7 @@ class Agent:
         return {"missing": []}
 
     def input(self, number: int, kind: str, shape: list[int], data: bytes) -> Any:
+        """An input of a program, made of `data`, or of random numbers that all programs share."""
         numpy = self.numpy
         if data:
             array = numpy.frombuffer(data, kind).reshape(shape)
@@ -272,6 +277,7 @@ class Agent:
         return self.buffers[where]
 
     def run(self, program: int) -> dict[str, Any]:
+        """Run a program once; wall and processor time of each of its models, in nanoseconds."""
         samples = []
         wall, cpu = clock()
         try:
@@ -285,6 +291,7 @@ class Agent:
         return {"samples": samples}
 
     def forget(self, programs: list[int]) -> dict[str, Any]:
+        """Drop programs, and models that no other program uses."""
         for program in programs:
             self.programs.pop(program, None)
         used = {model for steps in self.programs.values() for model, _, _ in steps}
@@ -294,6 +301,7 @@ class Agent:
 
 
 def answer(agent: Agent, request: dict[str, Any], blob: bytes) -> Any:
+    """What the agent replies to a request, by the name of the operation in `do`."""
     operation = request.pop("do")
     if operation not in ("hello", "conditions", "load", "prepare", "run", "forget"):
         raise Refusal("request", "unknown request")

@@ -45,7 +45,7 @@ class Samples:
     """What a campaign knows so far, kept in its journal."""
 
     def __init__(self, journal: Journal) -> None:
-        """With what the journal holds; its first record says whose samples these are."""
+        """Read the journal; its first record only says whose samples these are."""
         self._journal = journal
         self.visits: dict[str, list[Visit]] = {}  # of each piece, by its name
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
@@ -55,7 +55,7 @@ class Samples:
             self._add(record)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Append to the journal, and to what is known."""
+        """Append a record to the journal and to what is known."""
         self._journal.append(record)
         self._add(record)
 
@@ -69,7 +69,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a campaign measures, as far as it is known what runs on the device."""
+    """What a campaign measures, given what is known so far of what runs on the device."""
 
     graph: Graph  # the space without rows that cannot be had
     rows: dict[str, Layer]  # to be measured, by key
@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a campaign found."""
+    """Everything that a campaign found, and a table is made of."""
 
     rows: dict[str, Row]
     references: tuple[Reference, ...]
@@ -90,7 +90,7 @@ class Outcome:
 
 
 class Campaign:
-    """The visits of one profile: what is due next, and what follows from those made."""
+    """Visits the pieces of a space in rounds, and makes rows and a calibration of their samples."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Campaign:
         rounds: int,
         port: Port | None = None,
     ) -> None:
-        """With a `port` only its chosen rows are measured, the others carried over."""
+        """`graph` is that of the space. With a `port` only its chosen rows are measured."""
         self.space, self.runtime = space, runtime
         self.context, self.rounds, self.port = context, rounds, port
         self.samples = Samples(journal)
@@ -112,7 +112,7 @@ class Campaign:
         self.plan = self._plan()
 
     def _plan(self) -> Plan:
-        """What is left of the space without failed rows, and the pieces that cover its rows."""
+        """The plan for what is left of the space without the layers that failed."""
         failed = self.samples.failed
         graph = self._all.without(failed)
         if not graph.alive[0].all():
@@ -137,10 +137,10 @@ class Campaign:
         return len(self.samples.visits.get(piece.name, ()))
 
     def run(self, minutes: float) -> Outcome:
-        """Rounds until every piece has had its share of them, for so many minutes at most.
+        """Visit until every piece has had its rounds, for so many minutes at most.
 
-        When the time is up there is an outcome if every piece had three rounds; otherwise a
-        `TableError` says how far it came.
+        When the time is up before that, there is an outcome if every piece has had three rounds.
+        Otherwise `TableError` says how far it came.
         """
         start = time.monotonic()
         end = start + 60 * minutes
@@ -164,9 +164,9 @@ class Campaign:
         return self._outcome(notes, time.monotonic() - start)
 
     def _prepare(self, end: float) -> dict[str, str]:
-        """Have the runtime do ahead what it can; what it notes of each row, by key.
+        """Have the runtime prepare rows ahead, and collect its notes on them, by key.
 
-        Rows that are noted not to run on the device leave the plan.
+        Rows that do not run on the device, by their note, leave the plan.
         """
         rows = list(self.plan.rows.values())
         with bar("prepare", len(rows), "layers") as advance:
@@ -185,7 +185,7 @@ class Campaign:
         return notes
 
     def _due(self) -> list[Piece]:
-        """What still needs visits; the networks are chosen once every row has one."""
+        """The pieces that still need visits; networks are chosen once every row has had one."""
         due = [p for p in self.plan.pieces if self._visits(p) < self.rounds]
         if all(self._visits(p) for p in self.plan.pieces):
             if not self.plan.networks:
@@ -201,7 +201,7 @@ class Campaign:
         return bool(self.plan.networks) and all(self._visits(p) >= wanted for p in visited)
 
     def _round(self, due: Sequence[Piece], end: float, advance: Advance) -> None:
-        """Visit each piece once, until `end`; what was had is recorded, however it ends."""
+        """Visit each piece once, until `end`; samples are recorded even if an error ends it."""
         record: dict[str, Any] = {"samples": {}}
         kept = time.monotonic()
         try:
@@ -235,7 +235,7 @@ class Campaign:
         return [(round(s.wall, 5), round(s.cpu, 5)) for s in samples]
 
     def _blame(self, piece: Piece, error: PreparationError) -> dict[str, Any]:
-        """What is to be recorded of a piece that cannot be prepared: its layers that cannot."""
+        """The record for a piece that cannot be prepared: which of its layers are to blame."""
         failed = {}
         for layer in {layer.key: layer for layer in piece.layers}.values():
             try:
@@ -269,7 +269,7 @@ class Campaign:
         return samples_by_row(self.space, self.plan.rows, self.samples.visits)
 
     def _rows(self, notes: dict[str, str]) -> tuple[dict[str, Row], Report | None]:
-        """Every row there are samples of, those that failed, and those carried over."""
+        """The row of every layer that was timed, failed, or was carried over by the port."""
         samples = self._by_row()
         measured = {key: Row.of(key, own, notes.get(key, "")) for key, own in samples.items()}
         reached = self.plan.graph.items()

@@ -28,7 +28,7 @@ WARM_UP = 1  # rounds
 
 
 class Measurement(NamedTuple):
-    """Samples of one network, in the unit of its runtime."""
+    """What was measured of one network, in the unit of its runtime."""
 
     samples: list[float]  # of whole inferences
     layers: list[list[float]]  # of each layer, in network order; nothing if not asked for
@@ -43,9 +43,11 @@ def measure_fresh(
     layers: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Whole networks on a device, in turns in a fresh process, three samples of each a round.
+    """Measure whole networks on a device, in a fresh process.
 
-    With `layers` every round also times each network layer by layer.
+    Networks take turns; a round gives three samples of each. With `layers` every round also times
+    each network layer by layer. `advance` is called with 1 after each round. Raises
+    `EvaluationError` where a network cannot be run, or the process fails.
     """
     request = {
         "device": device,

@@ -36,7 +36,7 @@ NORMAL_P20, NORMAL_IQR = 0.84162, 1.34898  # standard deviations
 
 
 class _Entry(NamedTuple):
-    """One row as it was found; in the unit of the file."""
+    """One row as it stands in the file, in the unit of the file."""
 
     line: int
     key: str
@@ -51,7 +51,7 @@ class _Entry(NamedTuple):
 class _File(NamedTuple):
     path: Path
     text: str
-    column: str  # which one to read, where a file has several devices
+    column: str  # the one to read, in files of several devices; "" for the only one
 
     def error(self, line: int, why: str, fix: str = "mend the line, or leave it out") -> TableError:
         return TableError(f"{self.path}, line {line}: {why}", fix)
@@ -63,7 +63,7 @@ class _File(NamedTuple):
 
 
 def import_table(path: Path, form: str = "", unit: str = "", device: str = "") -> LatencyTable:
-    """The table in a file; `form` is one of `FORMATS`, or follows from the file's ending.
+    """Read a table of another tool; `form` is one of `FORMATS`, or follows from the ending.
 
     `unit` is needed where neither the format nor the file says it. `device` is what the table is
     called, and which column to read of the nn-Meter data set. Nothing in the file is executed.
@@ -181,7 +181,7 @@ def _nn_meter(file: _File) -> tuple[Iterator[_Entry], str]:
 
 
 def _profiled(file: _File) -> Iterator[_Entry]:
-    """Kernels, rule tests and look-up tables: numbers at the leaves of nested objects."""
+    """Rows of kernels, rule tests and look-up tables: the numbers are leaves of nested objects."""
     try:
         data = json.loads(file.text)
     except json.JSONDecodeError as error:
@@ -228,7 +228,7 @@ def _sizes(kernel: Mapping[str, Any]) -> str:
 
 
 def _data_set(file: _File) -> Iterator[_Entry]:
-    """Whole networks, a line each."""
+    """Rows of a data set: one whole network a line."""
     for line, text in enumerate(file.text.splitlines(), 1):
         if not text.strip():
             continue
@@ -247,7 +247,7 @@ def _data_set(file: _File) -> Iterator[_Entry]:
 
 
 def _mean(line: int, key: str, mean: float, sigma: float | None, count: int) -> _Entry:
-    """A mean and its deviation; percentiles are those of a normal, and the note says so."""
+    """A row from a mean and its deviation: percentiles are of a normal, and the note says so."""
     if sigma is None or not 0 < sigma < mean:
         return _Entry(line, key, mean, samples=count, note="mean")
     p20 = max(mean - NORMAL_P20 * sigma, 0.0)
@@ -260,9 +260,10 @@ def _once_for_all(file: _File) -> tuple[Iterator[_Entry], str]:
 
 
 def _blocks(file: _File) -> Iterator[_Entry]:
-    """Composed to nodes only: nothing is constructed, every scalar stays text with its line.
+    """Rows of blocks. The YAML is parsed to nodes only, so that nothing in it is constructed.
 
-    YAML 1.1 takes `1e-2` for a string, and the numbers of these tables are written in any way.
+    Scalars stay text: YAML 1.1 takes `1e-2` for a string, and the numbers of these tables are
+    written in any way.
     """
     try:
         import yaml

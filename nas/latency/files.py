@@ -122,7 +122,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_task(manifest: Mapping[str, Any]) -> None:
-    """An own task may be unknown here; that is no damage, and the error says what to do."""
+    """Raise `ValueError` if no task can be made of the manifest.
+
+    A task of one's own that may not be imported is no damage: `TableError` says what to do.
+    """
     try:
         load_task(manifest)
     except KeyError as error:
@@ -134,7 +137,7 @@ def _check_task(manifest: Mapping[str, Any]) -> None:
 
 
 def _check_calibration(numbers: Calibration, unknown: bool) -> None:
-    """Every entry a finite number; errors may be unknown where no network was ever run."""
+    """Raise `ValueError` unless all entries are finite; errors may be `unknown` (not a number)."""
     for name, value in asdict(numbers).items():
         values = value.values() if isinstance(value, dict) else [value]
         for number in values:
@@ -143,7 +146,7 @@ def _check_calibration(numbers: Calibration, unknown: bool) -> None:
 
 
 def _read_csv(path: Path, unit: str, parse: Callable[[dict[str, str]], T]) -> list[T]:
-    """What `parse` makes of each line, given its cells by column, without unit."""
+    """What `parse` makes of each line, given as a dictionary; columns without their unit."""
     found: list[T] = []
     with path.open(newline="", errors="replace") as file:
         lines = csv.reader(file)

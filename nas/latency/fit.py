@@ -15,9 +15,9 @@ from nas.errors import TableError
 
 @dataclass(frozen=True)
 class Calibration:
-    """`measured = overhead + scale * sum(rows)`, and the error of that on other networks.
+    """`measured = overhead + scale * sum(factor * row)`, and its error on other networks.
 
-    Where it earns it, the rows of a kind of layer have a `factor` of their own besides.
+    Kinds of layers have factors of their own only where these predict better; all others are 1.
     """
 
     scale: float
@@ -40,9 +40,10 @@ class Calibration:
     def fit_kinds(
         cls, sums: Sequence[Mapping[str, float]], measured: Sequence[float], fitted_on: int
     ) -> Self:
-        """The same of sums by kind of layer; kinds get factors where that predicts better.
+        """Fit on sums by kind of layer, where kinds may get factors.
 
-        Judged by leaving out one after the other of the networks that are fitted.
+        They get them if this lowers the error on each fitted network when it is left out.
+        Raises `TableError` where networks with larger sums do not take longer.
         """
         kinds = sorted({kind for own in sums for kind in own})
         parts = np.array([[own.get(kind, 0.0) for kind in kinds] for own in sums])
@@ -84,7 +85,10 @@ _EARNED, _WORTH = 0.9, 0.001  # factors must lower the left-out error to this sh
 
 
 def _solve(parts: Any, measured: Any, stiffness: float) -> tuple[float, float, Any]:
-    """Scale, overhead and factors of kinds by least relative squares."""
+    """Scale, overhead and factors (kinds,) by least relative squares.
+
+    `parts` (networks, kinds) are sums of rows, `measured` (networks,) the times of networks.
+    """
     n, kinds = parts.shape
     ones = np.ones(n)
     a = np.stack([parts.sum(1), ones], 1) / measured[:, None]

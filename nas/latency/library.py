@@ -18,17 +18,19 @@ from nas.versions import layer_code
 
 
 def cache_folder() -> Path:
+    """Where tables that were measured on this machine are kept: in the user's cache directory."""
     return Path(platformdirs.user_cache_dir("vitnas")) / "tables"
 
 
 def shipped_folder() -> Path:
+    """Where the tables that ship with vitnas are."""
     import latency_tables
 
     return Path(next(iter(latency_tables.__path__)))
 
 
 def table_folder(space: SearchSpace, runtime: Runtime) -> Path:
-    """Where the table of a device for a space is kept: below the user's cache directory."""
+    """The folder in the cache for the table of a device, a space, and today's layer code."""
     code = layer_code(space.family)
     identity = fingerprint(
         runtime.describe(), code, runtime.lowering, PROTOCOL, space.task.to_json()
@@ -38,7 +40,7 @@ def table_folder(space: SearchSpace, runtime: Runtime) -> Path:
 
 
 def known_table(space: SearchSpace, runtime: Runtime) -> LatencyTable | None:
-    """The table of this device if it has been measured here, or ships."""
+    """The table of this device for this space that was measured here or ships; else None."""
     folder = table_folder(space, runtime)
     if (folder / "manifest.toml").exists():
         return LatencyTable.load(folder)
@@ -68,7 +70,10 @@ def find_table(name: str) -> LatencyTable:
 
 
 def saved_tables() -> Iterator[tuple[Path, LatencyTable]]:
-    """Every finished table: those that ship, then those in the cache."""
+    """Every finished table and its folder: those that ship, then those in the cache.
+
+    Damaged ones are left out, with a line on the console.
+    """
     for root in (shipped_folder(), cache_folder()):
         for manifest in sorted(root.glob("*/*/manifest.toml")):
             try:

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 PER_KIND = 5  # rows of a kind that are fitted
 CHECKS = 3  # rows that are only compared; of large kinds half the square root of their number
-NOTE = "ported"
+NOTE = "ported"  # of a row that was carried over
 _PULL = 2.0  # a kind's factor is pulled to that of all rows as if so many more rows had it
 _EARNED = 1.1  # the simplest fit wins whose left-out error is within this of the best
 _CARRIED = ("measured", "emulated-count", "vendor-model")  # sources whose rows can be carried
@@ -41,6 +41,7 @@ class Chosen(NamedTuple):
 
     @property
     def keys(self) -> set[str]:
+        """The keys of all rows to measure."""
         return {*self.fit, *self.held_out}
 
 
@@ -72,7 +73,7 @@ class Report:
     kinds: tuple[Fit, ...]
 
     def to_toml(self) -> dict[str, Any]:
-        """Without what is not known."""
+        """The entries of the manifest; what is not known (not a number) is left out."""
         kinds = {fit.kind: _known_of(asdict(fit)) for fit in self.kinds}
         return _known_of(asdict(self)) | {"kinds": kinds}
 
@@ -222,7 +223,7 @@ def _choose(own: Floats, rest: Floats) -> tuple[str, float]:
 
 
 def _least(form: str) -> int:
-    """Rows that a form needs so that one can be left out."""
+    """How many rows a form needs, so that one can be left out."""
     return 4 if form == "affine" else 2
 
 
@@ -257,7 +258,7 @@ def _solve(form: str, own: Floats, rest: Floats) -> tuple[float, float]:
 
 
 def _line(scale: float, offset: float, old: Any) -> Any:
-    """New costs of old ones; where an offset would eat a small row, a fifth of it stays."""
+    """New costs of old ones; an offset takes at most four fifths of a row."""
     return np.maximum(scale * old + offset, 0.2 * scale * old)
 
 
@@ -320,10 +321,10 @@ class Port:
 def check(
     table: LatencyTable, device: Mapping[str, Any], unit: str, layer_code: str, context: str
 ) -> None:
-    """Refuse to port between what no factor of a kind can bring together.
+    """Raise `TableError` where rows cannot be carried over by a factor for each kind.
 
-    All but the table are those of the new device. Counts of instructions may be carried to
-    milliseconds: that is what they are for.
+    All arguments but the table are those of the new device. Counts of instructions may be
+    carried to milliseconds: that is what they are for.
     """
     manifest = table.manifest
     old = manifest["device"]

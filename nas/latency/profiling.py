@@ -80,7 +80,7 @@ def profile(
 def _complete(
     table: LatencyTable, runtime: Runtime, graph: Graph, rounds: int, context: str, ported: bool
 ) -> bool:
-    """Whether a table that was found is what was asked for, with all rows in enough rounds."""
+    """Whether a table is what was asked for: all rows of the graph, timed so, in enough rounds."""
     manifest = table.manifest
     return (
         context in ("", manifest["context"])
@@ -137,7 +137,10 @@ def _identity(space: SearchSpace, runtime: Runtime, context: str, port: Port | N
 
 
 def _claim(journal: Journal, identity: str) -> str:
-    """Start a journal with who measures what, or refuse another's; the campaign's number."""
+    """The number of the campaign that a journal is of; `TableError` if it has another identity.
+
+    An empty journal gets this identity and a new number.
+    """
     records = journal.read()
     if not records:
         journal.append({"identity": identity, "campaign": secrets.token_hex(6)})

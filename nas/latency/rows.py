@@ -15,9 +15,9 @@ UNUSABLE = ("failed", "fallback")
 
 @dataclass(frozen=True)
 class Row:
-    """One layer's share of an inference, in the table's unit (milliseconds, nearly always).
+    """What one layer takes in an inference, in the unit of the table (nearly always ms).
 
-    A row that could not be had has no numbers and a note that says why: `failed: ...`, or
+    A row that could not be measured has no numbers and a note that says why: `failed: ...`, or
     `fallback: OPERATOR, ...` where a part of it does not run on the device.
     """
 
@@ -31,6 +31,7 @@ class Row:
 
     @classmethod
     def of(cls, key: str, samples: Iterable[Sequence[float]], note: str = "") -> Self:
+        """The row of a layer from its samples (wall, processor time), disturbed ones left out."""
         wall, cpu = _undisturbed(np.array(list(samples))).T
         p20, q1, median, q3 = np.percentile(wall, (20, 25, 50, 75)).round(5)
         return cls(
@@ -45,34 +46,36 @@ class Row:
 
     @classmethod
     def without_numbers(cls, key: str, note: str) -> Self:
+        """The row of a layer that could not be timed; the note says why."""
         return cls(key, math.nan, math.nan, math.nan, math.nan, 0, note)
 
     @property
     def usable(self) -> bool:
+        """Whether the layer runs on the device, so that the row has numbers."""
         return not self.note.startswith(UNUSABLE)
 
     @property
     def kind(self) -> str:
-        """The module of the layer."""
+        """The name of the layer's module, e.g. `WindowBlock`."""
         return self.key.partition("(")[0]
 
 
 def _undisturbed(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The samples (n, wall and processor time) during which the process was not held up.
+    """The samples (n, 2), wall and processor time, in which the process was not held up.
 
-    All of them if that is too few, or on a device whose processor time says nothing of it.
+    All of them if few are left, as on a device that does not tell the processor time.
     """
     wall, cpu = samples.T
     kept = samples[wall <= _HELD_UP * cpu]
     return kept if len(kept) >= max(3, len(samples) / 4) else samples
 
 
-_HELD_UP = 1.1
+_HELD_UP = 1.1  # wall by processor time
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One network run end to end, beside the sum of its rows."""
+    """One network that was run end to end, and the sum of its rows."""
 
     architecture: str  # JSON
     use: str  # fit: the calibration was fitted on it; held-out: it was judged on it

@@ -39,26 +39,28 @@ class LatencyTable:
 
     @cached_property
     def calibration(self) -> Calibration:
+        """The fit that turns sums of rows into predictions, as the manifest says it."""
         return Calibration(**self.manifest["calibration"])
 
     @property
     def task(self) -> Task:
-        """What the networks of the table are for; external tables have none (`KeyError`)."""
+        """The task of the space that was measured; external tables have none (`KeyError`)."""
         return load_task(self.manifest)
 
     @property
     def unit(self) -> str:
+        """The unit of all times of the table: `ms`, or `Minstructions` for counts."""
         return str(self.manifest["unit"])
 
     @property
     def current(self) -> bool:
-        """Whether it is of the layers as they are now."""
+        """Whether the layers have the same code today as when the table was measured."""
         family = str(self.manifest["space"]).partition(":")[0]
         return bool(self.manifest["layer_code"] == layer_code(family))
 
     @property
     def measured_source(self) -> str:
-        """Where numbers of its device come from, be the table carried over from another or not."""
+        """The source of the rows that were measured, also in a table that is mostly ported."""
         return str(self.manifest.get("measured_source", self.manifest["source"]))
 
     def row(self, layer: Layer) -> Row:
@@ -73,7 +75,7 @@ class LatencyTable:
         return row
 
     def cost(self, layer: Layer) -> float:
-        """What a layer adds to a prediction: its row, calibrated; infinite if it cannot run."""
+        """What a layer adds to a prediction: its calibrated row, infinite if it cannot run."""
         row, c = self.row(layer), self.calibration
         return c.scale * c.factors.get(row.kind, 1.0) * row.median if row.usable else math.inf
 
@@ -88,7 +90,7 @@ class LatencyTable:
         return max(self.calibration.p95_percent, 0.1) / 196
 
     def interval(self, predicted: float, confidence: float) -> tuple[float, float]:
-        """Between what a network of this prediction measures, with this confidence."""
+        """The interval in which a network of this prediction measures with this confidence."""
         center = predicted / (1 + self.calibration.bias_percent / 100)
         reach = NormalDist().inv_cdf((1 + confidence) / 2) * self._sigma
         return center * (1 - reach), center * (1 + reach)
@@ -104,13 +106,13 @@ class LatencyTable:
         return center * (1 + self.calibration.bias_percent / 100)
 
     def trellis(self, space: SearchSpace) -> Trellis:
-        """The trellis of what runs on the device, in calibrated milliseconds."""
+        """The trellis of all architectures that run on the device, costs in the table's unit."""
         graph = Graph.of(space)
         unusable = {key for key, row in self.rows.items() if not row.usable}
         return Trellis(graph.without(unusable), self.cost, fixed=self.calibration.overhead)
 
     def sums(self, layers: Iterable[Layer]) -> dict[str, float]:
-        """The plain sum of rows by kind of layer."""
+        """The sums of the medians of these layers by kind of layer, not calibrated."""
         total: dict[str, float] = defaultdict(float)
         for layer in layers:
             row = self.row(layer)
@@ -128,7 +130,10 @@ class LatencyTable:
         return cls(rows, manifest, references)
 
     def check(self, space: SearchSpace, described: dict[str, Any]) -> None:
-        """Refuse a table of another machine, runtime, layer code or space, or with bad rows."""
+        """Raise `TableError` if the table is not of this device, space and layer code.
+
+        `described` is what `Runtime.describe` says. Rows that cannot be times are refused, too.
+        """
         wanted = {**described, "layer_code": layer_code(space.family)}
         found = {**self.manifest["device"], "layer_code": self.manifest["layer_code"]}
         wanted, found = ({k: v for k, v in d.items() if k != "name"} for d in (wanted, found))

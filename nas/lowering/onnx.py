@@ -48,9 +48,9 @@ class OnnxPiece:
     keeps: tuple[tuple[int, int], ...]  # (slot after it, slot before it) of what passes unchanged
 
     def after(self, before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
-        """The state after it, of the state before it and what it computed; None in empty slots.
+        """The state after the piece, from that before it and its outputs; None in empty slots.
 
-        Of names, or of values.
+        A state is a list of anything, e.g. of names or of values.
         """
         full = dict(zip(self.writes, outputs, strict=True))
         full |= {to: before[at] for to, at in self.keeps if at < len(before)}
@@ -198,7 +198,7 @@ def _filled(state: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def _drop_unused(model: Any) -> tuple[int, ...]:
-    """Remove inputs that nothing reads; the slots of the others."""
+    """Remove inputs that nothing reads, and return the slots of the others."""
     read = {name for node in model.graph.node for name in node.input}
     read |= {output.name for output in model.graph.output}
     kept = [value for value in model.graph.input if value.name in read]
@@ -208,7 +208,7 @@ def _drop_unused(model: Any) -> tuple[int, ...]:
 
 
 def _compose(pieces: Sequence[OnnxPiece], places: Sequence[Hashable]) -> OnnxPiece:
-    """One model of consecutive ones: their graphs in a row, outputs wired to inputs.
+    """Join consecutive models into one, outputs wired to the inputs of the next.
 
     Pieces of one place (a layer that runs in several phases) share their weights.
     """
@@ -276,7 +276,7 @@ def _rename(graph: Any, prefix: str, given: dict[str, str | None]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters log and warn about their own internals."""
+    """Silence exporters, which log and warn about their own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

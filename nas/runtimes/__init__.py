@@ -22,7 +22,7 @@ from nas.space.layer import Layer
 
 # Where the numbers of a table come from. Only the first are times of the device itself.
 SOURCES = ("measured", "vendor-model", "emulated-count", "emulated-time", "ported", "external")
-# What may be said of them.
+# The verb that each of them allows in a sentence about a time.
 VERBS = {source: source for source in SOURCES} | {
     "vendor-model": "modelled",
     "emulated-count": "counted",
@@ -32,7 +32,7 @@ CONTEXTS = ("network", "isolated", "stacked", "added")
 
 
 class Sample(NamedTuple):
-    """One call: what it took, and the processor time that it used (0: not known).
+    """What one call took: wall time, and processor time (0 where it is not known).
 
     In milliseconds, or in millions of instructions for a runtime that counts them.
     """
@@ -97,7 +97,7 @@ class Runtime(ABC):
         """
 
     def conditions(self) -> dict[str, Any]:
-        """What was readable of the moment (clocks, governor, load): recorded, never compared."""
+        """The clocks, governor and load right now, as far as readable: recorded, never compared."""
         return {}
 
     @abstractmethod
@@ -109,14 +109,14 @@ class Runtime(ABC):
         """
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
-        """Do in parallel what `prepare` would do for each of these layers and keep on disk.
+        """Do in parallel, and keep on disk, what `prepare` would do for each of these layers.
 
         Yields each layer that is done.
         """
         yield from layers
 
     def note(self, layer: Layer) -> str:
-        """What there is to say of a layer's row, e.g. operators that run elsewhere; else ""."""
+        """The note on the row of a layer, e.g. which operators run elsewhere; "" without any."""
         return ""
 
     def __enter__(self) -> Self:
@@ -150,9 +150,9 @@ WARM_UP_MS, KEPT = 5.0, 3
 
 
 def visit(program: Program, runtime: Runtime) -> list[list[Sample]]:
-    """The three calls that count of a program that has not run for a while; one, if it is exact.
+    """Warm a program up, and return the samples of its next three calls; of one if it is exact.
 
-    They come after a warm-up by time: a deployed network runs in a loop, and short ones are still
+    The warm-up lasts for a time, not for some calls: a deployed network runs in a loop, and short ones are still
     getting faster in their third call (ONNX Runtime: 8 % from the second to the fourth).
     """
     if runtime.exact:
@@ -167,7 +167,7 @@ Factory = type[Runtime]  # called with the device as written, and its options by
 
 
 def runtimes() -> dict[str, Factory]:
-    """Every runtime by name; the files import what is heavy when they are used."""
+    """Every runtime by name; nothing heavy is imported before one is used."""
     found: dict[str, Factory] = {}
     for module in iter_modules(__path__):
         names: Mapping[str, Factory] = getattr(
@@ -215,7 +215,7 @@ def _options(device: str, factory: Factory, words: Sequence[str]) -> dict[str, A
 
 
 def check_option(name: str, value: str, known: Sequence[str]) -> str:
-    """`value` if it is one of those known."""
+    """`value` if it is one of those known; else `UnknownNameError`."""
     if value not in known:
         raise UnknownNameError(name, value, known)
     return value

@@ -71,6 +71,10 @@ class Adb(Runtime):
         self._pushed: set[str] = set()
 
     def describe(self) -> dict[str, Any]:
+        """What the device says of itself, and whether the measuring tool is there.
+
+        Raises `DeviceError` if it is not. Sets `source`: an emulator is never called measured.
+        """
         self.require()
         found = self._shell(
             "getprop ro.product.model; getprop ro.soc.model; getprop ro.build.version.release; "
@@ -113,9 +117,11 @@ class Adb(Runtime):
                 self._adb("shell", f"rm -r {self._folder}")
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Export layers in as many processes as there are cores here."""
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Send a model for each layer, or one for all; each call has the tool run them."""
         groups = [layers] if fused else [[layer] for layer in layers]
         paths = [self._push(lower(group, self.batch).model) for group in groups]
         return lambda: [self._time(path) for path in paths]

@@ -67,7 +67,7 @@ class Compiled:
 
 
 class EthosU(Runtime):
-    """One accelerator configuration.
+    """An accelerator in one configuration, as Vela models it.
 
     Alone, a layer also fetches its input from the memory outside of the NPU and brings its result
     there, which inside a network it mostly does not: sums of such rows are up to 24 % too large. So
@@ -88,6 +88,7 @@ class EthosU(Runtime):
         self._known: dict[str, Compiled] = {}
 
     def describe(self) -> dict[str, Any]:
+        """The accelerator, Vela's version, and its settings of memory and clock."""
         self.require()
         return {
             "name": self.device,
@@ -104,6 +105,7 @@ class EthosU(Runtime):
         }
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Compile layers, one by one or as one model; a call gives the times that Vela expects."""
         if fused:
             cycles = [self._cycles(*layers)]
         else:
@@ -113,7 +115,7 @@ class EthosU(Runtime):
         return lambda: list(samples)
 
     def _row_cycles(self, before: Layer | None, layer: Layer) -> int:
-        """What `layer` adds to the layer before it, where there is one that runs on the NPU."""
+        """The cycles that a layer adds to the one before it, if that runs on the NPU."""
         alone = self._cycles(layer)
         if before is None or self.compiled((before,)).host:
             return alone
@@ -127,12 +129,15 @@ class EthosU(Runtime):
         return compiled.cycles
 
     def note(self, layer: Layer) -> str:
+        """The operators of a layer that would run on the host processor."""
         with suppress(PreparationError):  # `prepare` says why
             compiled = self.compiled((layer,))
             return _fallback(compiled) if compiled.host else ""
         return ""
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Lower layers one after the other, and compile them on all cores."""
+
         def done(layer: Layer, data: bytes) -> Layer:
             with suppress(PreparationError):
                 self._stored(data)
@@ -154,7 +159,7 @@ class EthosU(Runtime):
         return self._known[key]
 
     def _stored(self, model: bytes) -> Compiled:
-        """From the cache on disk, which is by what the model is and who compiled it."""
+        """What Vela says of a model, kept on disk by the model's hash and Vela's version."""
         folder = f"{self.device}-vela-{installed('ethos-u-vela')}-{LOWERING.replace('/', '-')}"
         name = f"{hashlib.sha256(model).hexdigest()}.json"
         path = Path(platformdirs.user_cache_dir("vitnas")) / "ethos-u" / folder / name

@@ -10,12 +10,12 @@ from typing import Any
 
 
 def quiet_process(threads: int = 1) -> None:
-    """So many threads, a heap that is kept, no denormal numbers: how everything here is measured.
+    """Make this process as measurements need it: its threads, its heap, no denormal numbers.
 
-    By default glibc gives large blocks back to the system after each use; faulting them in again
-    made networks up to 10 % slower and tripled the spread (840 page faults per inference, 0.5
-    after). Denormal numbers, which masked attention makes, are flushed to zero: up to 2.9x in
-    shifted windows. Deploy with `torch.set_flush_denormal(True)` and
+    The heap is kept. By default glibc gives large blocks back to the system after each use;
+    faulting them in again made networks up to 10 % slower and tripled the spread (840 page faults
+    per inference, 0.5 after). Denormal numbers, which masked attention makes, are flushed to zero:
+    up to 2.9x in shifted windows. Deploy with `torch.set_flush_denormal(True)` and
     `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000` to have the same.
     """
     import torch

@@ -28,6 +28,7 @@ class LiteRtCpu(Runtime):
         self.threads = threads
 
     def describe(self) -> dict[str, Any]:
+        """The host, LiteRT's version, and how it runs."""
         self.require()
         return {
             "name": self.device,
@@ -40,9 +41,11 @@ class LiteRtCpu(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clock, governor and load of the host."""
         return host_conditions()
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Lower layers to int8, one by one or as one model, each with an interpreter of its own."""
         pieces = [tuple(layers)] if fused else [(layer,) for layer in layers]
         return timed([self._call(piece) for piece in pieces])
 

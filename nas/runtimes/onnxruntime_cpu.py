@@ -32,6 +32,7 @@ class OnnxRuntimeCpu(Runtime):
         self._settings: Any = None
 
     def describe(self) -> dict[str, Any]:
+        """The host, ONNX Runtime's version, and how it runs."""
         self.require()
         return {
             "name": self.device,
@@ -44,6 +45,7 @@ class OnnxRuntimeCpu(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clock, governor and load of the host."""
         return host_conditions()
 
     def __enter__(self) -> Self:
@@ -64,9 +66,11 @@ class OnnxRuntimeCpu(Runtime):
         torch.set_flush_denormal(False)
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Export layers in as many processes as there are cores."""
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Sessions in a row, one for each layer or one for all, in memory that is bound once."""
         steps = [lower(layers, self.batch)] if fused else [lower([x], self.batch) for x in layers]
         return timed(self._wire(steps, layers[0]))
 

@@ -35,6 +35,7 @@ class OpenVinoCpu(Runtime):
         self._core: Any = None
 
     def describe(self) -> dict[str, Any]:
+        """The host, OpenVINO's version, and how it runs."""
         self.require()
         return {
             "name": self.device,
@@ -47,12 +48,15 @@ class OpenVinoCpu(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clock, governor and load of the host."""
         return host_conditions()
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Export layers in as many processes as there are cores."""
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Compiled requests in a row, one for each layer or one for all."""
         self.require()
         return timed(self._wire(layers, fused))
 

@@ -42,7 +42,7 @@ SLOW_SIGN = "floating point as slow as in software"
 
 
 class AgentRuntime(Runtime):
-    """ONNX Runtime behind an agent. What runs the agent is up to those who inherit it.
+    """ONNX Runtime behind an agent. Subclasses say by `connect` how the agent is started.
 
     The source is `emulated-time` until the device has shown that it is a real one.
     """
@@ -60,10 +60,11 @@ class AgentRuntime(Runtime):
         self._hello: Hello | None = None
 
     def connect(self) -> Link:
-        """A new connection."""
+        """Start an agent and return the connection to it."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
+        """What the agent says of the device; connects to it the first time."""
         self.require()
         if self._hello is None:
             with self:
@@ -86,6 +87,7 @@ class AgentRuntime(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """System, Python, load, clock and temperature there; empty without a connection."""
         if self._link is None or self._hello is None:
             return {}
         versions = {"system": self._hello.system, "python": self._hello.python}
@@ -108,7 +110,7 @@ class AgentRuntime(Runtime):
         return self
 
     def judge(self, link: Link, hello: Hello) -> Hello:
-        """Set `source`: what the numbers of this device are; `hello` with what else it shows."""
+        """Set `source` by what the device says and does; `hello`, with more signs of emulation."""
         if _slow(link):
             hello = hello._replace(emulator=(*hello.emulator, SLOW_SIGN))
         self.source = "emulated-time" if hello.emulator else "measured"
@@ -125,9 +127,11 @@ class AgentRuntime(Runtime):
         self._link = None
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Export layers in as many processes as there are cores here."""
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Send the models of layers, one by one or as one, and wire them there."""
         from nas.network.standalone import inputs, slots
 
         if self._link is None:
@@ -158,7 +162,7 @@ class _RemoteProgram:
 
 
 def _wired(pieces: Sequence[OnnxPiece], state: list[int | None], free: int) -> list[Step]:
-    """Each piece with the numbers of its inputs in `state` and of its outputs, from `free` on."""
+    """The steps of a program; `state` holds numbers of values, of which `free` is the next."""
     steps = []
     for piece in pieces:
         written = list(range(free, free + len(piece.writes)))
@@ -233,6 +237,7 @@ class Ssh(AgentRuntime):
         self._login += ["-l", match["user"]] if match["user"] else []
 
     def connect(self) -> Link:
+        """Start the agent by the OpenSSH client; raises `DeviceError` with what that says."""
         try:
             return Link(self._command, self._host, self._explain)
         except FileNotFoundError:

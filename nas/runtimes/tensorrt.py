@@ -41,9 +41,11 @@ class TensorRt(Runtime):
         self.dtype, self.batch = check_option("dtype", dtype, ("float32", "float16")), batch
 
     def clock(self) -> Clock:
+        """What measures times; tests bring another one."""
         return Events()
 
     def describe(self) -> dict[str, Any]:
+        """The GPU, the versions of TensorRT and CUDA, and the data type."""
         self.require()
         release = installed("tensorrt")
         if self.dtype == "float16" and int(release.partition(".")[0]) > 10:
@@ -66,9 +68,11 @@ class TensorRt(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clocks, temperature and power of the GPU."""
         return gpu_conditions()
 
     def ahead(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Export layers in as many processes as there are cores."""
         return lower_ahead(layers, self.batch, os.cpu_count() or 1)
 
     def __enter__(self) -> Self:
@@ -91,6 +95,7 @@ class TensorRt(Runtime):
         self._stream.close()
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Engines in a row, one for each layer or one for all, repeated until a sample is long."""
         self.require()
         clock = self.clock()
         calls = self._wire(layers, fused, clock.device)
@@ -128,7 +133,7 @@ class TensorRt(Runtime):
         return calls
 
     def _engine(self, model: bytes, first: Layer) -> Any:
-        """None where it could not be built."""
+        """The engine of an ONNX model; None where TensorRT cannot build one."""
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)

@@ -36,6 +36,7 @@ class TorchCompile(TorchCpu):
     """
 
     def describe(self) -> dict[str, Any]:
+        """The host, torch's version, how it runs, and the C++ compiler."""
         return {
             **super().describe(),
             "runtime": "torch-inductor",
@@ -43,6 +44,7 @@ class TorchCompile(TorchCpu):
         }
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Compile layers, one by one or as one piece; the first call is over when this returns."""
         import torch
 
         from nas.network.standalone import build, inputs
@@ -75,7 +77,7 @@ class TorchCompile(TorchCpu):
 
 
 def _compile(steps: Steps, state: tuple[Any, ...], fused: bool) -> list[Compiled]:
-    """Compiled pieces, each run once on the state that the ones before it leave."""
+    """The compiled pieces; each was run once, on the state that the ones before it leave."""
     pieces = []
     for group in [steps] if fused else [[step] for step in steps]:
         pieces.append(_compile_piece(group, state))
@@ -119,7 +121,7 @@ def _compiler(device: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Compilers log and warn about their own internals."""
+    """Silence compilers, which log and warn about their own internals."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -25,6 +25,7 @@ class TorchCpu(Runtime):
         self.dtype = check_option("dtype", dtype, ("float32", "bfloat16"))
 
     def describe(self) -> dict[str, Any]:
+        """The host, torch's version, and how it runs."""
         return {
             "name": self.device,
             **describe_host(),
@@ -36,6 +37,7 @@ class TorchCpu(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clock, governor and load of the host."""
         return host_conditions()
 
     def __enter__(self) -> Self:
@@ -58,6 +60,7 @@ class TorchCpu(Runtime):
         torch.set_flush_denormal(False)
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Modules in a row, the clock read after each layer or after the last only."""
         import torch
 
         from nas.network.standalone import build, inputs

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nas.network.standalone import Steps
 
 DTYPES = ("float32", "float16", "bfloat16")
-WARM_UP_S = 0.1  # of each piece; kernels are loaded and chosen, clocks rise
+WARM_UP_S = 0.1  # for each piece: kernels are loaded and chosen, clocks rise
 SAMPLE_MS = 1.0  # passes are repeated until a sample takes as long
 MOST_PASSES = 32
 
@@ -37,7 +37,9 @@ Call = Callable[[], Any]  # launches one piece
 class Mark(Protocol):
     """A point in the stream of the device; `torch.cuda.Event` is one."""
 
-    def record(self) -> None: ...
+    def record(self) -> None:
+        """Put the mark behind everything that was launched so far."""
+
     def elapsed_time(self, end: Any, /) -> float:
         """Milliseconds from this mark to `end`."""
 
@@ -47,10 +49,14 @@ class Clock(Protocol):
 
     device: str
 
-    def mark(self) -> Mark: ...
-    def synchronize(self) -> None: ...
+    def mark(self) -> Mark:
+        """A new mark, not yet recorded."""
+
+    def synchronize(self) -> None:
+        """Wait until everything that was launched is done."""
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """`work`, marks included, as something that runs it again without Python."""
+        """Record `work`, marks included; what is returned runs it again without Python."""
 
 
 class Events:
@@ -62,17 +68,20 @@ class Events:
         self.external = external
 
     def mark(self) -> Mark:
+        """A CUDA event that takes the time."""
         import torch
 
         make: Callable[..., Mark] = torch.cuda.Event
         return make(enable_timing=True, external=self.external)
 
     def synchronize(self) -> None:
+        """Wait for the GPU."""
         import torch
 
         torch.cuda.synchronize()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The work as a CUDA graph; the result replays it."""
         import torch
 
         graph = torch.cuda.CUDAGraph()
@@ -98,9 +107,11 @@ class TorchCuda(Runtime):
         self.dtype, self.batch = check_option("dtype", dtype, DTYPES), batch
 
     def clock(self) -> Clock:
+        """What measures times; tests bring another one."""
         return Events(external=self.captured)
 
     def describe(self) -> dict[str, Any]:
+        """The GPU, the versions of torch and CUDA, data type and precision of products."""
         require_cuda(self.device)
         import torch
 
@@ -117,6 +128,7 @@ class TorchCuda(Runtime):
         }
 
     def conditions(self) -> dict[str, Any]:
+        """Clocks, temperature and power of the GPU."""
         return gpu_conditions()
 
     def __enter__(self) -> Self:
@@ -126,6 +138,7 @@ class TorchCuda(Runtime):
         return self
 
     def prepare(self, layers: Sequence[Layer], fused: bool) -> Program:
+        """Modules in a row on the GPU, in passes that a sample is the mean of."""
         import torch
 
         from nas.network.standalone import build, inputs, run
@@ -273,7 +286,7 @@ def gpu_conditions() -> dict[str, Any]:
 
 
 def _device_id() -> list[str]:
-    """nvidia-smi numbers GPUs on its own: it knows nothing of CUDA_VISIBLE_DEVICES."""
+    """Arguments that name torch's GPU to nvidia-smi, which ignores CUDA_VISIBLE_DEVICES."""
     import torch
 
     if not torch.cuda.is_available():

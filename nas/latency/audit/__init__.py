@@ -38,10 +38,10 @@ RULES: tuple[Callable[[Subject], Found], ...] = (
 def audit(
     table: LatencyTable, other: LatencyTable | None = None, *, space: SearchSpace | None = None
 ) -> list[Finding]:
-    """Everything the rules find, errors first.
+    """Apply every rule to a table; the findings, errors first.
 
-    `other` is a table that this one must not be a copy of; with `space` (that of the table) also
-    missing rows, stale layers and sums that are no longer those of the rows are found.
+    With an `other` table, rows that were copied from it are found too. With the `space` that the
+    table is of, missing rows, changed layer code, and sums that no longer fit the rows are found.
     """
     subject = Subject(table, other, space)
     found = [finding for rule in RULES for finding in rule(subject)]
@@ -49,7 +49,7 @@ def audit(
 
 
 def shortened(findings: Sequence[Finding], most: int = 5) -> list[Finding]:
-    """At most so many findings of a rule, then one that counts the others: for people to read."""
+    """Findings for people to read: at most so many of one rule, then one that counts the rest."""
     shown: list[Finding] = []
     seen: Counter[tuple[str, str]] = Counter()
     for finding in findings:
@@ -67,7 +67,7 @@ def shortened(findings: Sequence[Finding], most: int = 5) -> list[Finding]:
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For machines: the numbers of errors and warnings, and every finding."""
+    """Findings for machines: the numbers of errors and of warnings, and every finding."""
     counts = Counter(finding.severity for finding in findings)
     return {
         "errors": counts[ERROR],

@@ -36,7 +36,7 @@ class Copy:
 
 
 def copied(mine: Sequence[Row], theirs: Mapping[str, Row]) -> list[Copy]:
-    """Rows with exactly the numbers of those of `theirs`, or exactly some factor times those."""
+    """The rows of `mine` whose numbers are exactly those of `theirs`, or those times one factor."""
     pairs = [(r, theirs[r.key]) for r in mine if r.key in theirs and theirs[r.key].usable]
     pairs = [(a, b) for a, b in pairs if min(a.median, b.median) > 0 and "ported" not in a.note]
     if not pairs:
@@ -62,7 +62,7 @@ def copied(mine: Sequence[Row], theirs: Mapping[str, Row]) -> list[Copy]:
 
 
 def repeated(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Rows of one table with every number of an earlier one: (key, earlier key)."""
+    """Pairs of keys of one table: a row, and an earlier row with the same numbers throughout."""
     if not rows:
         return
     grain = _grain(np.array([row.median for row in rows]))
@@ -93,7 +93,7 @@ def _grain(values: Floats) -> float:
 
 
 def _chances(median: float, iqr: float, samples: float, grain: float) -> tuple[float, float]:
-    """That another measurement gives this median, and this interquartile range, to the digit."""
+    """The chances that another measurement gives the same median, and the same spread."""
     n = max(samples, 1.0)
     error = max(_FLOOR * median, 0.93 * iqr / math.sqrt(n)) if iqr > 0 else _FLOOR * median
     spread = 1.2 * iqr / math.sqrt(n)  # standard error of an interquartile range, of a normal

@@ -26,7 +26,7 @@ USEFUL = 5.0  # percent of error above which small differences of a search mean 
 
 
 def coverage(s: Subject) -> Found:
-    """Rows of the space that the table lacks; layers whose code has changed."""
+    """Find rows that the space needs and the table lacks, and layer code that has changed."""
     if s.space is None:
         return
     from nas.trellis.graph import Graph
@@ -47,7 +47,7 @@ def coverage(s: Subject) -> Found:
 
 
 def campaigns(s: Subject) -> Found:
-    """Rows that were not measured together."""
+    """Find rows that were not measured together with the others."""
     campaigns = s.manifest.get("campaign")
     if isinstance(campaigns, list) and len(campaigns) > 1:
         message = (
@@ -70,7 +70,7 @@ def campaigns(s: Subject) -> Found:
 
 
 def _level(s: Subject, part: NDArray[np.bool_]) -> str:
-    """By how much this part of the rows lies above the others of the same kinds, if it does."""
+    """Words that say by how much these rows lie off others of their kinds; "" if they do not."""
     off = np.full(len(s.rows), np.nan)
     for kind in s.kinds:
         if fit := kind.residuals(s.costs[kind.positions]):
@@ -84,7 +84,7 @@ def _level(s: Subject, part: NDArray[np.bool_]) -> str:
 
 
 def source(s: Subject) -> Found:
-    """A source that what else the manifest says contradicts."""
+    """Find a source that the rest of the manifest contradicts."""
     source, fix = s.manifest.get("source"), "write the true source into manifest.toml"
     if source not in KNOWN:
         message = f"source is {source!r}, none of {', '.join(KNOWN)}"
@@ -104,7 +104,7 @@ def source(s: Subject) -> Found:
 
 
 def device(s: Subject) -> Found:
-    """Rows that are not those the manifest speaks of."""
+    """Find rows and a manifest that are not of one campaign."""
     stored = s.manifest.get("wall_over_cpu")
     ratios = [row.median / row.cpu_median for row in s.rows if row.cpu_median > 0]
     if not stored or not ratios:
@@ -119,7 +119,7 @@ def device(s: Subject) -> Found:
 
 
 def calibration(s: Subject) -> Found:
-    """A calibration that the table's own networks do not give."""
+    """Find a calibration that does not follow from the table's own networks."""
     if "calibration" not in s.manifest:
         return
     stored = s.table.calibration
@@ -142,7 +142,7 @@ def calibration(s: Subject) -> Found:
 
 
 def _refit(s: Subject, stored: Calibration) -> dict[str, float]:
-    """What the calibration is by the table's own networks, as far as that can be known."""
+    """The entries of the calibration that follow from the table's own networks."""
     fitted = [r for r in s.table.references if r.use == "fit"]
     held = [r for r in s.table.references if r.use != "fit"]
     if len(fitted) < 2 or not held:
@@ -169,7 +169,7 @@ def _layers(space: SearchSpace, s: Subject, run: Reference) -> tuple[Layer, ...]
 
 
 def _sums(s: Subject) -> Found:
-    """Networks whose layers no longer add up to what they were calibrated with."""
+    """Find networks whose rows no longer add up to the sum that the calibration was fitted on."""
     if s.space is None:
         return
     fix = f"restore the three files of one campaign, or: {s.again}"
@@ -182,7 +182,7 @@ def _sums(s: Subject) -> Found:
 
 
 def copies(s: Subject) -> Found:
-    """Rows with another table's numbers, or with those of another row of this one."""
+    """Find rows that have the numbers of another table, or of another row of this one."""
     fix = f"measure them on this device: {s.again}"
     for key, same in repeated(s.rows):
         message = f"has every number of {same}: no two measurements agree like that"
@@ -218,7 +218,7 @@ def _same_device(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def _edited(s: Subject, other: LatencyTable) -> Found:
-    """Of two tables of one campaign, rows that are not the same."""
+    """Find rows in which two copies of one table differ."""
     for key, row in s.table.rows.items():
         theirs = other.rows.get(key)
         if theirs is not None and theirs.median != row.median and row.usable and theirs.usable:
@@ -230,6 +230,6 @@ def _edited(s: Subject, other: LatencyTable) -> Found:
 
 
 def _same_campaign(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Two copies of one and the same table, which is no fault."""
+    """Whether both are copies of one and the same table, which is no fault."""
     same = all(mine.get(k) == theirs.get(k) for k in ("campaign", "device", "date"))
     return same and mine.get("campaign") is not None

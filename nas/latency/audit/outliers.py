@@ -23,12 +23,12 @@ Ints = NDArray[np.int64]
 # A number, with its name where it has one: `heads=3`, `expand:6`, the axes of `56x56x48`. Digits
 # that end a word (`Conv2d`, `norm1`) are no sizes.
 _SIZE = re.compile(r"(?:(\w+)[=:])?(?<![A-Za-wyz])(\d+)")
-_FEW = 8  # rows; below it a fit has one slope, for all sizes together
-_LEAST = 4  # rows that say anything about each other
+_FEW = 8  # with fewer rows a fit has one slope, for all sizes together
+_LEAST = 4  # fewer rows say nothing about each other
 
 
 class Step(NamedTuple):
-    """Pairs of rows that differ in one size and in nothing else: positions of fewer and more."""
+    """Pairs of rows that differ in one size only; `less` and `more` are their positions."""
 
     names: frozenset[str]  # of that size; several where they always change together
     less: Ints
@@ -63,7 +63,7 @@ class Kind:
         return axes
 
     def steps(self) -> Iterator[Step]:
-        """For each axis, every row beside the next larger one that is otherwise equal."""
+        """For each axis, the pairs of each row and the next larger one that is otherwise equal."""
         leaders = [axis[0] for axis in self.axes]
         for axis in self.axes:
             others = [j for j in leaders if j != axis[0]]
@@ -78,10 +78,10 @@ class Kind:
             yield Step(names, self.positions[less], self.positions[more], ratio)
 
     def residuals(self, costs: Floats) -> tuple[Floats, float] | None:
-        """By how much (in log) each row is off a robust fit, and the usual size of that.
+        """The residual (in log) of each row from a robust fit, and the scale of the residuals.
 
-        The fit is of the second order in the logs of the sizes where there are rows enough.
-        `costs` are those of this kind's rows; None for fewer than four rows.
+        The fit is quadratic in the logs of the sizes, where there are enough rows. `costs` (rows,)
+        are those of this kind. Fewer than four rows give None.
         """
         if len(costs) < _LEAST or not self.axes:
             return None
@@ -91,7 +91,7 @@ class Kind:
 
 
 def kinds(keys: Sequence[str]) -> list[Kind]:
-    """Rows by kind, in the order in which kinds first appear."""
+    """Group rows by kind, in the order in which kinds first appear."""
     found: dict[str, list[int]] = {}
     for i, key in enumerate(keys):
         found.setdefault(_SIZE.sub(r"\1#", key), []).append(i)

@@ -28,7 +28,7 @@ NOISY, WAITING = 0.5, 1.1  # interquartile range by median; wall by processor ti
 
 
 def numbers(s: Subject) -> Found:
-    """Medians that are no times; percentiles out of order; times of rows that have none."""
+    """Find medians that are no times, percentiles out of order, and times of rows without any."""
     for row in s.table.rows.values():
         if row.note.startswith("fallback:"):
             if math.isfinite(row.median):
@@ -48,7 +48,7 @@ def numbers(s: Subject) -> Found:
 
 
 def noise(s: Subject) -> Found:
-    """Rows that were disturbed while they were measured."""
+    """Find rows that were disturbed while they were measured."""
     fix = f"measure it again on a quiet machine: {s.again}"
     usual = _waiting(s)
     if usual > WAITING and "cpu" in str(s.device.get("name")):
@@ -65,7 +65,7 @@ def noise(s: Subject) -> Found:
 
 
 def _waiting(s: Subject) -> float:
-    """Wall by processor time of a usual row; 0 where that says nothing."""
+    """The median ratio of wall to processor time; 0 where there are several threads or no ratio."""
     ratios = [row.median / row.cpu_median for row in s.rows if row.cpu_median > 0]
     return float(np.median(ratios)) if ratios and _threads(s) == 1 else 0.0
 
@@ -76,7 +76,7 @@ def _threads(s: Subject) -> int:
 
 
 def fits(s: Subject) -> Found:
-    """Rows far off what the sizes of all others of their kind say."""
+    """Find rows far off what the sizes of all other rows of their kind predict."""
     logs = np.log(s.costs)
     for kind in s.kinds:
         fit = kind.residuals(s.costs[kind.positions])
@@ -89,7 +89,7 @@ def fits(s: Subject) -> Found:
 
 
 def _alone(s: Subject, kind: Kind, logs: Floats) -> Found:
-    """Of a kind with a row or two: none may cost 30 times less or more than any other row."""
+    """Find rows of small kinds that cost 30 times less or more than every other row."""
     rest = np.delete(logs, kind.positions)
     if len(rest) < 10:
         return
@@ -110,7 +110,7 @@ def _off(s: Subject, row: Row, residual: float) -> Finding:
 
 
 def steps(s: Subject) -> Found:
-    """Costs that fall, beyond noise, where only one size grows."""
+    """Find costs that fall, beyond noise, where only one size grows."""
     for kind in s.kinds:
         for step in kind.steps():
             pruned, work = bool(step.names & KEPT), bool(step.names & WORK)
@@ -138,7 +138,7 @@ def _fall(s: Subject, small: Row, large: Row, name: str, pruned: bool) -> Findin
 
 
 def speed(s: Subject) -> Found:
-    """Layers that compute more in a second than processors can, or absurdly less."""
+    """Find tables by which a device computes more per second than any can, or absurdly little."""
     if s.space is None or s.unit != "ms":
         return
     from nas.network.macs import count_macs

@@ -25,7 +25,7 @@ EXACT = ("emulated-count", "vendor-model")  # sources that give the same numbers
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and what mends it."""
+    """One thing that is wrong with a table, and what mends it."""
 
     rule: str
     severity: str  # error: do not search with this table; warning: know this before you do
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A table under audit."""
+    """What the rules judge: a table, and what it is compared with."""
 
     table: LatencyTable
     other: LatencyTable | None
@@ -44,16 +44,18 @@ class Subject:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows with a cost that can be compared."""
+        """The rows that have a positive cost, in the order of the table."""
         rows = self.table.rows.values()
         return [r for r in rows if r.usable and math.isfinite(r.median) and r.median > 0]
 
     @cached_property
     def costs(self) -> Floats:
+        """The medians of `rows` (rows,), in the unit of the table."""
         return np.array([row.median for row in self.rows])
 
     @cached_property
     def kinds(self) -> list[Kind]:
+        """The rows grouped by kind of layer; positions are those in `rows`."""
         return kinds([row.key for row in self.rows])
 
     @cached_property
@@ -75,20 +77,23 @@ class Subject:
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """The manifest of the table."""
         return self.table.manifest
 
     @property
     def device(self) -> dict[str, Any]:
+        """What the manifest says of the device; empty if it says nothing."""
         device: dict[str, Any] = self.manifest.get("device", {})
         return device
 
     @property
     def unit(self) -> str:
+        """The unit of the table, milliseconds where the manifest names none."""
         return str(self.manifest.get("unit", "ms"))
 
     @property
     def mend(self) -> str:
-        """What is done about a row that is wrong."""
+        """The advice for a row that is wrong."""
         if self.manifest.get("source") == "external":
             return "ask where the table comes from, or leave the row out"
         return f"measure it again: {self.again}"

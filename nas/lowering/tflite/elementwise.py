@@ -26,16 +26,18 @@ from nas.lowering.tflite.model import Model
 
 
 def array(tensor: Tensor) -> NDArray[np.float32]:
+    """The numbers of a constant tensor as float32, in row-major order."""
     values: NDArray[np.float32] = tensor.detach().float().contiguous().numpy()
     return values
 
 
 def unary(name: str, model: Model, _: Shape, x: Value, **options: Any) -> Value:
+    """The operator `name` (such as RELU) on every entry of a value."""
     return x.with_tensor(model.operator(name, [x.tensor], model.shape(x.tensor), **options))
 
 
 def scaled(model: Model, x: Value, factor: float) -> Value:
-    """In int8 the same numbers with another scale."""
+    """A value times a number. In int8 that costs nothing: only the scale changes."""
     if model.int8:
         return x
     return binary("MUL", model, x.shape, x, torch.tensor(factor))
@@ -99,6 +101,7 @@ def _broadcast_groups(shapes: Sequence[Shape], flat: bool) -> list[list[int]]:
 
 
 def divided(model: Model, shape: Shape, a: Value, b: Any, **_: Any) -> Value:
+    """A quotient, as a product with the reciprocal; that of a value is its RSQRT squared."""
     if isinstance(b, int | float | Tensor):
         return binary("MUL", model, shape, a, 1 / b)
     root = unary("RSQRT", model, b.shape, b)
@@ -106,19 +109,23 @@ def divided(model: Model, shape: Shape, a: Value, b: Any, **_: Any) -> Value:
 
 
 def silu(model: Model, shape: Shape, x: Value) -> Value:
+    """x times the logistic function of x."""
     return binary("MUL", model, shape, x, unary("LOGISTIC", model, shape, x))
 
 
 def hardsigmoid(model: Model, shape: Shape, x: Value) -> Value:
+    """(x + 3) / 6, cut off at 0 and 1."""
     shifted = binary("ADD", model, shape, x, 3.0)
     return scaled(model, unary("RELU6", model, shape, shifted), 1 / 6)
 
 
 def gelu(model: Model, shape: Shape, x: Value, approximate: str = "none") -> Value:
+    """The GELU of a value, by the error function or by tanh."""
     return unary("GELU", model, shape, x, approximate=approximate == "tanh")
 
 
 def softmax(model: Model, shape: Shape, x: Value, dim: int, dtype: Any = None) -> Value:
+    """The softmax along one axis, which is moved innermost if it lies elsewhere."""
     if dim % len(shape) != len(shape) - 1:
         turned = [a for a in range(len(shape)) if a != dim % len(shape)] + [dim % len(shape)]
         y = softmax(model, tuple(shape[a] for a in turned), x.permuted(turned), -1)
@@ -138,6 +145,7 @@ def layer_norm(
     eps: float = 1e-5,
     _: bool = True,
 ) -> Value:
+    """LayerNorm over the last axis, spelled out: mean, variance, RSQRT, then weight and bias."""
     if len(normalized) != 1:
         raise PreparationError("LayerNorm over several axes has no lowering here")
     x = last_inside(model, x)
@@ -157,6 +165,7 @@ def layer_norm(
 def mean_of(
     model: Model, shape: Shape, x: Value, dim: Sequence[int], keepdim: bool = False, **_: Any
 ) -> Value:
+    """The mean along some axes, of values of four stored axes at most."""
     axes = sorted(x.order[d % len(x.shape)] for d in dim)
     stored = tuple(1 if i in axes else s for i, s in enumerate(x.stored))
     if len(x.stored) > RANK:

@@ -33,17 +33,20 @@ class Value:
 
     @classmethod
     def of(cls, tensor: int, shape: Sequence[int]) -> Value:
+        """A tensor of this shape whose axes are stored in their own order."""
         return cls(tensor, tuple(shape), tuple(range(len(shape))))
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The sizes of its axes, in their own order."""
         return tuple(self.stored[i] for i in self.order)
 
     def permuted(self, axes: Sequence[int]) -> Value:
+        """The value with its axes in another order; nothing moves in memory."""
         return replace(self, order=tuple(self.order[a] for a in axes))
 
     def with_tensor(self, tensor: int) -> Value:
-        """Another tensor in the same layout."""
+        """The same layout around another tensor."""
         return replace(self, tensor=tensor)
 
 
@@ -53,6 +56,7 @@ def steps(value: Value) -> int:
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes another one."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
@@ -110,7 +114,7 @@ def _swaps(stored: tuple[int, ...], order: tuple[int, ...]) -> list[tuple[int, i
 
 
 def _rows(path: list[tuple[int, int, int]] | None) -> float:
-    """What steps take: so many runs of memory are moved."""
+    """The cost of some steps: how many runs of memory they move; infinite for None."""
     return inf if path is None else sum(a * b for a, b, _ in path)
 
 
@@ -167,7 +171,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 def around(value: Value, axis: int) -> tuple[int, int, int]:
-    """Entries stored outside of an axis of the value, along it and inside of it."""
+    """How many entries are stored outside of an axis, along it, and inside of it."""
     at = value.order[axis]
     return prod(value.stored[:at]), value.stored[at], prod(value.stored[at + 1 :])
 
@@ -179,6 +183,7 @@ def replaced(value: Value, tensor: int, axis: int, size: int) -> Value:
 
 
 def sliced(model: Model, value: Value, axis: int, start: int, end: int) -> Value:
+    """The entries from `start` to before `end` along one axis."""
     outer, size, inner = around(value, axis)
     if (start, end) == (0, size):
         return value
@@ -226,6 +231,7 @@ def last_inside(model: Model, x: Value) -> Value:
 
 
 def padded(model: Model, x: Value, amounts: dict[int, tuple[int, int]], value: float) -> Value:
+    """A value with so many entries of one number added (before, after) along each axis."""
     if any(side < 0 for sides in amounts.values() for side in sides):
         raise PreparationError("negative padding has no lowering here")
     by_stored = {x.order[a]: s for a, s in amounts.items()}

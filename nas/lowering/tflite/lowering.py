@@ -73,7 +73,7 @@ def trace(steps: Steps, state: tuple[Any, ...]) -> tuple[fx.GraphModule, list[Te
 
 
 class Lowered(NamedTuple):
-    """A model's file, or what keeps layers from having one."""
+    """The file of a model, or the operators that keep layers from having one."""
 
     data: bytes
     dynamic: tuple[str, ...]  # operators that no NPU runs; then there is no file
@@ -87,6 +87,7 @@ def lower(layers: Sequence[Layer], int8: bool = True) -> Lowered:
 
 
 def lower_steps(steps: Steps, state: tuple[Any, ...], int8: bool = True) -> Lowered:
+    """Modules that are built already as one model, for inputs of the shapes in `state`."""
     graph, _ = trace(steps, state)
     dynamic = _dynamic(graph)
     if dynamic:
@@ -97,7 +98,7 @@ def lower_steps(steps: Steps, state: tuple[Any, ...], int8: bool = True) -> Lowe
 
 
 def _variable(graph: fx.GraphModule) -> set[fx.Node]:
-    """What depends on the input."""
+    """The nodes whose value depends on the input."""
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
@@ -164,7 +165,7 @@ class Lowering:
         if not used or not meta.numel() or not meta.is_floating_point():
             return None
         shape = tuple(meta.shape)
-        if len(shape) == 4 and shape[1] == 3:  # images, which cameras give channel-last
+        if len(shape) == 4 and shape[1] == 3:  # pictures: cameras give them channel-last
             stored = (shape[0], *shape[2:], shape[1])
             return Value(self.model.input(stored), stored, (0, 3, 1, 2))
         return Value.of(self.model.input(shape), shape)
@@ -200,7 +201,7 @@ class Lowering:
         return WRITERS[name](self.model, shape, *args, **kwargs)
 
     def _unpacked(self, node: fx.Node, args: Any) -> Any:
-        """Views of packed layers; each part of one that is taken apart is written."""
+        """A view of packed layers; where a view takes them apart, each part is written."""
         parts = node.target(args[0].index, *args[1:])  # type: ignore[operator]
         if isinstance(parts, Tensor):
             return replace(args[0], index=parts)
@@ -217,7 +218,7 @@ def _in_place(node: fx.Node) -> bool:
 
 
 def _computed(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """What an operator makes of constants."""
+    """The result of an operator whose arguments are all constants."""
     if _in_place(node):
         args = (args[0].clone(), *args[1:])
     with torch.no_grad():

@@ -22,7 +22,7 @@ _TYPES = {"float32": 0, "int32": 2, "int8": 9}
 
 
 class Operator(NamedTuple):
-    """Numbers in BuiltinOperator and BuiltinOptions; for each option its slot and type."""
+    """An operator's numbers in BuiltinOperator and BuiltinOptions; slot and type of each option."""
 
     code: int
     options: int = 0
@@ -84,13 +84,16 @@ class Model:
         self._rng = np.random.default_rng(0)
 
     def shape(self, tensor: int) -> tuple[int, ...]:
+        """The shape of a tensor."""
         return self._tensors[tensor].shape
 
     def input(self, shape: Sequence[int]) -> int:
+        """A new input of the model; the number of its tensor."""
         self._inputs.append(self._activation(shape))
         return self._inputs[-1]
 
     def output(self, tensor: int) -> None:
+        """Make a tensor the next output of the model."""
         self._outputs.append(tensor)
 
     def numbers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> int:
@@ -99,7 +102,7 @@ class Model:
         return self._add(array.shape, "int32", array.tobytes())
 
     def constant(self, values: NDArray[np.float32]) -> int:
-        """A constant that stands where an activation could."""
+        """A constant operand of an operator that could take an activation there."""
         if not self.int8:
             return self._add(values.shape, "float32", np.ascontiguousarray(values).tobytes())
         return self._activation(values.shape, self._drawn(values.shape))
@@ -153,7 +156,7 @@ class Model:
         return len(self._tensors) - 1
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """The model as the bytes of a `.tflite` file."""
         return _File(self._tensors, self._operators, self._inputs, self._outputs).data
 
 
@@ -183,7 +186,7 @@ class _File:
         self.data = bytes(self.builder.Output())
 
     def _table(self, fields: dict[int, Any], slots: int) -> int:
-        """`fields`: by slot an offset, or the type and the value of a scalar."""
+        """Write a table; `fields` maps slots to offsets, or to the type and value of a scalar."""
         self.builder.StartObject(slots)
         for slot, field in fields.items():
             if isinstance(field, tuple):

@@ -52,6 +52,7 @@ def pad(
     mode: str = "constant",
     value: float | None = None,
 ) -> Value:
+    """A value padded by a constant; `sides` begin with the last axis, as torch has them."""
     if mode != "constant":
         raise PreparationError(f"padding of the mode {mode!r} has no lowering here")
     rank = len(x.shape)
@@ -60,6 +61,7 @@ def pad(
 
 
 def index_select(model: Model, shape: Shape, x: Value, dim: int, index: Tensor) -> Value:
+    """Rows taken at constant places: views and slices where they are windows of a map."""
     found = _windows(index) if dim == 0 and len(x.shape) == 2 else None
     if found is None:
         x = plain(model, x)
@@ -78,6 +80,7 @@ def index_select(model: Model, shape: Shape, x: Value, dim: int, index: Tensor) 
 def index_copy(
     model: Model, shape: Shape, x: Value, dim: int, index: Tensor, source: Value
 ) -> Value:
+    """Windows written back to the places in the map that they were taken from."""
     found = _windows(index) if dim == 0 and len(x.shape) == 2 else None
     if found is None or len(index) != shape[0]:
         raise PreparationError("rows written to constant places have no lowering here")
@@ -109,6 +112,7 @@ def taken(
     end: Any = None,
     step: int = 1,
 ) -> Value:
+    """A slice along one axis, without steps."""
     size = x.shape[dim]
     first, last, step = slice(start, end, step).indices(size)
     if step != 1:
@@ -117,16 +121,19 @@ def taken(
 
 
 def unbind(model: Model, _: Shape, x: Value, dim: int = 0) -> list[Value]:
+    """The parts along an axis, each without that axis."""
     return [select(model, (), x, dim, i) for i in range(x.shape[dim])]
 
 
 def select(model: Model, _: Shape, x: Value, dim: int, i: int) -> Value:
+    """The part at one place of an axis, without that axis."""
     dim, i = dim % len(x.shape), i % x.shape[dim]
     rest = [s for a, s in enumerate(x.shape) if a != dim]
     return reshaped(model, sliced(model, x, dim, i, i + 1), rest)
 
 
 def split(model: Model, _: Shape, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
+    """Parts of given sizes along an axis, or of one size until the end."""
     total = x.shape[dim]
     if isinstance(sizes, int):
         sizes = [min(sizes, total - at) for at in range(0, total, sizes)]
@@ -135,10 +142,12 @@ def split(model: Model, _: Shape, x: Value, sizes: Any, dim: int = 0) -> list[Va
 
 
 def chunk(model: Model, _: Shape, x: Value, chunks: int, dim: int = 0) -> list[Value]:
+    """So many parts of equal size along an axis; the last may be smaller."""
     return split(model, (), x, -(-x.shape[dim] // chunks), dim)
 
 
 def cat(model: Model, _: Shape, values: Sequence[Value | Tensor], dim: int = 0) -> Value:
+    """Values and constants one after the other along an axis."""
     whole = [
         Value.of(model.constant(array(v)), v.shape) if isinstance(v, Tensor) else v for v in values
     ]
@@ -148,6 +157,7 @@ def cat(model: Model, _: Shape, values: Sequence[Value | Tensor], dim: int = 0) 
 
 
 def stack(model: Model, shape: Shape, values: Sequence[Value | Tensor], dim: int = 0) -> Value:
+    """Values and constants side by side along a new axis."""
     one = (*shape[: dim % len(shape)], 1, *shape[dim % len(shape) + 1 :])
     return cat(
         model,
@@ -158,30 +168,36 @@ def stack(model: Model, shape: Shape, values: Sequence[Value | Tensor], dim: int
 
 
 def permute(model: Model, _: Shape, x: Value, dims: Sequence[int]) -> Value:
+    """The axes in another order."""
     return x.permuted([d % len(x.shape) for d in dims])
 
 
 def transpose(model: Model, _: Shape, x: Value, a: int = 0, b: int = 1) -> Value:
+    """Two axes exchanged."""
     axes = list(range(len(x.shape)))
     axes[a], axes[b] = axes[b], axes[a]
     return x.permuted(axes)
 
 
 def turned(model: Model, _: Shape, x: Value) -> Value:
+    """The last two axes exchanged."""
     return transpose(model, (), x, -1, -2)
 
 
 def view(model: Model, shape: Shape, x: Value, *_: Any, **__: Any) -> Value:
+    """The same entries in another shape."""
     return reshaped(model, x, shape)
 
 
 def same(model: Model, shape: Shape, x: Value, *_: Any, **__: Any) -> Value:
+    """The value itself, for operators that only copy, move or expand to the same shape."""
     if x.shape != shape:
         raise PreparationError("values expanded to another shape have no lowering here")
     return x
 
 
 def resized(model: Model, shape: Shape, x: Value, *_: Any, **__: Any) -> Value:
+    """A map (n, channels, height, width) at another size, bilinear."""
     x = plain(model, x.permuted((0, 2, 3, 1)))
     out = (shape[0], shape[2], shape[3], shape[1])
     given = [as_shape(model, x.tensor, x.shape), model.numbers(list(out[1:3]))]

@@ -30,9 +30,10 @@ from nas.lowering.tflite.model import Model
 
 @dataclass(frozen=True)
 class Packed:
-    """Linear layers that are computed apart once it is known which: y = x W[index]^T + b[index].
+    """Linear layers stored as one, to be written apart: y = x W[index]^T + b[index].
 
-    Row axes of `index` are those along which it does not change (their stride is 0).
+    Which outputs belong together shows only when the result is taken apart. Row axes of `index`
+    are those along which it does not change (their stride is 0).
     """
 
     x: Value
@@ -54,10 +55,12 @@ class Patches:
 
 
 def packed(x: Value, weight: Tensor, bias: Tensor | None = None) -> Packed:
+    """A linear layer of which every output is still to be taken."""
     return Packed(x, weight, bias, torch.arange(len(weight)).expand(*x.shape[:-1], len(weight)))
 
 
 def linear_part(model: Model, part: Packed) -> Value:
+    """The linear layer of those outputs that were taken."""
     index = part.index
     rows = [a for a in range(index.ndim) if index.stride(a) == 0]
     features = [a for a in range(index.ndim) if a not in rows]
@@ -85,7 +88,7 @@ def linear(
 
 
 def _patch_rows(model: Model, patches: Patches, weight: Tensor) -> tuple[Value, Tensor]:
-    """Inputs as they are stored; the weights follow, and nothing within a patch is moved."""
+    """Patches as they are stored, and weights in that order, so that nothing is moved."""
     value, rank = patches.value, len(patches.value.shape)
     rows = range(rank - patches.merged)
     inner = sorted(range(len(rows), rank), key=value.order.__getitem__)
@@ -110,6 +113,11 @@ def conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Value:
+    """A convolution, dense or depthwise, of square kernels and strides.
+
+    Patches that do not overlap become a linear layer. Padding is that of SAME where this means what
+    torch does, and is written out elsewhere.
+    """
     kernel, step, edge = weight.shape[-1], stride[-1], padding[-1]
     inputs, outputs = x.shape[1], len(weight)
     square = all(len(set(sizes)) == 1 for sizes in (stride, padding, weight.shape[2:]))
@@ -138,7 +146,7 @@ def conv2d(
 
 
 def _patch_convolution(model: Model, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
-    """Of patches that do not overlap: a product with each of them."""
+    """A convolution of patches that do not overlap, as a product with each of them."""
     _, inputs, kernel, _ = weight.shape
     b, _, h, w = x.shape
     grid = h // kernel, w // kernel
@@ -149,6 +157,7 @@ def _patch_convolution(model: Model, x: Value, weight: Tensor, bias: Tensor | No
 
 
 def matmul(model: Model, shape: Shape, a: Value | Tensor, b: Value | Tensor) -> Value:
+    """A product of two values, or of a value and a constant, over equal batches."""
     if isinstance(b, Tensor) and b.ndim == 2 and isinstance(a, Value):
         return linear(model, shape, a, b.mT)
     rank = len(shape)
@@ -198,6 +207,7 @@ def attention(
     *,
     scale: float | None = None,
 ) -> Value:
+    """Scaled dot-product attention, spelled out: product, scale, mask, softmax, product."""
     *batch, n, d = q.shape
     logits_shape = (*batch, n, k.shape[-2])
     rank = len(q.shape)
