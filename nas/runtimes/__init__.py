@@ -152,8 +152,9 @@ WARM_UP_MS, KEPT = 5.0, 3
 def visit(program: Program, runtime: Runtime) -> list[list[Sample]]:
     """Warm a program up, and return the samples of its next three calls; of one if it is exact.
 
-    The warm-up lasts for a time, not for some calls: a deployed network runs in a loop, and short ones are still
-    getting faster in their third call (ONNX Runtime: 8 % from the second to the fourth).
+    The warm-up lasts for a time, not for some calls: a deployed network runs in a loop, and short
+    ones are still getting faster in their third call (ONNX Runtime: 8 % from the second to the
+    fourth).
     """
     if runtime.exact:
         return [program()]
