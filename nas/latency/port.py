@@ -15,21 +15,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nas.errors import TableError, UsageError
 from nas.latency.fit import kendall_tau
+from nas.latency.lines import Floats, choose_form, line, solve
 from nas.latency.rows import Row
 from nas.latency.table import LatencyTable
 from nas.records import fingerprint
 
-Floats = NDArray[np.float64]
-
 PER_KIND = 5  # rows of a kind that are fitted
 CHECKS = 3  # rows that are only compared; of large kinds half the square root of their number
 NOTE = "ported"  # of a row that was carried over
-_PULL = 2.0  # a kind's factor is pulled to that of all rows as if so many more rows had it
-_EARNED = 1.1  # the simplest fit wins whose left-out error is within this of the best
 _CARRIED = ("measured", "emulated-count", "vendor-model")  # sources whose rows can be carried
 
 
@@ -177,7 +173,7 @@ def _carried(old: Row, measured: Row | None, fits: Mapping[str, Fit]) -> Row:
     fit = fits.get(kind_of(old.key))
     if fit is None:
         return Row.without_numbers(old.key, "failed: no row of this kind ran, none was ported")
-    predicted = round(float(_line(fit.scale, fit.offset, np.array(old.median))), 5)
+    predicted = round(float(line(fit.scale, fit.offset, np.array(old.median))), 5)
     return Row(old.key, predicted, predicted, 0.0, 0.0, 0, NOTE)
 
 
@@ -191,10 +187,10 @@ def _fits(
     for kind, keys in kinds.items():
         own = np.array([pairs[key] for key in keys])
         rest = np.array([pairs[key] for key in fitted if key not in keys]).reshape(-1, 2)
-        form, left_out = _choose(own, rest)
-        scale, offset = _solve(form, own, rest)
+        form, left_out = choose_form(own, rest)
+        scale, offset = solve(form, own, rest)
         checks = np.array([pairs[key] for key in held if kind_of(key) == kind]).reshape(-1, 2)
-        error = np.abs(_line(scale, offset, checks[:, 0]) / checks[:, 1] - 1)
+        error = np.abs(line(scale, offset, checks[:, 0]) / checks[:, 1] - 1)
         fits[kind] = Fit(
             kind,
             form,
@@ -208,65 +204,6 @@ def _fits(
     return fits
 
 
-_FORMS = ("global", "shrunk", "scale", "affine")  # from the simplest
-
-
-def _choose(own: Floats, rest: Floats) -> tuple[str, float]:
-    """The simplest form that predicts left-out rows about as well as any, and that error."""
-    forms = [form for form in _FORMS if len(own) + (form == "global") * len(rest) >= _least(form)]
-    errors = {form: _left_out(form, own, rest) for form in forms}
-    best = min(errors.values())
-    for form, error in errors.items():
-        if error <= _EARNED * best + 0.001:
-            return form, error
-    raise AssertionError("the best is within the best")
-
-
-def _least(form: str) -> int:
-    """How many rows a form needs, so that one can be left out."""
-    return 4 if form == "affine" else 2
-
-
-def _left_out(form: str, own: Floats, rest: Floats) -> float:
-    errors = []
-    for i in range(len(own)):
-        others = np.delete(own, i, 0)
-        if not len(others) and (form != "global" or not len(rest)):
-            return math.inf
-        scale, offset = _solve(form, others, rest)
-        errors.append(abs(_line(scale, offset, own[i, 0]) / own[i, 1] - 1))
-    return float(np.mean(errors))
-
-
-def _solve(form: str, own: Floats, rest: Floats) -> tuple[float, float]:
-    """Scale and offset by least relative squares, from this kind's rows and those of the rest."""
-    if form == "affine":
-        a = np.stack([own[:, 0], np.ones(len(own))], 1) / own[:, 1:]
-        scale, offset = np.linalg.lstsq(a, np.ones(len(own)), rcond=None)[0]
-        # A negative offset would make small rows free, a negative scale large ones.
-        if scale > 0 and scale * own[:, 0].min() + offset > 0.2 * own[:, 1].min():
-            return float(scale), float(offset)
-    # A median: kinds differ, and one that is three times off must not decide for all.
-    everything = np.concatenate([own, rest])
-    common = float(np.median(np.log(everything[:, 1] / everything[:, 0])))
-    if form == "global":
-        return math.exp(common), 0.0
-    if form == "shrunk":
-        n = len(own)
-        return math.exp((n * math.log(_scale(own)) + _PULL * common) / (n + _PULL)), 0.0
-    return _scale(own), 0.0
-
-
-def _line(scale: float, offset: float, old: Any) -> Any:
-    """New costs of old ones; an offset takes at most four fifths of a row."""
-    return np.maximum(scale * old + offset, 0.2 * scale * old)
-
-
-def _scale(pairs: Floats) -> float:
-    ratio = pairs[:, 0] / pairs[:, 1]
-    return float(ratio.sum() / (ratio**2).sum())
-
-
 def _report(
     pairs: Mapping[str, tuple[float, float]],
     fitted: Sequence[str],
@@ -277,7 +214,7 @@ def _report(
     checked = [key for key in held if kind_of(key) in fits]
     forms = [fits[kind_of(key)] for key in checked]
     predicted = np.array(
-        [_line(f.scale, f.offset, pairs[k][0]) for f, k in zip(forms, checked)]
+        [line(f.scale, f.offset, pairs[k][0]) for f, k in zip(forms, checked)]
     )  # fmt: skip
     measured = np.array([pairs[key][1] for key in checked])
     error = 100 * (predicted / measured - 1)
