@@ -17,11 +17,11 @@ NUMBERS = 8
 
 
 class Embed(ElasticModule):
-    def __init__(self, width):
+    def __init__(self, *, width):
         super().__init__()
         self.fc = ElasticLinear(NUMBERS, width)
 
-    def forward(self, x, width):
+    def forward(self, x, *, width):
         return (self.fc(x, width),)
 
 
@@ -31,20 +31,20 @@ class Twice(ElasticModule):
 
 
 class Mix(ElasticModule):
-    def __init__(self, width, hidden):
+    def __init__(self, *, width, hidden):
         super().__init__()
         self.mlp = ElasticMlp(width, hidden)
 
-    def forward(self, x, width, hidden):
+    def forward(self, x, *, width, hidden):
         return (x + self.mlp(x, hidden) + x.mean(1, keepdim=True),)
 
 
 class Answer(ElasticModule):
-    def __init__(self, width, outputs):
+    def __init__(self, *, width, outputs):
         super().__init__()
         self.fc = ElasticLinear(width, outputs)
 
-    def forward(self, x, width, outputs):
+    def forward(self, x, *, width, outputs):
         return (self.fc(x.mean(1)),)
 
 
