@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,18 @@ from torch import Tensor, nn
 
 from nas.layers import mode
 from nas.layers.activations import ACTIVATIONS
+from nas.layers.attention import linear_attention
 from nas.layers.conv import ConvNorm, pointwise
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, importance, permute
 from nas.layers.inverted_residual import FusedResidual, InvertedResidual
-from nas.layers.maps import MapModule, PooledHead, StridedStem
+from nas.layers.maps import MapModule, PooledHead, StridedStem, channels_first
 from nas.layers.precision import Quantizer
 from nas.layers.windows import kept_rows, on_kept_windows
 from nas.network.inputs import Images
-from nas.network.pruning import prune_map
+from nas.network.pruning import MapState, prune_map
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
+from nas.space.domains import Choice, Repeat, Space
 from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import Origin, Renaming, renamed
@@ -110,29 +111,6 @@ class ConvBlock(MapModule):
         """The map after the block, and the order of its windows."""
         sizes = {"hidden": hidden, "width": width, "window": window, "kept": kept}
         return self.body(x_BSSC, order, **sizes, bits=bits), order
-
-
-def linear_attention(qkv: Tensor, eps: float) -> Tensor:
-    """relu(Q) (relu(K)^T V) / (relu(Q) relu(K)^T 1 + eps): EfficientViT, equation 2.
-
-    Takes (B, H, 3, D, N), returns (B, H, D, N), linear in the N tokens; always in float32. A row of
-    ones below V gives the denominator.
-    """
-    if qkv.dtype != torch.float32:  # sums over all tokens need the digits
-        with torch.autocast(qkv.device.type, enabled=False):
-            return linear_attention(qkv.float(), eps).to(qkv.dtype)
-    q, k, v = qkv.unbind(2)
-    y = F.pad(v, (0, 0, 0, 1), value=1.0) @ F.relu(k).mT @ F.relu(q)
-    if mode.exporting():  # its optimizer takes 1e-15 for 0, which leaves 0 / 0
-        y, eps = y * 2.0**40, eps * 2.0**40
-    return y[:, :, :-1] / (y[:, :, -1:] + eps)
-
-
-def channels_first(x_BSSC: Tensor, b: int) -> Tensor:
-    """(b, C, N): a map, or windows of `b` images, a view where that is possible."""
-    if len(x_BSSC) == b:
-        return x_BSSC.permute(0, 3, 1, 2).flatten(2)
-    return x_BSSC.reshape(b, -1, x_BSSC.shape[-1]).mT
 
 
 class MultiScaleLinearAttention(nn.Module):
@@ -321,15 +299,6 @@ DENSE_STEM: tuple[Renaming, ...] = (("expand", "conv1:"), ("project", "conv2:"),
 FUSED: tuple[Renaming, ...] = (("expand", "spatial_conv:"), *TIMM)
 
 
-class State(NamedTuple):
-    """What later layers depend on."""
-
-    size: int  # side of the map in tokens
-    width_in: int  # width of the map
-    width: int  # width of the stage
-    sparsity: int  # of the last block of this stage
-
-
 @dataclass(frozen=True)
 class EfficientVit(Images):
     """The parts of an EfficientViT at fixed head size and classifier widths."""
@@ -342,58 +311,51 @@ class EfficientVit(Images):
     window: int = 8  # the largest side of a window
     eps: int = 15  # 1e-15 is added to the attention's denominator: the official code; timm's is 5
 
-    @property
-    def multiple(self) -> int:
-        """Images may have any side."""
-        return 1
-
     def stem(self, resolution: int, width: int) -> Part:
         """The strided convolution."""
         shape = self.example(resolution)
         layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
-        return Part((layer,), State((resolution + 1) // 2, width, width, 0))
+        return Part((layer,), MapState(-(-resolution // 2), width, width, 0))
 
-    def transition(self, stage: int, state: State, width: int) -> Part:
+    def transition(self, stage: int, state: MapState, width: int) -> Part:
         """No layer: the first block of the stage strides."""
-        return Part((), state._replace(width=width, sparsity=0))
+        return Part((), state.entered(width))
 
-    def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+    def block(self, stage: int, index: int, state: MapState, block: Block) -> Part | None:
         """One block; before the first that prunes, the windows' score."""
-        if block.sparsity < state.sparsity:
-            return None  # later blocks take a prefix of the same order
-        path, shape = f"stage{stage}_{index}", (state.size, state.size, state.width_in)
+        path, stride = f"stage{stage}_{index}", 2 if stage and not index else 1
+        pruned = prune_map(stage, state, block.sparsity, stride, self.window)
+        if pruned is None:
+            return None
+        scores, windows = pruned
         sizes = {
             "width": state.width,
-            "hidden": state.width_in * block.expansion,
+            "hidden": state.in_width * block.expansion,
             "bits": BITS[block.precision],
             "large": int(self.large),
         }
         kind = {
-            "width_in": state.width_in,
+            "width_in": state.in_width,
             "entry": int(stage == 0),
             "fused": int(stage < self.fused),
             "biased": int(stage >= self.biased),
         }
-        if stage and not index:
-            size = (state.size + 1) // 2
-            layer = Layer.of(path, ConvBlock, shape, stride=2, **sizes, **kind)
-            return Part((layer,), State(size, state.width, state.width, 0))
-        scores, windows = prune_map(stage, shape, state.sparsity, block.sparsity, self.window)
         if block.heads:
-            heads = {"heads": block.heads, "head_dim": self.head_dim, "eps": self.eps}
-            layer = Layer.of(path, AttentionBlock, shape, **sizes, **heads, **windows)
+            kind = {"heads": block.heads, "head_dim": self.head_dim, "eps": self.eps}
+            layer = Layer.of(path, AttentionBlock, state.shape, **sizes, **kind, **windows)
         else:
-            layer = Layer.of(path, ConvBlock, shape, stride=1, **sizes, **kind, **windows)
-        return Part((*scores, layer), state._replace(sparsity=block.sparsity))
+            kind |= {"stride": stride}
+            layer = Layer.of(path, ConvBlock, state.shape, **sizes, **kind, **windows)
+        return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+    def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
         """The classifier on the last map."""
         state = states[-1]
         hidden, features = self.head_widths
         layer = Layer.of(
             "head",
             Head,
-            (state.size, state.size, state.width),
+            state.shape,
             width=state.width,
             hidden=hidden,
             features=features,
@@ -439,11 +401,6 @@ def stage(
     return Space(Stage, width=width, blocks=Repeat(tuple(blocks), depth))
 
 
-def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
-    """The domain of these stages."""
-    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
-
-
 @dataclass(frozen=True)
 class Paper:
     """A model of the official code: five stages, with the strided blocks counted in the depths."""
@@ -464,11 +421,11 @@ class Paper:
         return self._space(Choice(160, 192, 224), Choice, TENTHS)
 
     def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:
-        stages = []
+        domains = []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths)):
             expansion, entry = self.expansions[i], self.entries[i]
             heads = width // self.parts.head_dim
-            stages.append(
+            domains.append(
                 stage(
                     choice(3 * width // 4, width),
                     choice(*range(max(1 + (i > 0), depth - 2), depth + 1)),
@@ -478,7 +435,7 @@ class Paper:
                     sparsity=sparsity if i < 4 else DENSE,
                 )
             )
-        return space(resolution, *stages), self.parts
+        return stages(resolution, *domains), self.parts
 
 
 def _halves(expansion: int) -> tuple[int, ...]:
@@ -513,13 +470,13 @@ PAPERS = {
 _debug = partial(stage, sparsity=HALF, precision=EITHER)
 _micro = partial(stage, sparsity=FIFTHS)
 _ONCE, _TWICE = Choice(1, 2), Choice(2, 4)  # expansions
-DEBUG = space(
+DEBUG = stages(
     Choice(32, 48),
     _debug(Choice(4, 6), Choice(1), Choice(1)),
     _debug(Choice(8), Choice(1, 2), _ONCE, entry=_ONCE),
     _debug(Choice(12, 16), Choice(2, 3), _ONCE, heads=Choice(1, 2), entry=_ONCE),
 )
-MICRO = space(
+MICRO = stages(
     Choice(112, 160, 224),
     _micro(Choice(8, 12), Choice(1), Choice(1)),
     _micro(Choice(16, 24), Choice(1, 2), _TWICE, entry=_TWICE),

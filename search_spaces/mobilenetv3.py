@@ -20,10 +20,10 @@ from nas.layers.elastic import ElasticLinear
 from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
 from nas.layers.maps import PooledHead, StridedStem
 from nas.network.inputs import Images
-from nas.network.pruning import prune_map
+from nas.network.pruning import MapState, prune_map
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, stages
+from nas.space.domains import Choice, Repeat, Space
 from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import Origin, Renaming, renamed
@@ -130,15 +130,6 @@ SEPARABLE: tuple[Renaming, ...] = (
 )
 
 
-class State(NamedTuple):
-    """What later layers depend on."""
-
-    size: int  # side of the map
-    in_width: int  # channels of the map
-    width: int  # of the stage
-    sparsity: int  # of the last block of this stage
-
-
 class Kind(NamedTuple):
     """What is fixed for all blocks of a stage; the stride is that of the first."""
 
@@ -156,41 +147,31 @@ class MobileNetV3(Images):
     features: int
     first: int = 16  # channels of the stem
 
-    @property
-    def multiple(self) -> int:
-        """Images may have any side."""
-        return 1
-
     def stem(self, resolution: int, width: int) -> Part:
         """The strided convolution."""
         layer = Layer.of("stem", Stem, self.example(resolution), width=self.first)
-        return Part((layer,), State(-(-resolution // 2), self.first, width, 0))
+        return Part((layer,), MapState(-(-resolution // 2), self.first, width, 0))
 
-    def transition(self, stage: int, state: State, width: int) -> Part:
+    def transition(self, stage: int, state: MapState, width: int) -> Part:
         """No layer: the first block of the stage strides."""
-        return Part((), state._replace(width=width, sparsity=0))
+        return Part((), state.entered(width))
 
-    def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
+    def block(self, stage: int, index: int, state: MapState, block: Block) -> Part | None:
         """An inverted residual; before the first that prunes, the windows' score."""
-        kind, (size, in_width, width, sparsity) = self.kinds[stage], state
+        kind, in_width = self.kinds[stage], state.in_width
         stride = 1 if index else kind.stride
-        if block.sparsity < sparsity:
-            return None  # later blocks take a prefix of the same order
-        shape = (size, size, in_width)
-        scores: tuple[Layer, ...] = ()
-        windows: dict[str, int] = {}
-        if stride == 1 and in_width == width:
-            scores, windows = prune_map(stage, shape, sparsity, block.sparsity)
-        elif block.sparsity:
-            return None  # nothing could pass unchanged
+        pruned = prune_map(stage, state, block.sparsity, stride)
+        if pruned is None:
+            return None
+        scores, windows = pruned
         hidden = divisible(in_width * block.expansion) if kind.expand else in_width
         layer = Layer.of(
             f"stage{stage}_{index}",
             Bottleneck,
-            shape,
+            state.shape,
             in_width=in_width,
             hidden=hidden,
-            width=width,
+            width=state.width,
             kernel=block.kernel,
             stride=stride,
             squeezed=divisible(hidden / 4) if kind.gate else 0,
@@ -199,13 +180,13 @@ class MobileNetV3(Images):
             bits=BITS[block.precision],
             **windows,
         )
-        return Part((*scores, layer), State(-(-size // stride), width, width, block.sparsity))
+        return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+    def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
         """The classifier on the last map."""
-        size, width, *_ = states[-1]
+        width = states[-1].in_width
         sizes = {"hidden": 6 * width, "features": self.features, "classes": task.outputs}
-        return (Layer.of("head", Head, (size, size, width), width=width, **sizes),)
+        return (Layer.of("head", Head, states[-1].shape, width=width, **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
         """As `TIMM` says; the head's convolution is timm's last stage."""
@@ -290,14 +271,9 @@ SMALL_PARTS = MobileNetV3(
 )
 
 
-def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
-    """The domain of these stages."""
-    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
-
-
 def model(rows: Sequence[Row], parts: MobileNetV3, multiplier: float = 1.0) -> Entry:
     """A model of the paper: its one architecture, at a multiple of its widths."""
-    stages = (
+    domains = (
         stage(
             Choice(divisible(row.width * multiplier)),
             Choice(len(row.expansions)),
@@ -306,7 +282,7 @@ def model(rows: Sequence[Row], parts: MobileNetV3, multiplier: float = 1.0) -> E
         )
         for row in rows
     )
-    return space(Choice(224), *stages), parts
+    return stages(Choice(224), *domains), parts
 
 
 # What an expansion of the paper may shrink to.
@@ -315,10 +291,10 @@ _SMALLER = {1.0: (), 2.3: (2.0,), 2.5: (2.0,), 3.0: (2.0,), 3.67: (2.0, 3.0), 4.
 
 def paper(rows: Sequence[Row], parts: MobileNetV3) -> Entry:
     """A space below a model of the paper: three quarters of its widths, fewer blocks."""
-    stages = []
+    domains = []
     for row, kind in zip(rows, parts.kinds):
         width, blocks = row.width, len(row.expansions)
-        stages.append(
+        domains.append(
             stage(
                 Choice(*sorted({divisible(0.75 * width), width})),
                 Choice(*range(max(1, blocks - 2), blocks + 1)),
@@ -328,19 +304,19 @@ def paper(rows: Sequence[Row], parts: MobileNetV3) -> Entry:
                 first=FIFTHS if kind.stride == 1 and width == parts.first else DENSE,
             )
         )
-    return space(Choice(128, 160, 192, 224), *stages), parts
+    return stages(Choice(128, 160, 192, 224), *domains), parts
 
 
 _debug = partial(stage, sparsity=HALF, precision=EITHER)
 _micro = partial(stage, sparsity=FIFTHS)
 _NARROW = [Choice(2.0, 3.0)]
-DEBUG = space(
+DEBUG = stages(
     Choice(32, 48),
     stage(Choice(8), Choice(1), Choice(3), [Choice(1.0)], precision=EITHER, first=HALF),
     _debug(Choice(8, 16), Choice(1, 2), Choice(3, 5), [Choice(1.0, 2.0)] * 2),
     _debug(Choice(16, 24), Choice(1, 2), Choice(3), [Choice(2.0), Choice(1.0, 2.0)]),
 )
-MICRO = space(
+MICRO = stages(
     Choice(112, 160, 224),
     stage(Choice(16), Choice(1), Choice(3), [Choice(1.0)], first=FIFTHS),
     _micro(Choice(16, 24), Choice(1, 2), Choice(3), [Choice(2.0, 4.0), *_NARROW]),

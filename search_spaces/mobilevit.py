@@ -12,24 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.conv import ConvNorm
+from nas.layers.conv import ConvNorm, Fusion
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
 from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
-from nas.layers.maps import MapModule, PooledHead, StridedStem
+from nas.layers.maps import MapModule, PooledHead, StridedStem, fold, resized, unfold
 from nas.layers.transformer import TransformerModule
-from nas.layers.windows import sorted_by_window
+from nas.layers.windows import sorted_by_window, still_there, taken
 from nas.network.inputs import Images
-from nas.network.pruning import Pruning, prune_map
+from nas.network.pruning import MapState, Pruning, prune_map
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
+from nas.space.domains import Choice, Repeat, Space
 from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
@@ -87,28 +87,6 @@ class MobileBlock(ResidualBlock):
         )
 
 
-def resized(x_BSSC: Tensor, size: int) -> Tensor:
-    """A map at another size: bilinear, pixels as areas."""
-    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode="bilinear")
-    return x.permute(0, 2, 3, 1)
-
-
-def unfold(x_BSSC: Tensor) -> Tensor:
-    """(B, P, N, C): the patches of a map of even side."""
-    b, size, _, c = x_BSSC.shape
-    grid = size // PATCH
-    x = x_BSSC.reshape(b, grid, PATCH, grid, PATCH, c).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(b, PIXELS, grid * grid, c)
-
-
-def fold(x_BPNC: Tensor) -> Tensor:
-    """The map (B, S, S, C) that `unfold` makes x of."""
-    b, _, n, c = x_BPNC.shape
-    grid = isqrt(n)
-    x = x_BPNC.view(b, PATCH, PATCH, grid, grid, c).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(b, grid * PATCH, grid * PATCH, c)
-
-
 def patch_grid(size: int) -> int:
     """Patches along a side of the map."""
     return -(-size // PATCH)
@@ -129,7 +107,7 @@ class Enter(MapModule):
         size = x_BSSC.shape[1]
         y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
         y = resized(y, size + 1) if size % PATCH else y
-        return unfold(y), None, x_BSSC, None
+        return unfold(y, PATCH), None, x_BSSC, None
 
 
 # The tokens, the patch each came from (once sorted), the map that entered, the tokens left behind.
@@ -158,14 +136,6 @@ class PatchSort(TokenModule):
         activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
         patches = sorted_by_window(activity.view(b, grid, grid, 1), window)
         return taken(x_BPNC, patches), patches, entered, left
-
-
-def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
-    """The patches of each image in the order of `index_BN`."""
-    b, p, n, c = x_BPNC.shape
-    first = torch.arange(0, b * p * n, n, device=x_BPNC.device).view(b, p, 1)
-    rows = (index_BN[:, None] + first).flatten()
-    return x_BPNC.reshape(-1, c).index_select(0, rows).view(b, p, -1, c)
 
 
 class TransformerLayer(TransformerModule, TokenModule):
@@ -199,23 +169,7 @@ class TransformerLayer(TransformerModule, TokenModule):
     ) -> Tensor:
         """The patches that stay, (grid, grid)."""
         total = x_BPNC.shape[2] if source is None else source.shape[1]
-        mask = torch.full((total,), source is None)
-        if source is not None:
-            mask[source[0, :patches].cpu()] = True
-        return mask.view(isqrt(total), -1)
-
-
-class Fusion(ConvNorm):
-    """A convolution of two maps of equal width side by side, elastic in the width of both."""
-
-    def _sliced(
-        self, outputs: int, inputs: int, kernel: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        whole = self.weight.shape[1]
-        weight, bias = super()._sliced(outputs, whole, kernel)
-        if inputs < whole:
-            weight = torch.cat([half[:, : inputs // 2] for half in weight.chunk(2, 1)], 1)
-        return weight, bias
+        return still_there(source, patches, total)
 
 
 class Exit(TokenModule):
@@ -243,9 +197,9 @@ class Exit(TokenModule):
         x = self.norm(x)
         x = x if source is None else taken(x, source.argsort(1))
         if size % PATCH:
-            y = self.project(resized(fold(x), size), width, bits=bits)
+            y = self.project(resized(fold(x, PATCH), size), width, bits=bits)
         else:  # pointwise: the same before and after folding, and fewer channels to fold
-            y = fold(self.project(x, width, bits=bits))
+            y = fold(self.project(x, width, bits=bits), PATCH)
         return self.fuse(torch.cat([entered_BSSC, y], -1), width, bits=bits), None
 
     @classmethod
@@ -320,11 +274,6 @@ class MobileViT(Images):
     window: int = 8  # at most, in pixels, for inverted residuals
     patch_window: int = 2  # in patches, for transformer layers
 
-    @property
-    def multiple(self) -> int:
-        """Images may have any side."""
-        return 1
-
     def stem(self, resolution: int, width: int) -> Part:
         """The strided convolution."""
         inputs = width // self.stem_part
@@ -337,26 +286,20 @@ class MobileViT(Images):
 
     def block(self, stage: int, index: int, state: State, block: Residual | Block) -> Part | None:
         """An inverted residual or a transformer layer; before it, what scores or sorts."""
-        if block.sparsity < state.sparsity:
-            return None  # later blocks take a prefix of the same order
-        if isinstance(block, Residual):
-            return self._residual(index, state, block)
-        return self._layer(index, state, block)
+        make = self._residual if isinstance(block, Residual) else self._layer
+        return make(index, state, block)  # type: ignore[arg-type]
 
     def _residual(self, index: int, state: State, block: Residual) -> Part | None:
         stride = 2 if index == 0 < state.stage else 1
-        shape = (state.size, state.size, state.inputs)
-        scores: tuple[Layer, ...] = ()
-        windows: dict[str, int] = {}
-        if stride == 1 and state.inputs == state.width:
-            before = state.sparsity
-            scores, windows = prune_map(state.stage, shape, before, block.sparsity, self.window)
-        elif block.sparsity:
-            return None  # nothing could pass unchanged
+        here = MapState(state.size, state.inputs, state.width, state.sparsity)
+        pruned = prune_map(state.stage, here, block.sparsity, stride, self.window)
+        if pruned is None:
+            return None
+        scores, windows = pruned
         layer = Layer.of(
             f"residual{state.stage}_{index}",
             MobileBlock,
-            shape,
+            here.shape,
             inputs=state.inputs,
             width=state.width,
             hidden=int(state.inputs * block.expansion),
@@ -369,14 +312,13 @@ class MobileViT(Images):
         after = state._replace(size=size, inputs=state.width, sparsity=block.sparsity)
         return Part((*scores, layer), after)
 
-    def _layer(self, index: int, state: State, block: Block) -> Part:
+    def _layer(self, index: int, state: State, block: Block) -> Part | None:
+        if block.sparsity < state.sparsity:
+            return None  # later blocks take a prefix of the same order
         stage, bits = state.stage, BITS[block.precision]
         inner, head_dim = self._inner(state)
         grid = patch_grid(state.size)
-        # Patches that the windows do not divide are scored one by one.
-        window = self.patch_window if grid % self.patch_window == 0 else 1
-        pruning = Pruning.of(grid, window, state.sparsity, block.sparsity)
-        patches = pruning.kept * window**2
+        pruning = Pruning.of_tokens(grid, self.patch_window, state.sparsity, block.sparsity)
         layers = []
         if not state.patches:
             shape = (state.size, state.size, state.width)
@@ -384,7 +326,7 @@ class MobileViT(Images):
             layers.append(Layer.of(f"enter{stage}", Enter, shape, **sizes))
         shape = (PIXELS, state.patches or grid**2, inner)
         if pruning.starts:
-            layers.append(Layer.of(f"sort{stage}", PatchSort, shape, window=window))
+            layers.append(Layer.of(f"sort{stage}", PatchSort, shape, window=pruning.window))
         layer = Layer.of(
             f"layer{stage}_{index}",
             TransformerLayer,
@@ -393,10 +335,10 @@ class MobileViT(Images):
             heads=block.heads,
             head_dim=head_dim,
             hidden=int(inner * block.mlp_ratio),
-            patches=patches,
+            patches=pruning.tokens,
             bits=bits,
         )
-        after = state._replace(sparsity=block.sparsity, patches=patches, bits=bits)
+        after = state._replace(sparsity=block.sparsity, patches=pruning.tokens, bits=bits)
         return Part((*layers, layer), after)
 
     def _inner(self, state: State) -> tuple[int, int]:
@@ -428,35 +370,17 @@ Entry = tuple[Space[Architecture], MobileViT]
 # Pruned inverted residuals also expand the surroundings of their windows: one thread of a CPU needs
 # 1.1-1.6 times as long at 20 %, 0.9-1.1 at 40 %, 0.6-0.9 at 60 %, 0.35-0.5 at 80 %.
 _COARSE = Choice(80, 60, 0)
-_THREE = Choice(3)
 
 
-def residual(
-    expansion: Choice,
-    *,
-    kernel: Choice = _THREE,
-    sparsity: Choice = DENSE,
-    precision: Choice = FLOAT,
-) -> Space[Residual]:
-    return Space(
-        Residual, expansion=expansion, kernel=kernel, sparsity=sparsity, precision=precision
-    )
-
-
-def transformer(
-    heads: Choice, mlp_ratio: Choice, *, sparsity: Choice = DENSE, precision: Choice = FLOAT
-) -> Space[Block]:
-    return Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
+# An inverted residual and a transformer layer, with what most of them have.
+residual = partial(Space, Residual, kernel=Choice(3), sparsity=DENSE, precision=FLOAT)
+transformer = partial(Space, Block, sparsity=DENSE, precision=FLOAT)
 
 
 def stage(width: Choice, first: Space[Residual], later: Space[Any], depth: Choice) -> Space[Stage]:
     """An inverted residual, then `depth` more of them or transformer layers."""
     blocks = Repeat((first, *([later] * depth.values[-1])), Choice(*(1 + d for d in depth.values)))
     return Space(Stage, width=width, blocks=blocks)
-
-
-def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
-    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
 
 
 @dataclass(frozen=True)
@@ -484,47 +408,47 @@ _MORE = (0, 2, 2, 4, 3)  # blocks after the first of each stage
 
 def model(size: Size) -> Entry:
     """A model of the paper: its one architecture."""
-    first = residual(Choice(size.expansion))
-    layer = transformer(Choice(4), Choice(2))
-    stages = (
+    first = residual(expansion=Choice(size.expansion))
+    layer = transformer(heads=Choice(4), mlp_ratio=Choice(2))
+    domains = (
         stage(Choice(width), first, first if i < 2 else layer, Choice(_MORE[i]))
         for i, width in enumerate(size.widths)
     )
-    return space(Choice(256), *stages), size.parts()
+    return stages(Choice(256), *domains), size.parts()
 
 
 def paper(size: Size) -> Entry:
     """A space below a model of the paper: from three quarters of its width, half its expansion."""
     e = size.expansion
     expansion = Choice(e / 2, 3 * e / 4, e)
-    first, convolution = residual(expansion), residual(expansion, sparsity=_COARSE)
-    layer = transformer(Choice(2, 3, 4), Choice(1, 1.5, 2), sparsity=TENTHS)
-    stages = []
+    first, convolution = (residual(expansion=expansion, sparsity=s) for s in (DENSE, _COARSE))
+    layer = transformer(heads=Choice(2, 3, 4), mlp_ratio=Choice(1, 1.5, 2), sparsity=TENTHS)
+    domains = []
     for i, (width, more) in enumerate(zip(size.widths, _MORE)):
         widths, depth = Choice(3 * width // 4 // 4 * 4, width), range(max(0, more - 2), more + 1)
         later = convolution if i < 2 else layer
-        stages.append(stage(widths, first, later, Choice(*(depth[1:] if i > 1 else depth))))
-    return space(Choice(160, 192, 224, 256), *stages), size.parts()
+        domains.append(stage(widths, first, later, Choice(*(depth[1:] if i > 1 else depth))))
+    return stages(Choice(160, 192, 224, 256), *domains), size.parts()
 
 
-_DEBUG_FIRST = residual(Choice(1, 2), kernel=Choice(3, 5), precision=EITHER)
-_DEBUG_LATER = residual(Choice(1, 2), kernel=Choice(3, 5), sparsity=HALF, precision=EITHER)
-_DEBUG_LAYER = transformer(Choice(1, 2), Choice(1, 1.5, 2), sparsity=HALF, precision=EITHER)
-DEBUG = space(
+_debug = {"precision": EITHER, "sparsity": HALF}
+_FIRST = residual(expansion=Choice(1, 2), kernel=Choice(3, 5), precision=EITHER)
+_LATER = residual(expansion=Choice(1, 2), kernel=Choice(3, 5), **_debug)
+_LAYER = transformer(heads=Choice(1, 2), mlp_ratio=Choice(1, 1.5, 2), **_debug)
+DEBUG = stages(
     Choice(16, 24),
-    stage(Choice(4, 8), _DEBUG_FIRST, _DEBUG_LATER, Choice(0, 1)),
-    stage(Choice(8, 12), _DEBUG_FIRST, _DEBUG_LAYER, Choice(1, 2)),
-    stage(Choice(12), _DEBUG_FIRST, _DEBUG_LAYER, Choice(1)),
+    stage(Choice(4, 8), _FIRST, _LATER, Choice(0, 1)),
+    stage(Choice(8, 12), _FIRST, _LAYER, Choice(1, 2)),
+    stage(Choice(12), _FIRST, _LAYER, Choice(1)),
 )
-_MICRO_FIRST = residual(Choice(1, 2))
-_MICRO_LATER = residual(Choice(1, 2), sparsity=_COARSE)
-_MICRO_LAYER = transformer(Choice(2, 4), Choice(1, 2), sparsity=FIFTHS)
-MICRO = space(
+_FIRST, _LATER = (residual(expansion=Choice(1, 2), sparsity=s) for s in (DENSE, _COARSE))
+_LAYER = transformer(heads=Choice(2, 4), mlp_ratio=Choice(1, 2), sparsity=FIFTHS)
+MICRO = stages(
     Choice(112, 168, 224),
-    stage(Choice(12, 16), _MICRO_FIRST, _MICRO_LATER, Choice(0)),
-    stage(Choice(16, 24), _MICRO_FIRST, _MICRO_LATER, Choice(0, 1, 2)),
-    stage(Choice(36, 48), _MICRO_FIRST, _MICRO_LAYER, Choice(1, 2)),
-    stage(Choice(48, 64), _MICRO_FIRST, _MICRO_LAYER, Choice(2, 3, 4)),
+    stage(Choice(12, 16), _FIRST, _LATER, Choice(0)),
+    stage(Choice(16, 24), _FIRST, _LATER, Choice(0, 1, 2)),
+    stage(Choice(36, 48), _FIRST, _LAYER, Choice(1, 2)),
+    stage(Choice(48, 64), _FIRST, _LAYER, Choice(2, 3, 4)),
 )
 
 _HALF_WIDER = Inner(3, 2, 6)

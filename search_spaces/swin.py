@@ -22,8 +22,8 @@ from nas.layers.windows import overwritable, padded, shift_mask, window_orders, 
 from nas.network.inputs import Images
 from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
+from nas.space.domains import Choice, Repeat, Space
 from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
@@ -328,39 +328,34 @@ def stage(
     return Space(Stage, width=width, blocks=Repeat(block, depth))
 
 
-def space(resolution: Choice, *stages: Space[Stage]) -> Space[Architecture]:
-    """The domain of these stages."""
-    return Space(Architecture, resolution=resolution, stages=Fixed(*stages))
-
-
 def model(width: int, pairs: tuple[int, ...]) -> Entry:
     """A model of the paper (section 3.3): its one architecture."""
-    stages = (
+    domains = (
         stage(Choice(width * 2**i), Choice(depth), Choice(width * 2**i // 32), Choice(4))
         for i, depth in enumerate(pairs)
     )
-    return space(Choice(224), *stages), Swin()
+    return stages(Choice(224), *domains), Swin()
 
 
 def paper(width: int, pairs: int) -> Entry:
     """A space below a model of the paper: three quarters of its width, fewer pairs in stage 3."""
     depths = (Choice(1), Choice(1), Choice(*range(max(1, pairs - 3), pairs + 1)), Choice(1))
-    stages = []
+    domains = []
     for i, depth in enumerate(depths):
         widths = tuple(w * 2**i for w in (3 * width // 4 // 32 * 32, width))
         heads = Choice(*(w // 32 for w in widths))
         sparsity = TENTHS if i < 3 else DENSE
-        stages.append(stage(Choice(*widths), depth, heads, Choice(2, 4), sparsity))
-    return space(Choice(160, 192, 224), *stages), Swin()
+        domains.append(stage(Choice(*widths), depth, heads, Choice(2, 4), sparsity))
+    return stages(Choice(160, 192, 224), *domains), Swin()
 
 
 _RATIOS = Choice(2, 4)
-DEBUG = space(
+DEBUG = stages(
     Choice(16, 24),
     stage(Choice(8, 12), Choice(1, 2), Choice(1, 2), Choice(1, 2), HALF, EITHER),
     stage(Choice(16), Choice(1), Choice(2), Choice(1, 2), HALF, EITHER),
 )
-MICRO = space(
+MICRO = stages(
     Choice(112, 168, 224),
     stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), _RATIOS, FIFTHS),
     stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
 from nas.layers.transformer import TransformerModule
-from nas.layers.windows import sorted_by_window
+from nas.layers.windows import sorted_by_window, still_there
 from nas.network.inputs import Images
 from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
+from nas.space.domains import Choice, Repeat, Space
 from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
@@ -152,10 +152,7 @@ class TransformerBlock(TransformerModule, TokenModule):
         self, x_BNC: Tensor, source: Tensor | None, *, tokens: int, first: int, grid: int
     ) -> Tensor:
         """The patches that stay, (grid, grid); `first` tokens belong to none."""
-        mask = torch.full((grid * grid,), source is None)
-        if source is not None:
-            mask[source[0, : tokens - first]] = True
-        return mask.view(grid, grid)
+        return still_there(source, tokens - first, grid * grid)
 
 
 class Head(TokenModule):
@@ -237,13 +234,11 @@ class ViT(Images):
         """A transformer block; before the first that prunes, tokens are sorted."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
-        # A grid that the windows do not divide is scored token by token.
-        window = self.window if state.grid % self.window == 0 else 1
-        pruning = Pruning.of(state.grid, window, state.sparsity, block.sparsity)
+        pruning = Pruning.of_tokens(state.grid, self.window, state.sparsity, block.sparsity)
         shape = (state.tokens, state.width)
         place = {"first": self.first, "grid": state.grid}
-        tokens = self.first + pruning.kept * window**2
-        sort = Layer.of("sort", WindowSort, shape, window=window, **place)
+        tokens = self.first + pruning.tokens
+        sort = Layer.of("sort", WindowSort, shape, window=pruning.window, **place)
         layer = Layer.of(
             f"block{index}",
             TransformerBlock,
@@ -294,8 +289,7 @@ def space(
 ) -> Space[Architecture]:
     """The domain of one stage of blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
-    stage = Space(Stage, width=width, blocks=Repeat(block, depth))
-    return Space(Architecture, resolution=resolution, stages=Fixed(stage))
+    return stages(resolution, Space(Stage, width=width, blocks=Repeat(block, depth)))
 
 
 def paper(width: int, heads: int) -> Entry:

@@ -10,6 +10,7 @@ from timm.layers import make_divisible
 
 from nas.layers.windows import halo_tokens
 from nas.network.macs import count_macs, count_params
+from nas.network.pruning import MapState
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
 from nas.tasks.classification import Classification
@@ -19,7 +20,6 @@ from search_spaces.mobilenetv3 import (
     PRESETS,
     Block,
     Bottleneck,
-    State,
     divisible,
 )
 
@@ -89,7 +89,7 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(sizes, kept):
 def test_more_windows_never_take_fewer_macs():
     """Surroundings are computed again for each window, but never more than the whole map."""
     space = SearchSpace("mobilenetv3:micro", *PRESETS["micro"], Classification(10))
-    state = State(14, 112, 112, 0)
+    state = MapState(14, 112, 112, 0)
     for kernel in (3, 5, 7):
         macs = []
         for sparsity in (80, 60, 40, 20, 0):
@@ -100,11 +100,11 @@ def test_more_windows_never_take_fewer_macs():
 
 def test_nothing_is_pruned_where_nothing_could_pass_unchanged():
     block = Block(3, 3.0, 20, "fp32")
-    assert LARGE_PARTS.block(1, 0, State(112, 16, 24, 0), block) is None  # strided
-    assert LARGE_PARTS.block(4, 0, State(14, 80, 112, 0), block) is None  # wider
-    assert LARGE_PARTS.block(4, 0, State(14, 112, 112, 0), block) is not None
-    assert LARGE_PARTS.block(4, 1, State(14, 112, 112, 40), block) is None  # falls in the stage
-    first = LARGE_PARTS.block(0, 0, State(112, 16, 16, 0), Block(3, 1.0, 60, "fp32"))
+    assert LARGE_PARTS.block(1, 0, MapState(112, 16, 24, 0), block) is None  # strided
+    assert LARGE_PARTS.block(4, 0, MapState(14, 80, 112, 0), block) is None  # wider
+    assert LARGE_PARTS.block(4, 0, MapState(14, 112, 112, 0), block) is not None
+    assert LARGE_PARTS.block(4, 1, MapState(14, 112, 112, 40), block) is None  # falls in the stage
+    first = LARGE_PARTS.block(0, 0, MapState(112, 16, 16, 0), Block(3, 1.0, 60, "fp32"))
     assert [layer.path for layer in first.layers] == ["score0", "stage0_0"]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from nas.families import load_space
 from nas.layers.activations import activate
 from nas.layers.conv import BatchNorm
-from nas.layers.maps import MapScore
+from nas.layers.maps import MapScore, fold, unfold
 from nas.network.network import Network
 from nas.network.pruning import kept_windows
 from nas.space.layer import Layer
@@ -22,9 +22,7 @@ from search_spaces.mobilevit import (
     MobileBlock,
     MobileViT,
     Residual,
-    fold,
     resized,
-    unfold,
 )
 
 PARTS = MobileViT((None, Inner(3, 2, 6)), window=4)
@@ -134,10 +132,10 @@ def test_pruned_stage_leaves_tokens_behind_and_returns_them(size, sparsities):
 
 def test_patches_are_two_by_two_pixels():
     x = torch.randn(2, 6, 6, 3)
-    tokens = unfold(x)
+    tokens = unfold(x, 2)
     assert tokens.shape == (2, 4, 9, 3)
     assert torch.equal(tokens[1, 2, 5], x[1, 2 * 1 + 1, 2 * 2])  # lower left pixel of patch (1, 2)
-    assert torch.equal(fold(tokens), x)
+    assert torch.equal(fold(tokens, 2), x)
 
 
 def test_resize_puts_pixels_where_their_centres_are():

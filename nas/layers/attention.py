@@ -1,4 +1,4 @@
-"""Multi-head attention, elastic in heads and width, and the kernels that compute it.
+"""Multi-head attention, elastic in heads and width, and the kernels that compute attention.
 
 Kernels differ by rounding. Which one suits the windows of a machine is a value that a module is
 told (`tell_kernel`), so that processes whose scores are compared can be told the same.
@@ -37,6 +37,22 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         bias = bias.expand(len(q), q.shape[1], -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def linear_attention(qkv: Tensor, eps: float) -> Tensor:
+    """relu(Q) (relu(K)^T V) / (relu(Q) relu(K)^T 1 + eps): EfficientViT, equation 2.
+
+    Takes (B, H, 3, D, N), returns (B, H, D, N), linear in the N tokens; always in float32. A row of
+    ones below V gives the denominator.
+    """
+    if qkv.dtype != torch.float32:  # sums over all tokens need the digits
+        with torch.autocast(qkv.device.type, enabled=False):
+            return linear_attention(qkv.float(), eps).to(qkv.dtype)
+    q, k, v = qkv.unbind(2)
+    y = F.pad(v, (0, 0, 0, 1), value=1.0) @ F.relu(k).mT @ F.relu(q)
+    if mode.exporting():  # its optimizer takes 1e-15 for 0, which leaves 0 / 0
+        y, eps = y * 2.0**40, eps * 2.0**40
+    return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
 
 @cache

@@ -163,6 +163,19 @@ class ConvNorm(nn.Module):
         return ((self.weight, 0), *((tensor, 0) for tensor in (*bias, *norm)))
 
 
+class Fusion(ConvNorm):
+    """A convolution of two maps of equal width side by side, elastic in the width of both."""
+
+    def _sliced(
+        self, outputs: int, inputs: int, kernel: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        whole = self.weight.shape[1]
+        weight, bias = super()._sliced(outputs, whole, kernel)
+        if inputs < whole:
+            weight = torch.cat([half[:, : inputs // 2] for half in weight.chunk(2, 1)], 1)
+        return weight, bias
+
+
 def pointwise(
     x_BSSC: Tensor, weight: Tensor, bias: Tensor | None, quantizer: Quantizer, bits: int
 ) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nas.layers.conv import ConvNorm
@@ -74,3 +76,32 @@ class PooledHead(MapModule):
         """(B, hidden), by default all that it was built with."""
         mean: Tensor = self.conv(x_BSSC, hidden).mean((1, 2))
         return mean
+
+
+def resized(x_BSSC: Tensor, size: int) -> Tensor:
+    """A map at another size: bilinear, pixels as areas."""
+    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode="bilinear")
+    return x.permute(0, 2, 3, 1)
+
+
+def channels_first(x_BSSC: Tensor, b: int) -> Tensor:
+    """(b, C, N): a map, or windows of `b` images, a view where that is possible."""
+    if len(x_BSSC) == b:
+        return x_BSSC.permute(0, 3, 1, 2).flatten(2)
+    return x_BSSC.reshape(b, -1, x_BSSC.shape[-1]).mT
+
+
+def unfold(x_BSSC: Tensor, patch: int) -> Tensor:
+    """(B, P, N, C): the P pixels of each of the N patches of a map of whole patches."""
+    b, size, _, c = x_BSSC.shape
+    grid = size // patch
+    x = x_BSSC.reshape(b, grid, patch, grid, patch, c).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, patch * patch, grid * grid, c)
+
+
+def fold(x_BPNC: Tensor, patch: int) -> Tensor:
+    """The square map (B, S, S, C) that `unfold` makes x of."""
+    b, _, n, c = x_BPNC.shape
+    grid = isqrt(n)
+    x = x_BPNC.view(b, patch, patch, grid, grid, c).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(b, grid * patch, grid * patch, c)

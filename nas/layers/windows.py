@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,25 @@ def sorted_by_window(x_BSSC: Tensor, window: int) -> Tensor:
     size = x_BSSC.shape[1]
     (order,) = window_orders(x_BSSC, size, window, (0,))
     return window_tokens(size, window, 0, x_BSSC.device)[order].flatten(1)
+
+
+def taken(x_BPNC: Tensor, index_BN: Tensor) -> Tensor:
+    """The patches of each image in the order of `index_BN`."""
+    b, p, n, c = x_BPNC.shape
+    first = torch.arange(0, b * p * n, n, device=x_BPNC.device).view(b, p, 1)
+    rows = (index_BN[:, None] + first).flatten()
+    return x_BPNC.reshape(-1, c).index_select(0, rows).view(b, p, -1, c)
+
+
+def still_there(source: Tensor | None, kept: int, total: int) -> Tensor:
+    """Which of `total` tokens of the first image are left, (G, G); all before they are sorted.
+
+    `source` (B, total) says which token stands at each place once they are.
+    """
+    mask = torch.full((total,), source is None)
+    if source is not None:
+        mask[source[0, :kept].cpu()] = True
+    return mask.view(isqrt(total), -1)
 
 
 def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int]) -> list[Tensor]:

@@ -12,6 +12,11 @@ class Images:
     takes = "images"
     unit = "px"
 
+    @property
+    def multiple(self) -> int:
+        """Sides may be any, unless a family says otherwise."""
+        return 1
+
     def example(self, size: int) -> tuple[int, ...]:
         """(3, size, size)."""
         return 3, size, size

@@ -32,6 +32,16 @@ class Pruning(NamedTuple):
         kept = kept_windows(total, sparsity)
         return cls(window, total, kept, kept < total == kept_windows(total, before))
 
+    @classmethod
+    def of_tokens(cls, grid: int, window: int, before: int, sparsity: int) -> Pruning:
+        """The same on a grid of tokens; one that windows do not divide is scored token by token."""
+        return cls.of(grid, window if grid % window == 0 else 1, before, sparsity)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the windows that are kept."""
+        return self.kept * self.window**2
+
 
 def map_window(size: int, largest: int = 8) -> int:
     """The side of the windows in which a map of side `size` is pruned.
@@ -42,14 +52,42 @@ def map_window(size: int, largest: int = 8) -> int:
     return window if window > 2 else size
 
 
+class MapState(NamedTuple):
+    """What the blocks of a convolutional stage depend on."""
+
+    size: int  # side of the map
+    in_width: int  # channels of the map
+    width: int  # of the stage
+    sparsity: int  # of the last block of this stage
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the map."""
+        return self.size, self.size, self.in_width
+
+    def entered(self, width: int) -> MapState:
+        """At the start of a stage of this width."""
+        return self._replace(width=width, sparsity=0)
+
+    def after(self, stride: int, sparsity: int) -> MapState:
+        """After a block of the stage."""
+        return MapState(-(-self.size // stride), self.width, self.width, sparsity)
+
+
 def prune_map(
-    stage: int, shape: tuple[int, ...], before: int, sparsity: int, largest: int = 8
-) -> tuple[tuple[Layer, ...], dict[str, int]]:
+    stage: int, state: MapState, sparsity: int, stride: int, largest: int = 8
+) -> tuple[tuple[Layer, ...], dict[str, int]] | None:
     """The score of the windows where the stage starts to prune; a block's `window` and `kept`.
 
-    `shape` is that of the map that enters the block, `before` the sparsity of the block before it.
+    Windows have a side of up to `largest`. None where a sparsity is not allowed: it falls within
+    the stage, or the block changes the map's shape, so that nothing could pass unchanged.
     """
-    pruning = Pruning.of(shape[0], map_window(shape[0], largest), before, sparsity)
-    sizes = {"window": pruning.window}
-    score = Layer.of(f"score{stage}", MapScore, shape, **sizes)
-    return (score,) if pruning.starts else (), sizes | {"kept": pruning.kept}
+    passes = stride == 1 and state.in_width == state.width
+    if sparsity < state.sparsity or (sparsity and not passes):
+        return None
+    if not passes:
+        return (), {}
+    window = map_window(state.size, largest)
+    pruning = Pruning.of(state.size, window, state.sparsity, sparsity)
+    score = Layer.of(f"score{stage}", MapScore, state.shape, window=window)
+    return (score,) if pruning.starts else (), {"window": window, "kept": pruning.kept}
