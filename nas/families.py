@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from nas.errors import UnknownNameError, UsageError
 from nas.extensions import load_module, members
 from nas.space.architecture import Architecture
+from nas.space.contract import check_family
 from nas.space.domains import Space
 from nas.space.family import Parts, SearchSpace
 from nas.space.task import Task
@@ -36,10 +37,12 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
     E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
     block, `NAME@384` is the same at 384 px. A family may be a module of one's own
     (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it classifies, a named model into
-    the 1000 classes of ImageNet, a space into 10. Raises `UnknownNameError` with the closest names.
+    the 1000 classes of ImageNet, a space into 10. Raises `UnknownNameError` with the closest names,
+    and `UsageError` for a family that breaks its contract.
     """
     plain, _, resolution = name.partition("@")
     space = _find(plain.removesuffix("+int8"), task)
+    check_family(space)
     if plain.endswith("+int8"):
         space = space.with_int8()
     if not resolution:

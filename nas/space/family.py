@@ -8,7 +8,7 @@ came before. `SearchSpace.advance` is the only walk over that skeleton.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from random import Random
@@ -35,10 +35,25 @@ BITS = {"fp32": 32, "int8": 8}  # a block's precision, as its layers call it
 class Parts(Protocol):
     """One model family at fixed patch, window and head sizes: which layers its choices emit.
 
-    A state is whatever later layers depend on (the side of a feature map, its width, ...): hashable
-    and small, because the trellis has a node for each. The input of a network is a tensor of the
-    batch; its size is an architecture's first choice (`Architecture.resolution`). `Images` gives
-    the four attributes that say so for families of square pictures.
+    **The domain** of a preset is a `Space` of `Architecture`: `resolution` is a `Choice`, `stages`
+    are `Fixed`, each a `Space` of `Stage` whose `width` is a `Choice` and whose `blocks` are a
+    `Repeat`. Values stand from the cheapest to the most expensive; the architecture of all last
+    values holds every weight of the space.
+
+    **A block** is a dataclass of its own in each family. Two of its fields mean the same in all:
+    `precision` is `fp32` or `int8`, and layers that can be int8 then have the size `bits` (see
+    `BITS`); `sparsity` is how many percent of its windows or tokens a block leaves out, from 0 to
+    99. A family without one of them cannot be widened to int8, or is not pruned.
+
+    **A state** is whatever later layers depend on (the side of a feature map, its width, ...):
+    hashable and small, because the trellis has a node for each.
+
+    **The input** of a network is a tensor of the batch; its size is an architecture's first choice
+    (`Architecture.resolution`). `Images` gives the five attributes that say so for families of
+    square pictures.
+
+    `load_space` checks what is quick to check (`nas.space.contract`), and `tests/test_families.py`
+    the rest on every family in `search_spaces/`.
     """
 
     takes: str  # the name of the input in a batch, e.g. "images"
@@ -72,6 +87,10 @@ class Parts(Protocol):
 
     def origin(self, path: str, name: str) -> Origin:
         """Where timm's checkpoints keep tensor `name` of the layer at `path`."""
+
+
+# Of values, those that are allowed, each with the state after it.
+Ways = Callable[[Iterable[Any]], Iterator[tuple[Any, Any]]]
 
 
 class _State(NamedTuple):
@@ -168,7 +187,17 @@ class SearchSpace:
 
     def with_int8(self) -> SearchSpace:
         """This space with int8 as a choice of every block; the same weights serve both."""
-        domain = rewrite(self.domain, "precision", lambda _: Choice("int8", "fp32"))
+        found: list[Choice] = []
+
+        def widened(choice: Choice) -> Choice:
+            found.append(choice)
+            return Choice("int8", "fp32")
+
+        domain = rewrite(self.domain, "precision", widened)
+        if not found:
+            raise UsageError(
+                f"{self.name} has no int8: its blocks have no `precision`", "leave out +int8"
+            )
         plain, at, resolution = self.name.partition("@")
         return replace(
             self, name=f"{plain.removesuffix('+int8')}+int8{at}{resolution}", domain=domain
@@ -209,31 +238,43 @@ class SearchSpace:
 
     def draw(self, rng: Random) -> Architecture:
         """A random architecture: at each position one of the values that lead on."""
-        return self._first(rng.randrange)
+
+        def shuffled(values: Sequence[Any], ways: Ways) -> Iterator[tuple[Any, Any]]:
+            left = list(ways(values))
+            while left:
+                yield left.pop(rng.randrange(len(left)))
+
+        return self._first(shuffled)
 
     @cached_property
     def largest(self) -> Architecture:
         """The architecture that holds every weight of the space: the last value everywhere."""
-        return self._first(lambda n: n - 1)
+        return self._first(lambda values, ways: ways(values[::-1]))
 
     @cached_property
     def smallest(self) -> Architecture:
-        return self._first(lambda _: 0)
+        """The architecture of the first value everywhere."""
+        return self._first(lambda values, ways: ways(values))
 
-    def _first(self, pick: Callable[[int], int]) -> Architecture:
-        """The first way to the end, if `pick` chooses among so many values not yet tried.
+    def _first(
+        self, order: Callable[[Sequence[Any], Ways], Iterable[tuple[Any, Any]]]
+    ) -> Architecture:
+        """The first way to the end, if `order` says in which order values are tried.
 
-        Rules may leave a choice without any way on; it is then taken back.
+        It gets the values of a position and a function that keeps those which are allowed, each
+        with the state after it. Rules may leave a choice without any way on; it is then taken back.
         """
         dead: set[tuple[int, Any]] = set()
 
         def onward(index: int, state: Any) -> list[Any] | None:
             if index == len(self.positions):
                 return []
-            tried = ((v, self.advance(index, state, v)) for v in self.positions[index].values)
-            allowed = [(v, part.state) for v, part in tried if part is not None]
-            while allowed:
-                value, after = allowed.pop(pick(len(allowed)))
+
+            def ways(values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+                tried = ((value, self.advance(index, state, value)) for value in values)
+                yield from ((value, part.state) for value, part in tried if part is not None)
+
+            for value, after in order(self.positions[index].values, ways):
                 if (index, after) in dead:
                     continue
                 if (rest := onward(index + 1, after)) is not None:

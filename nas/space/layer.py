@@ -113,6 +113,11 @@ def _checked(
         for name, needed in _named(module, method).items():
             known[name] = known.get(name, False) or needed
     if extra := sorted(set(names) - set(known)):
+        if extra[0] in signature(module).parameters:
+            raise UsageError(
+                f"{module.__name__} takes the size {extra[0]!r} by position",
+                "sizes are keyword-only arguments: put a * before them",
+            )
         raise UnknownNameError(f"size of {module.__name__}", extra[0], known)
     if missing := sorted(name for name in known if known[name] and name not in names):
         raise UsageError(

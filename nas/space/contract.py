@@ -1,0 +1,128 @@
+"""The contract of a family, as far as it can be checked whenever one of its spaces is loaded.
+
+`Parts` and `SearchSpace` say what a family gives; `tests/test_families.py` checks on every family
+in `search_spaces/` what takes longer, such as that a subnet equals the plain model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from nas.errors import UsageError
+from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.family import BITS, LARGEST, SearchSpace
+from nas.space.layer import Layer, Part
+
+_TEXTS, _METHODS = ("takes", "unit"), ("example", "resized", "stem", "block", "head", "origin")
+
+
+def check_family(space: SearchSpace) -> None:
+    """Raise `UsageError` that names the space and the first thing that its family lacks."""
+    try:
+        for lack in _lacks(space):
+            raise UsageError(lack, "see `Parts` in nas/space/family.py for what a family gives")
+    except UsageError as error:
+        raise UsageError(f"the family of {space.name}: {error.message}", error.fix) from None
+
+
+def _lacks(space: SearchSpace) -> Iterator[str]:
+    """What is wrong, the simplest first; later checks rely on earlier ones."""
+    yield from _domain(space.domain)
+    yield from _attributes(space)
+    yield from _choices(space)
+    yield from _parts(space)
+    yield from _layers(space)
+
+
+def _domain(domain: Any) -> Iterator[str]:
+    """The skeleton of architectures: a size, then stages of a width and blocks."""
+    domains = dict(domain.domains) if isinstance(domain, Space) else {}
+    if not isinstance(domains.get("resolution"), Choice):
+        yield "its domain must be a Space of Architecture whose `resolution` is a Choice"
+    if not isinstance(domains.get("stages"), Fixed):
+        yield "the `stages` of its domain must be Fixed(...)"
+    stages: Any = domains["stages"]
+    for i, stage in enumerate(stages.items):
+        inner = dict(stage.domains) if isinstance(stage, Space) else {}
+        if not isinstance(inner.get("width"), Choice) or not isinstance(
+            inner.get("blocks"), Repeat
+        ):
+            yield f"stage {i} must be a Space of Stage: `width` a Choice, `blocks` a Repeat"
+
+
+def _attributes(space: SearchSpace) -> Iterator[str]:
+    """What the parts must have by name."""
+    parts = space.parts
+    for name in _TEXTS:
+        if not isinstance(getattr(parts, name, None), str):
+            yield f"its parts have no `{name}`, a text"
+    if not isinstance(multiple := getattr(parts, "multiple", None), int) or multiple < 1:
+        yield f"its parts have no `multiple`, a whole number of at least 1, but {multiple!r}"
+    for name in (*_METHODS, *(["transition"] if len(_stages(space)) > 1 else [])):
+        if not callable(getattr(parts, name, None)):
+            yield f"its parts have no method `{name}`"
+
+
+def _choices(space: SearchSpace) -> Iterator[str]:
+    """Sizes of the input that the parts take; sparsities and precisions as layers know them."""
+    step = space.parts.multiple
+    for size in space.positions[0].values:
+        if not isinstance(size, int) or not 0 < size <= LARGEST or size % step:
+            yield f"its resolution {size!r} must be a multiple of {step} up to {LARGEST}"
+    for stage in _stages(space):
+        for item in {id(item): item for item in stage["blocks"].items}.values():
+            fields = dict(item.domains) if isinstance(item, Space) else {}
+            for precision in getattr(fields.get("precision"), "values", ()):
+                if precision not in BITS:
+                    yield f"a block's `precision` is one of {', '.join(BITS)}, not {precision!r}"
+            for sparsity in getattr(fields.get("sparsity"), "values", ()):
+                if not isinstance(sparsity, int) or not 0 <= sparsity < 100:
+                    yield f"a block's `sparsity` is in whole percent below 100, not {sparsity!r}"
+
+
+def _parts(space: SearchSpace) -> Iterator[str]:
+    """What the methods return, at the first choice of each."""
+    (size, *_), stage = space.positions[0].values, _stages(space)[0]
+    example = space.parts.example(size)
+    if not isinstance(example, tuple) or not all(isinstance(n, int) for n in example):
+        yield f"`example` must return the shape of an input, a tuple of numbers, not {example!r}"
+    stem = space.parts.stem(size, stage["width"].values[0])
+    yield from _part("stem", stem)
+    item = stage["blocks"].items[0]
+    block = (item.values if isinstance(item, Choice) else item.values())[0]
+    if (made := space.parts.block(0, 0, stem.state, block)) is not None:
+        yield from _part("block", made)
+
+
+def _stages(space: SearchSpace) -> list[dict[str, Any]]:
+    """The domains of each stage by name."""
+    stages: Any = dict(space.domain.domains)["stages"]
+    return [dict(stage.domains) for stage in stages.items]
+
+
+def _part(method: str, part: Any) -> Iterator[str]:
+    if not isinstance(part, Part) or not all(isinstance(layer, Layer) for layer in part.layers):
+        yield f"`{method}` must return a Part of layers, not {part!r}"
+    try:
+        hash(part.state)
+    except TypeError:
+        yield f"the state after `{method}` must be hashable, and {part.state!r} is not"
+
+
+def _layers(space: SearchSpace) -> Iterator[str]:
+    """What the smallest and the largest architecture are made of."""
+    modules: dict[str, type] = {}
+    for architecture in (space.largest, space.smallest):
+        layers, head = space.layers(architecture), space.head(architecture)
+        if not head or not all(isinstance(layer, Layer) for layer in head):
+            yield f"`head` must return layers, not {head!r}"
+        if layers[0].input_shape != (shape := space.example(architecture)):
+            yield f"its first layer takes {layers[0].input_shape}, but an example has {shape}"
+        for layer in layers:
+            if modules.setdefault(layer.path, layer.module) is not layer.module:
+                yield f"two kinds of layers have the path {layer.path}"
+    blocks = [block for stage in architecture.stages for block in stage.blocks]
+    int8 = any(getattr(block, "precision", "fp32") != "fp32" for block in blocks)
+    if int8 and not any("bits" in layer.sizes for layer in layers):
+        yield "its blocks have a choice of `precision`, but no layer has the size `bits`"
