@@ -1,6 +1,8 @@
 """Are the timed layers of two checkouts the same code? Then tables of the one hold for the other.
 
-    python experiments/same_layers.py OLD NEW [--spaces swin:micro ...]
+    python experiments/same_layers.py OLD [NEW] [--spaces swin:micro ...]
+
+NEW is by default the checkout that this file is in.
 
 For every row of the shipped tables, and for the rows of any other `--spaces`, each checkout builds
 the layer with the same seeded weights and runs it on the same seeded inputs as `torch-cpu` times
@@ -196,17 +198,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Compare two checkouts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("checkouts", nargs="*", type=Path, metavar="OLD NEW")
+    parser.add_argument("old", nargs="?", type=Path)
+    parser.add_argument("new", nargs="?", type=Path, default=ROOT)
     parser.add_argument("--spaces", nargs="+", default=sorted(shipped()))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(options.spaces, options.worker)
         return
-    if len(options.checkouts) != 2:
-        parser.error("give two checkouts")
+    if options.old is None:
+        parser.error("give the old checkout")
     scratch = Path(f"same_layers_{os.getpid()}.json").resolve()
-    old, new = (records(c.resolve(), options.spaces, scratch) for c in options.checkouts)
+    old, new = (records(c.resolve(), options.spaces, scratch) for c in (options.old, options.new))
     wrong = list(differences(old, new))
     wanted = {f"{s} {key} fused" for s, keys in shipped().items() for key in keys}
     missing = [key for key in sorted(wanted - new.keys()) if key.split()[0] in options.spaces]

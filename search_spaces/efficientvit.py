@@ -108,7 +108,7 @@ class ConvBlock(MapModule):
         window: int = 0,
         kept: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """The map after the block, and the order of its windows."""
+        """Return the map after the block, and the order of its windows."""
         sizes = {"hidden": hidden, "width": width, "window": window, "kept": kept}
         return self.body(x_BSSC, order, **sizes, bits=bits), order
 
@@ -137,7 +137,7 @@ class MultiScaleLinearAttention(nn.Module):
     def forward(
         self, x_BSSC: Tensor, order: Tensor | None, *, heads: int, kept: int, window: int, bits: int
     ) -> Tensor:
-        """The map with the attention added; its tokens are those of the kept windows alone."""
+        """Return the map with the attention added; tokens of kept windows attend to each other."""
         b, size, _, c = x_BSSC.shape
         if kept == (size // window) ** 2:
             qkv = self._qkv(x_BSSC, heads, bits)
@@ -211,7 +211,7 @@ class MultiScaleLinearAttention(nn.Module):
         self.qkv.data = self.qkv.data.flatten(0, 2).t().contiguous().t().view(shape)
 
     def reorder(self) -> None:
-        """Heads by importance."""
+        """Sort heads by importance."""
         heads = len(self.qkv)
         project = self.project.weight.view(len(self.project.weight), heads, -1)
         slots = ((self.qkv, 0), (self.depthwise, 0), (self.pointwise, 0), (project, 1))
@@ -251,7 +251,7 @@ class AttentionBlock(MapModule):
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """The map after both, and the order of its windows."""
+        """Return the map after both, and the order of its windows."""
         sizes = {"kept": kept, "window": window, "bits": bits}
         x = self.attention(x_BSSC, order, heads=heads, **sizes)
         return self.local(x, order, hidden=hidden, width=width, **sizes), order
@@ -268,7 +268,7 @@ class Head(PooledHead):
         self.activation = ACTIVATIONS[ACTIVATION[large]]
 
     def forward(self, x_BSSC: Tensor, order: Tensor | None) -> tuple[Tensor]:
-        """Logits (B, classes)."""
+        """Return logits (B, classes)."""
         return (self.fc2(self.activation(self.norm(self.fc1(self.pooled(x_BSSC))))),)
 
 
@@ -312,17 +312,17 @@ class EfficientVit(Images):
     eps: int = 15  # 1e-15 is added to the attention's denominator: the official code; timm's is 5
 
     def stem(self, resolution: int, width: int) -> Part:
-        """The strided convolution."""
+        """Emit the strided convolution."""
         shape = self.example(resolution)
         layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
         return Part((layer,), MapState(-(-resolution // 2), width, width, 0))
 
     def transition(self, stage: int, state: MapState, width: int) -> Part:
-        """No layer: the first block of the stage strides."""
+        """Emit nothing: the first block of the stage strides."""
         return Part((), state.entered(width))
 
     def block(self, stage: int, index: int, state: MapState, block: Block) -> Part | None:
-        """One block; before the first that prunes, the windows' score."""
+        """Emit one block, after the score where the stage starts to prune."""
         path, stride = f"stage{stage}_{index}", 2 if stage and not index else 1
         pruned = prune_map(stage, state, block.sparsity, stride, self.window)
         if pruned is None:
@@ -349,7 +349,7 @@ class EfficientVit(Images):
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
     def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
-        """The classifier on the last map."""
+        """Emit the classifier on the last map."""
         state = states[-1]
         hidden, features = self.head_widths
         layer = Layer.of(
@@ -365,7 +365,7 @@ class EfficientVit(Images):
         return (layer,)
 
     def origin(self, path: str, name: str) -> Origin:
-        """As `TIMM` says, and for stages whose convolutions are dense the other tables."""
+        """Look the tensor up in `TIMM`, or in the tables of stages whose convolutions are dense."""
         stage = path.removeprefix("stage").partition("_")[0]
         table = TIMM
         if stage.isdecimal() and int(stage) < self.fused:
@@ -392,7 +392,10 @@ def stage(
     sparsity: Choice = DENSE,
     precision: Choice = FLOAT,
 ) -> Space[Stage]:
-    """`entry` is the expansion of the strided block, which `depth` counts; None in stage 0."""
+    """Return the domain of a stage, in which `depth` counts the strided block.
+
+    `entry` is the expansion of that block, None in stage 0, which has none.
+    """
     block = partial(Space, Block, precision=precision)
     inner = block(heads=heads, expansion=expansion, sparsity=sparsity)
     blocks = [inner] * depth.values[-1]
@@ -413,11 +416,11 @@ class Paper:
     first_attention: int = 3  # the first stage of attention blocks
 
     def model(self) -> Entry:
-        """Its one architecture."""
+        """Return the domain of its one architecture, and its parts."""
         return self._space(Choice(224), lambda *values: Choice(values[-1]), DENSE)
 
     def space(self) -> Entry:
-        """A space below it: narrower, with fewer blocks, heads and hidden channels."""
+        """Return a space below it: narrower, with fewer blocks, heads and hidden channels."""
         return self._space(Choice(160, 192, 224), Choice, TENTHS)
 
     def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:

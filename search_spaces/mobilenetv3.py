@@ -102,7 +102,7 @@ class Head(PooledHead):
         self.fc = ElasticLinear(features, classes)
 
     def forward(self, x_BSSC: Tensor, _: Tensor | None, *, hidden: int) -> tuple[Tensor]:
-        """Logits (B, classes)."""
+        """Return logits (B, classes)."""
         return (self.fc(F.hardswish(self.features(self.pooled(x_BSSC, hidden)))),)
 
 
@@ -148,16 +148,16 @@ class MobileNetV3(Images):
     first: int = 16  # channels of the stem
 
     def stem(self, resolution: int, width: int) -> Part:
-        """The strided convolution."""
+        """Emit the strided convolution."""
         layer = Layer.of("stem", Stem, self.example(resolution), width=self.first)
         return Part((layer,), MapState(-(-resolution // 2), self.first, width, 0))
 
     def transition(self, stage: int, state: MapState, width: int) -> Part:
-        """No layer: the first block of the stage strides."""
+        """Emit nothing: the first block of the stage strides."""
         return Part((), state.entered(width))
 
     def block(self, stage: int, index: int, state: MapState, block: Block) -> Part | None:
-        """An inverted residual; before the first that prunes, the windows' score."""
+        """Emit an inverted residual, after the score where the stage starts to prune."""
         kind, in_width = self.kinds[stage], state.in_width
         stride = 1 if index else kind.stride
         pruned = prune_map(stage, state, block.sparsity, stride)
@@ -183,13 +183,13 @@ class MobileNetV3(Images):
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
     def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
-        """The classifier on the last map."""
+        """Emit the classifier on the last map."""
         width = states[-1].in_width
         sizes = {"hidden": 6 * width, "features": self.features, "classes": task.outputs}
         return (Layer.of("head", Head, states[-1].shape, width=width, **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
-        """As `TIMM` says; the head's convolution is timm's last stage."""
+        """Look the tensor up in `TIMM`; the head's convolution is timm's last stage."""
         if path == "head" and name.startswith("conv."):
             name = name.replace("conv.norm", "bn1")
             return f"blocks.{len(self.kinds)}.0.{name}", None
@@ -211,7 +211,10 @@ def stage(
     *,
     first: Choice = DENSE,
 ) -> Space[Stage]:
-    """One choice of expansions for each block; `first` is the sparsity of the first block."""
+    """Return the domain of a stage; each block has its choice of expansions.
+
+    `first` is the sparsity of the first block.
+    """
     items = (
         Space(
             Block,

@@ -103,7 +103,7 @@ class Enter(MapModule):
     def forward(
         self, x_BSSC: Tensor, order: None, *, width: int, inner: int, bits: int
     ) -> tuple[Tensor, None, Tensor, None]:
-        """The tokens of the block, none sorted or left behind, and the map that entered."""
+        """Return the tokens of the block, none sorted or left behind, and the map that entered."""
         size = x_BSSC.shape[1]
         y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
         y = resized(y, size + 1) if size % PATCH else y
@@ -119,7 +119,7 @@ class TokenModule(ElasticModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
-        """Random tokens, none sorted or left behind, without the map that entered."""
+        """Draw tokens, none sorted or left behind, without the map that entered."""
         x = torch.randn(batch, *input_shape)
         return x, None, x.new_empty(0), None
 
@@ -130,7 +130,7 @@ class PatchSort(TokenModule):
     def forward(
         self, x_BPNC: Tensor, source: None, entered: Tensor, left: None, *, window: int
     ) -> Tokens:
-        """The tokens in that order, and which patch each is of."""
+        """Return the tokens in that order, and which patch each is of."""
         b, _, n, _ = x_BPNC.shape
         grid = isqrt(n)
         activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
@@ -156,7 +156,7 @@ class TransformerLayer(TransformerModule, TokenModule):
         patches: int,
         bits: int,
     ) -> Tokens:
-        """The tokens of the patches that stay, and those left behind so far."""
+        """Return the tokens of the patches that stay, and those left behind so far."""
         if patches < x_BPNC.shape[2]:
             dropped = x_BPNC[:, :, patches:]
             left = dropped if left is None else torch.cat([dropped, left], 2)
@@ -167,7 +167,7 @@ class TransformerLayer(TransformerModule, TokenModule):
     def kept(
         self, x_BPNC: Tensor, source: Tensor | None, *others: Tensor | None, patches: int
     ) -> Tensor:
-        """The patches that stay, (grid, grid)."""
+        """Mark the patches that stay, (grid, grid)."""
         total = x_BPNC.shape[2] if source is None else source.shape[1]
         return still_there(source, patches, total)
 
@@ -192,7 +192,7 @@ class Exit(TokenModule):
         size: int,
         bits: int,
     ) -> tuple[Tensor, None]:
-        """The map, whose windows have no order."""
+        """Return the map, whose windows have no order."""
         x = x_BPNC if left is None else torch.cat([x_BPNC, left], 2)
         x = self.norm(x)
         x = x if source is None else taken(x, source.argsort(1))
@@ -204,7 +204,7 @@ class Exit(TokenModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
-        """Random tokens and the map that entered; some were left behind where the layer says so."""
+        """Draw tokens and the map that entered; some tokens are left behind if the sizes say so."""
         p, kept, c = input_shape
         total = patch_grid(sizes["size"]) ** 2
         left = torch.randn(batch, p, total - kept, c) if kept < total else None
@@ -221,7 +221,7 @@ class Head(PooledHead):
         self.fc = ElasticLinear(features, classes)
 
     def forward(self, x_BSSC: Tensor, order: Tensor | None, *, features: int) -> tuple[Tensor]:
-        """Logits (B, classes)."""
+        """Return logits (B, classes)."""
         return (self.fc(self.pooled(x_BSSC, features)),)
 
 
@@ -275,17 +275,17 @@ class MobileViT(Images):
     patch_window: int = 2  # in patches, for transformer layers
 
     def stem(self, resolution: int, width: int) -> Part:
-        """The strided convolution."""
+        """Emit the strided convolution."""
         inputs = width // self.stem_part
         layer = Layer.of("stem", Stem, self.example(resolution), width=inputs)
         return Part((layer,), State(0, -(-resolution // 2), inputs, width))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
-        """The end of the MobileViT block before, if there was one."""
+        """Emit the end of the MobileViT block before, if there was one."""
         return Part(self._exit(state), State(stage, state.size, state.width, width))
 
     def block(self, stage: int, index: int, state: State, block: Residual | Block) -> Part | None:
-        """An inverted residual or a transformer layer; before it, what scores or sorts."""
+        """Emit an inverted residual or a transformer layer, after what scores or sorts for it."""
         make = self._residual if isinstance(block, Residual) else self._layer
         return make(index, state, block)  # type: ignore[arg-type]
 
@@ -355,14 +355,14 @@ class MobileViT(Images):
         return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
-        """The end of the last MobileViT block, and the classifier."""
+        """Emit the end of the last MobileViT block, and the classifier."""
         state = states[-1]
         sizes = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
         layer = Layer.of("head", Head, (state.size, state.size, state.width), **sizes)
         return (*self._exit(state), layer)
 
     def origin(self, path: str, name: str) -> Origin:
-        """As `TIMM` says."""
+        """Look the tensor up in `TIMM`."""
         return renamed(TIMM, path, name), None
 
 

@@ -62,7 +62,7 @@ class MapModule(ElasticModule):
     def inputs(
         cls, batch: int, input_shape: Sequence[int], **sizes: int
     ) -> tuple[Tensor | Orders, ...]:
-        """A random map without orders."""
+        """Draw a map without orders."""
         return torch.randn(batch, *input_shape), None
 
 
@@ -79,7 +79,7 @@ class PatchEmbed(ElasticModule):
     def forward(
         self, images: Tensor, *, width: int, patch: int, window: int
     ) -> tuple[Tensor, Orders]:
-        """The map of images (B, 3, side, side), padded to whole windows."""
+        """Return the map of images (B, 3, side, side), padded to whole windows."""
         extra = -images.shape[-1] % patch
         images = F.pad(images, (0, extra, 0, extra)) if extra else images
         x = F.conv2d(images, self.weight[:width], self.bias[:width], stride=patch)
@@ -100,7 +100,7 @@ class Merge(MapModule):
     def forward(
         self, x_BSSC: Tensor, orders: Orders, *, width: int, size: int, window: int
     ) -> tuple[Tensor, Orders]:
-        """A map of half the side, padded to whole windows, which have no order yet."""
+        """Return a map of half the side, padded to whole windows, which have no order yet."""
         b, _, _, c = x_BSSC.shape
         half = (size + 1) // 2
         x = x_BSSC[:, :size, :size]
@@ -118,7 +118,7 @@ class WindowScore(MapModule):
     def forward(
         self, x_BSSC: Tensor, _: Orders, *, size: int, window: int
     ) -> tuple[Tensor, Orders]:
-        """The map as it is, and both orders (B, windows), most active first."""
+        """Return the map as it is, and both orders (B, windows), most active first."""
         one = padded(size, window) == window  # then the shift is off
         orders = window_orders(x_BSSC, size, window, (0,) if one else (0, window // 2))
         return x_BSSC, (orders[0], orders[-1])
@@ -143,7 +143,7 @@ class WindowBlock(TransformerModule):
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Orders]:
-        """The map; during inference windows are written where they were read."""
+        """Return the map; during inference windows are written where they were read."""
         b, side, _, c = x_BSSC.shape
         flat = x_BSSC.reshape(-1, c)
         # (windows, tokens): what runs together; rows of `flat`, which holds image after image.
@@ -179,7 +179,7 @@ class WindowBlock(TransformerModule):
     def kept(
         self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int, shift: int, kept: int
     ) -> Tensor:
-        """The tokens of the windows that are kept, (size, size)."""
+        """Mark the tokens of the windows that are kept, (size, size)."""
         tokens = window_tokens(size, window, shift, x_BSSC.device)
         mask = torch.zeros(x_BSSC.shape[1] * x_BSSC.shape[2], dtype=torch.bool)
         order = torch.arange(len(tokens)) if orders is None else orders[int(shift > 0)][0]
@@ -190,7 +190,7 @@ class WindowBlock(TransformerModule):
     def inputs(
         cls, batch: int, input_shape: Sequence[int], **sizes: int
     ) -> tuple[Tensor | Orders, ...]:
-        """A random map with a random order of its windows."""
+        """Draw a map and an order of its windows."""
         total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
         order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), (order, order)
@@ -211,7 +211,7 @@ class Head(MapModule):
         self.fc = ElasticLinear(width, classes)
 
     def forward(self, x_BSSC: Tensor, orders: Orders, *, size: int) -> tuple[Tensor]:
-        """Logits (B, classes)."""
+        """Return logits (B, classes)."""
         return (self.fc(self.norm(x_BSSC[:, :size, :size]).mean((1, 2))),)
 
 
@@ -252,7 +252,7 @@ class Swin(Images):
         return self.patch
 
     def stem(self, resolution: int, width: int) -> Part:
-        """The patch embedding."""
+        """Emit the patch embedding."""
         layer = Layer.of(
             "stem",
             PatchEmbed,
@@ -265,13 +265,13 @@ class Swin(Images):
         return Part((layer,), State(-(-resolution // self.patch), width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
-        """Patch merging."""
+        """Emit the patch merging."""
         sizes = {"in_width": state.width, "width": width}
         layer = self._layer(f"merge{stage}", Merge, state, **sizes)
         return Part((layer,), State((state.size + 1) // 2, width, 0))
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
-        """The regular and the shifted block; before the first that prunes, the windows' score."""
+        """Emit both blocks of the pair, after the score where the stage starts to prune."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         side = padded(state.size, self.window)
@@ -295,7 +295,7 @@ class Swin(Images):
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
-        """The classifier on the last stage."""
+        """Emit the classifier on the last stage."""
         state = states[-1]
         side = padded(state.size, self.window)
         sizes = {"width": state.width, "classes": task.outputs, "size": state.size}
@@ -307,7 +307,7 @@ class Swin(Images):
         return Layer.of(path, module, shape, size=state.size, window=self.window, **sizes)
 
     def origin(self, path: str, name: str) -> Origin:
-        """As `TIMM` says; tables of positions are transposed."""
+        """Look the tensor up in `TIMM`; tables of positions are transposed."""
         transposed = (lambda table, _: table.T) if name == "position" else None
         return renamed(TIMM, path, name), transposed
 
@@ -323,7 +323,7 @@ def stage(
     sparsity: Choice = DENSE,
     precision: Choice = FLOAT,
 ) -> Space[Stage]:
-    """`depth` counts pairs of blocks."""
+    """Return the domain of a stage whose `depth` counts pairs of blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp, sparsity=sparsity, precision=precision)
     return Space(Stage, width=width, blocks=Repeat(block, depth))
 

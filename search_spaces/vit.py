@@ -50,7 +50,7 @@ class TokenModule(ElasticModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
-        """Random tokens that are not sorted."""
+        """Draw tokens that are not sorted."""
         return torch.randn(batch, *input_shape), None
 
 
@@ -81,7 +81,7 @@ class PatchEmbed(ElasticModule):
     def forward(
         self, images: Tensor, *, width: int, patch: int, grid: int, distilled: int
     ) -> tuple[Tensor, None]:
-        """The tokens (B, N, width) of images (B, 3, side, side), not sorted yet."""
+        """Return the tokens (B, N, width) of images (B, 3, side, side), not sorted yet."""
         b = len(images)
         extra = grid * patch - images.shape[-1]
         images = F.pad(images, (0, extra, 0, extra)) if extra else images
@@ -120,7 +120,7 @@ class WindowSort(TokenModule):
     def forward(
         self, x_BNC: Tensor, source: None, *, first: int, grid: int, window: int
     ) -> tuple[Tensor, Tensor]:
-        """The tokens in that order, after the `first` of no patch, and which patch each is of."""
+        """Return the tokens in that order, after the `first` of no patch, and each one's patch."""
         b, _, c = x_BNC.shape
         patches = x_BNC[:, first:]
         index = sorted_by_window(patches.reshape(b, grid, grid, c), window)
@@ -144,14 +144,14 @@ class TransformerBlock(TransformerModule, TokenModule):
         tokens: int,
         bits: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """The tokens that stay, and the patches they came from."""
+        """Return the tokens that stay, and the patches they came from."""
         x = x_BNC if x_BNC.shape[1] == tokens else x_BNC[:, :tokens].contiguous()
         return self.transform(x, heads, hidden, bits), source
 
     def kept(
         self, x_BNC: Tensor, source: Tensor | None, *, tokens: int, first: int, grid: int
     ) -> Tensor:
-        """The patches that stay, (grid, grid); `first` tokens belong to none."""
+        """Mark the patches that stay, (grid, grid); `first` tokens belong to none."""
         return still_there(source, tokens - first, grid * grid)
 
 
@@ -169,7 +169,7 @@ class Head(TokenModule):
             self.distillation = ElasticLinear(width, classes)
 
     def forward(self, x_BNC: Tensor, source: Tensor | None, *, distilled: int) -> tuple[Tensor]:
-        """Logits (B, classes)."""
+        """Return logits (B, classes)."""
         x = self.norm(x_BNC[:, : 1 + distilled])
         logits = self.fc(x[:, 0])
         if distilled:
@@ -220,18 +220,18 @@ class ViT(Images):
         return 1 + self.distilled
 
     def stem(self, resolution: int, width: int) -> Part:
-        """The patch embedding."""
+        """Emit the patch embedding."""
         grid = -(-resolution // self.patch)
         sizes = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
         layer = Layer.of("stem", PatchEmbed, self.example(resolution), **sizes)
         return Part((layer,), State(grid, width, self.first + grid**2, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
-        """Never asked for."""
+        """Refuse: the family has one stage."""
         raise NotImplementedError("a plain vision transformer has one stage")
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
-        """A transformer block; before the first that prunes, tokens are sorted."""
+        """Emit a transformer block, after the sort where the stage starts to prune."""
         if block.sparsity < state.sparsity:
             return None  # later blocks take a prefix of the same order
         pruning = Pruning.of_tokens(state.grid, self.window, state.sparsity, block.sparsity)
@@ -255,13 +255,13 @@ class ViT(Images):
         return Part(layers, state._replace(tokens=tokens, sparsity=block.sparsity))
 
     def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
-        """The classifier on the class token."""
+        """Emit the classifier on the class token."""
         state = states[-1]
         sizes = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
         return (Layer.of("head", Head, (state.tokens, state.width), **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
-        """As `TIMM` says, where one table holds the positions of all tokens."""
+        """Look the tensor up in `TIMM`, where one table holds the positions of all tokens."""
         rows = {"class_position": 0, "distillation_position": 1}
         if name in rows:
             return renamed(TIMM, path, name), lambda table, _: table[0, rows[name]]
@@ -287,7 +287,7 @@ def space(
     sparsity: Choice = DENSE,
     precision: Choice = FLOAT,
 ) -> Space[Architecture]:
-    """The domain of one stage of blocks."""
+    """Return the domain of architectures of one stage of equal blocks."""
     block = Space(Block, heads=heads, mlp_ratio=mlp_ratio, sparsity=sparsity, precision=precision)
     return stages(resolution, Space(Stage, width=width, blocks=Repeat(block, depth)))
 
@@ -361,7 +361,7 @@ _SIZES = {  # width, depth, heads
 
 
 def named(name: str) -> Entry:
-    """E.g. `deit_tiny_distilled_patch16_224`."""
+    """Return the model of a name of timm, e.g. `deit_tiny_distilled_patch16_224`."""
     _, size, *distilled, patch, resolution = name.split("_")
     return model(int(patch.removeprefix("patch")), *_SIZES[size], int(resolution), bool(distilled))
 

@@ -1,1 +1,1 @@
-"""The layers that networks are built of, elastic in size, and the network they make."""
+"""The layers that networks are built of, elastic in size: all code that a latency depends on."""

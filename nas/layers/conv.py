@@ -18,7 +18,7 @@ from nas.layers.precision import Quantizer, conv2d, linear
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the channels that arrive; a subnet needs statistics of its own."""
+    """BatchNorm over the leading channels; a subnet needs statistics of its own."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class BatchNorm(nn.Module):
     running_var: Tensor
 
     def forward(self, x_BSSC: Tensor) -> Tensor:
+        """Return the map with each channel normalised, by its batch while training."""
         c = x_BSSC.shape[-1]
         y = F.batch_norm(
             x_BSSC.permute(0, 3, 1, 2),
@@ -46,7 +47,7 @@ class BatchNorm(nn.Module):
         return y.permute(0, 2, 3, 1)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift (channels,) that do the same in evaluation mode."""
+        """The scale and shift (channels,) that do the same in evaluation mode."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
@@ -90,6 +91,10 @@ class ConvNorm(nn.Module):
         bits: int = 32,
         pad: bool = True,
     ) -> Tensor:
+        """The map (B, S', S', outputs); `outputs` and `kernel` are by default the largest.
+
+        Without `pad` only places are computed whose whole surroundings are in the map.
+        """
         weight, bias = self._sliced(outputs or len(self.weight), x_BSSC.shape[-1], kernel)
         norm = self.norm
         if norm is not None and bits == 8 and not self.training:
@@ -127,6 +132,7 @@ class ConvNorm(nn.Module):
         return y.permute(0, 2, 3, 1)
 
     def inherit(self, large: ConvNorm) -> None:
+        """Copy leading channels, the centre of kernels, statistics and int8 ranges of `large`."""
         if (self.norm is None) != (large.norm is None):
             raise ValueError("a deployed network has no norms left to inherit; inherit before")
         outputs, inputs, _, kernel = self.weight.shape
@@ -155,7 +161,7 @@ class ConvNorm(nn.Module):
                 self.weight.data = self.weight.data.transpose(0, 1).contiguous().transpose(0, 1)
 
     def slots(self, axis: int) -> tuple[tuple[Tensor, int], ...]:
-        """The tensors with output channels (axis 0), or with input channels (axis 1)."""
+        """The tensors that have output channels (axis 0) or input channels (axis 1), and where."""
         if axis == 1:
             return ((self.weight, 1),)
         norm = [] if self.norm is None else [*self.norm.parameters(), *self.norm.buffers()]

@@ -115,7 +115,10 @@ class ElasticLinear(nn.Linear):
         bits: int = 32,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """`residual` is added; during inference it may be overwritten with the result."""
+        """x (..., in) projected to (..., out), plus `residual` of that shape.
+
+        During inference the residual may be overwritten with the result.
+        """
         out = out_features or self.out_features
         bias = None if self.bias is None else leading(self.bias, out)
         weight = leading(self.weight, out, x.shape[-1])
@@ -126,6 +129,7 @@ class ElasticLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels that arrive."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised channels of x (..., C)."""
         c = x.shape[-1]
         return F.layer_norm(x, (c,), leading(self.weight, c), leading(self.bias, c), self.eps)
 
@@ -142,11 +146,15 @@ class ElasticMlp(nn.Module):
     def forward(
         self, x: Tensor, hidden: int, bits: int = 32, residual: Tensor | None = None
     ) -> Tensor:
-        """`residual` is added; during inference it may be overwritten with the result."""
+        """x (..., C) through both layers to the same shape, plus `residual` of that shape.
+
+        During inference the residual may be overwritten with the result.
+        """
         y = activate(self.activation, self.fc1(x, hidden, bits))
         return self.fc2(y, x.shape[-1], bits, residual)  # type: ignore[no-any-return]
 
     def reorder(self) -> None:
+        """Sort hidden channels by importance."""
         order = importance(self.fc1.weight, 0) + importance(self.fc2.weight, 1)
         order = order.argsort(descending=True)
         permute(order, (self.fc1.weight, 0), (self.fc1.bias, 0), (self.fc2.weight, 1))

@@ -41,6 +41,7 @@ class SqueezeExcite(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x_BSSC: Tensor, squeezed: int) -> Tensor:
+        """Return the map times its gate, which is computed through `squeezed` channels."""
         c = x_BSSC.shape[-1]
         y = F.linear(
             x_BSSC.mean((1, 2)), self.reduce.weight[:squeezed, :c], self.reduce.bias[:squeezed]
@@ -50,11 +51,12 @@ class SqueezeExcite(nn.Module):
         return _scaled(x_BSSC, gate)
 
     def deploy(self) -> None:
+        """Lay the weights out for products of one row."""
         for layer in (self.reduce, self.expand):
             layer.weight.data = layer.weight.data.t().contiguous().t()
 
     def reorder(self) -> None:
-        """Squeezed channels by importance."""
+        """Sort squeezed channels by importance."""
         order = importance(self.reduce.weight, 0) + importance(self.expand.weight, 1)
         slots = (self.reduce.weight, 0), (self.reduce.bias, 0), (self.expand.weight, 1)
         permute(order.argsort(descending=True), *slots)
@@ -166,7 +168,7 @@ class InvertedResidual(nn.Module):
         return written(x_BSSC, rows, y)
 
     def reorder(self) -> None:
-        """Hidden channels by importance."""
+        """Sort hidden channels by importance."""
         if self.gate is not None:
             self.gate.reorder()
         if self.expand is None:  # they are the channels of the map
@@ -198,7 +200,7 @@ class ResidualBlock(MapModule):
         window: int = 0,
         kept: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
-        """The map, or the `kept` most active of its windows, through the residual."""
+        """Return the map after the residual, which runs on the `kept` most active windows."""
         sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
         y = self.residual(x_BSSC, order, **sizes, bits=bits, window=window, kept=kept)
         return y, order
@@ -257,7 +259,7 @@ class FusedResidual(nn.Module):
         return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)  # type: ignore[arg-type]
 
     def reorder(self) -> None:
-        """Hidden channels by importance."""
+        """Sort hidden channels by importance."""
         total = importance(self.expand.weight, 0) + importance(self.project.weight, 1)
         slots = (*self.expand.slots(0), *self.project.slots(1))
         permute(total.argsort(descending=True), *slots)

@@ -25,7 +25,7 @@ class StridedStem(ElasticModule):
         self.conv = ConvNorm(3, width, 3, stride=2, activation=activation, eps=eps)
 
     def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
-        """The map of images (B, 3, side, side), and that its windows have no order yet."""
+        """Return the map of images (B, 3, side, side); its windows have no order yet."""
         return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
 
 
@@ -34,7 +34,7 @@ class MapModule(ElasticModule):
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
-        """A random map, with a random order of windows where the layer has some."""
+        """Draw a map, and an order of its windows where the layer has some."""
         order = None
         if "window" in sizes:
             total = (input_shape[0] // sizes["window"]) ** 2
@@ -44,7 +44,7 @@ class MapModule(ElasticModule):
     def kept(
         self, x_BSSC: Tensor, order: Tensor, *, window: int = 0, kept: int = 0
     ) -> Tensor | None:
-        """The tokens of the windows that are kept, (S, S); None for a layer without any."""
+        """Mark the tokens of the windows that are kept, (S, S); None for a layer without any."""
         if not kept:
             return None
         size = x_BSSC.shape[1]
@@ -60,7 +60,7 @@ class MapScore(MapModule):
     """Order the windows of a map by their activation, for the blocks of the stage that prune."""
 
     def forward(self, x_BSSC: Tensor, _: Tensor | None, *, window: int) -> tuple[Tensor, Tensor]:
-        """The map as it is, and the order (B, windows), most active first."""
+        """Return the map as it is, and the order (B, windows), most active first."""
         (order,) = window_orders(x_BSSC, x_BSSC.shape[1], window, (0,))
         return x_BSSC, order
 
@@ -73,7 +73,7 @@ class PooledHead(MapModule):
         self.conv = ConvNorm(width, hidden, activation=activation, eps=eps)
 
     def pooled(self, x_BSSC: Tensor, hidden: int | None = None) -> Tensor:
-        """(B, hidden), by default all that it was built with."""
+        """Return the mean (B, hidden); `hidden` is by default what it was built with."""
         mean: Tensor = self.conv(x_BSSC, hidden).mean((1, 2))
         return mean
 

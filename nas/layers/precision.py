@@ -41,6 +41,7 @@ class Quantizer(nn.Module):
         self.packed: Packed | None = None
 
     def deploy(self) -> None:
+        """Keep what is computed from the weights: they no longer change."""
         self.fixed = True
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
@@ -48,7 +49,7 @@ class Quantizer(nn.Module):
         super()._load_from_state_dict(*arguments)
 
     def scale_zero(self) -> tuple[float, int]:
-        """Input unit and zero point, so that 0.0 is exact (equation 1)."""
+        """The unit and the zero point of inputs; 0.0 stays exact (equation 1)."""
         return scale_zero(*self.clip.tolist())
 
 
@@ -80,6 +81,7 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Packed:
+        """Rounded weights for inputs clipped as `quantizer` says; raises without a range."""
         scale, zero = quantizer.scale_zero()
         flat = weight.detach().float().flatten(1)
         unit = flat.abs().amax(1) / 127

@@ -112,6 +112,7 @@ def _observing(quantizers: Sequence[Quantizer]) -> Iterator[list[_Observer]]:
 
 
 def quantizers(module: nn.Module) -> list[Quantizer]:
+    """The quantizers in a module, in the order in which they were defined."""
     return [m for m in module.modules() if isinstance(m, Quantizer)]
 
 
