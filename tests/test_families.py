@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from random import Random
 
 import pytest
@@ -22,13 +23,13 @@ SPACES = list(space_names())
 CLASSES = 5
 
 
-@pytest.fixture(params=DEBUG_SPACES)
+@pytest.fixture(params=DEBUG_SPACES, scope="module")
 def space(request):
     return load_space(request.param, Classification(CLASSES))
 
 
-@pytest.fixture
-def supernet(space):
+@pytest.fixture(scope="module")
+def calibrated(space):
     torch.manual_seed(0)
     network = Network(space, space.largest).eval()
     with torch.no_grad():  # biases and scales away from 0 and 1, so that a slip shows
@@ -37,6 +38,12 @@ def supernet(space):
         recalibrate(network, images_for(space.largest, 8))
     calibrate(network, images_for(space.largest, 8), method="mse")
     return network
+
+
+@pytest.fixture
+def supernet(calibrated):
+    """Its own for each test, which may change it."""
+    return deepcopy(calibrated)
 
 
 def images_for(architecture, n=2):

@@ -26,8 +26,6 @@ from nas.tasks.classification import Classification
 from nas.trellis.graph import encode, space_layers
 from nas.versions import layer_code
 
-pytestmark = pytest.mark.quiet
-
 SPACE = load_space("swin:debug", Classification(2))
 
 
