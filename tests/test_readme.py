@@ -89,7 +89,8 @@ def write_files(page, folder):
 
 def run_in(folder, *program):
     """A program that may import the modules in its folder."""
-    environment = os.environ | {"VITNAS_EXTENSIONS": "my_lab"}
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"VITNAS_EXTENSIONS": "my_lab", "PYTHONPATH": path}
     program = [sys.executable, *program]
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -146,6 +147,18 @@ def test_every_command_of_a_page_runs(page, workshop):
     """Those of `console` blocks; what stands in `sh` blocks needs hardware or a cluster."""
     for words in commands(page, "console"):
         workshop(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_program_of_a_page_runs(page, workshop):
+    """With fewer images; files that a page shows, and searches of one's own, are tested below."""
+    for block in blocks(page, "python"):
+        if not block.startswith("# ") and "    space=" not in block:
+            fewer = "evaluations=2, search_images=16, test_images=10"
+            block = block.replace('search("20ms"', f'search("40ms", {fewer}')
+            result = run_in(workshop.folder, "-c", block.replace("20_000", "200"))
+            assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
