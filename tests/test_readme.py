@@ -226,6 +226,20 @@ def test_what_a_page_links_to_and_names_exists(page):
         assert (ROOT / path).exists(), path
 
 
+def test_the_tree_of_the_layout_is_that_of_the_repository():
+    """Every file of the engine and of the families stands in it, below its folder, and no other."""
+    (tree,) = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "layout.md").read_text(), re.S | re.M)
+    named, parents = set(), []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [line.split()[0]]
+        named.add("".join(parents))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    files = {p for top in ("nas", "search_spaces") for p in ROOT.glob(f"{top}/**/*.py")}
+    files = {name_of(p) for p in files if p.name != "__init__.py"}
+    assert {path for path in named if path.endswith(".py")} == files
+
+
 @pytest.mark.parametrize(
     "path", ["nas/README.md", "experiments/README.md", "latency_tables/README.md"]
 )
