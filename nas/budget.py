@@ -32,6 +32,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
+        """The budget that a text such as `20ms` says; raises `UsageError`."""
         device, _, time = text.rpartition("=")
         match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-zµ]*)\s*", time.lower())
         if match is None:

@@ -37,6 +37,8 @@ class VitnasError(Exception):
 
 
 class UsageError(VitnasError):
+    """A value that cannot be understood, or does not fit the others."""
+
     exit_code = 2
 
 
@@ -51,40 +53,43 @@ class UnknownNameError(UsageError):
 
     @property
     def kind(self) -> str:
+        """The name `unknown_name`: two words, where the class gives one."""
         return "unknown_name"
 
 
 class InfeasibleError(VitnasError):
+    """No architecture keeps every limit."""
+
     exit_code = 3
 
 
 class DataError(VitnasError):
-    pass
+    """A data set that is missing, damaged or too small."""
 
 
 class TableError(VitnasError):
-    pass
+    """A latency table that is missing, incomplete, or of another machine or version."""
 
 
 class WeightsError(VitnasError):
-    pass
+    """Weights that are missing, damaged, or do not fit the space."""
 
 
 class RunError(VitnasError):
-    pass
+    """A run directory that cannot be used or resumed, or workers that all ended."""
 
 
 class MissingPackageError(VitnasError):
-    pass
+    """An optional package that is not installed."""
 
 
 class DeviceError(VitnasError):
-    pass
+    """A device or cluster that cannot be reached, or stopped answering."""
 
 
 class PreparationError(VitnasError):
-    pass
+    """Layers that a runtime cannot run; a campaign records why and goes on."""
 
 
 class EvaluationError(VitnasError):
-    pass
+    """A network whose score or latency could not be obtained."""

@@ -29,7 +29,10 @@ class _Rate(ProgressColumn):
 
 
 class Advance(Protocol):
-    def __call__(self, steps: float = 1, note: str = "") -> None: ...
+    """A function that moves a bar on."""
+
+    def __call__(self, steps: float = 1, note: str = "") -> None:
+        """Move the bar on by `steps`, and show a note behind it."""
 
 
 @contextmanager
@@ -55,6 +58,7 @@ def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str = "") -> Iterator[T]:
+    """Yield the items while a bar counts them."""
     with bar(title, total, unit) as advance:
         for item in items:
             yield item

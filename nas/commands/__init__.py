@@ -83,6 +83,7 @@ def figure_path(figure: str) -> Path | None:
 
 
 def grid_of(*columns: str) -> Table:
+    """A table without lines; the first column is left-aligned, the others to the right."""
     grid = Table(box=None, header_style="dim", pad_edge=False)
     for i, column in enumerate(columns):
         last = i == len(columns) - 1  # where it is narrow, only the last column folds
@@ -91,4 +92,5 @@ def grid_of(*columns: str) -> Table:
 
 
 def print_json(data: Any) -> None:
+    """Print parsed JSON on one line of the standard output."""
     print(json.dumps(data))

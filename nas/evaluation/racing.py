@@ -32,6 +32,7 @@ class Raced:
 
     @property
     def images(self) -> int:
+        """The number of images that the candidate has seen."""
         return len(self.outcomes)
 
 

@@ -28,10 +28,17 @@ MOST_VALUES = 4096  # of one position: the trellis has an edge for each, in each
 class Domain(Protocol):
     """A finite set of values and the flat sequence of choices that picks one."""
 
-    def positions(self, name: str) -> Iterator[Position]: ...
-    def flatten(self, value: Any) -> Iterator[Any]: ...
-    def assemble(self, values: Iterator[Any]) -> Any: ...
-    def parse(self, data: Any, name: str) -> Any: ...
+    def positions(self, name: str) -> Iterator[Position]:
+        """Yield what is chosen, in order; names begin with `name`."""
+
+    def flatten(self, value: Any) -> Iterator[Any]:
+        """Yield the choices that make `value`, one for each position."""
+
+    def assemble(self, values: Iterator[Any]) -> Any:
+        """Take one choice for each position from `values` and make the value of them."""
+
+    def parse(self, data: Any, name: str) -> Any:
+        """Make the value of parsed JSON; raises `UsageError`, which calls it `name`."""
 
 
 @dataclass(frozen=True, init=False)
@@ -65,15 +72,19 @@ class Choice:
         return narrowed
 
     def positions(self, name: str) -> Iterator[Position]:
+        """Yield its one position."""
         yield Position(name, self.values)
 
     def flatten(self, value: Any) -> Iterator[Any]:
+        """Yield the value itself: it is the only choice."""
         yield value
 
     def assemble(self, values: Iterator[Any]) -> Any:
+        """Return the next choice."""
         return next(values)
 
     def parse(self, data: Any, name: str) -> Any:
+        """Return the value equal to `data`; raises `UsageError` if there is none."""
         if data not in self.values:
             raise UsageError(
                 f"{name} must be one of {', '.join(map(str, self.values))}, got {data!r}"
@@ -103,6 +114,7 @@ class Space(Generic[S]):
         object.__setattr__(self, "domains", tuple((name, domains[name]) for name in names))
 
     def positions(self, name: str = "") -> Iterator[Position]:
+        """Yield the positions of all fields, in the order of the dataclass."""
         for field, domain in self.domains:
             yield from domain.positions(f"{name}.{field}".lstrip("."))
 
@@ -112,10 +124,12 @@ class Space(Generic[S]):
         return tuple(self.positions())
 
     def flatten(self, value: Any) -> Iterator[Any]:
+        """Yield the choices of all fields, in the order of the dataclass."""
         for field, domain in self.domains:
             yield from domain.flatten(getattr(value, field))
 
     def assemble(self, values: Iterator[Any]) -> S:
+        """Make an instance of the dataclass; it may refuse the choices by a `ValueError`."""
         return self.of(**{field: domain.assemble(values) for field, domain in self.domains})
 
     def parse(self, data: Any, name: str = "architecture") -> S:
@@ -149,18 +163,22 @@ class Fixed:
         object.__setattr__(self, "rules", _rules(rules))
 
     def positions(self, name: str) -> Iterator[Position]:
+        """Yield the positions of all entries; the rules hold along them."""
         for i, item in enumerate(self.items):
             for position in item.positions(f"{name}[{i}]"):
                 yield position.under(name, *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
+        """Yield the choices of all entries."""
         for item, v in zip(self.items, value, strict=True):
             yield from item.flatten(v)
 
     def assemble(self, values: Iterator[Any]) -> Any:
+        """Make the tuple of all entries."""
         return tuple(item.assemble(values) for item in self.items)
 
     def parse(self, data: Any, name: str) -> Any:
+        """Make the tuple of a list; raises `UsageError` if it breaks a rule."""
         if not isinstance(data, Sequence) or len(data) != len(self.items):
             raise UsageError(f"{name} must be a list of {len(self.items)} entries, got {data!r}")
         return _parse_items(self, data, name)
@@ -193,6 +211,7 @@ class Repeat:
 
     @cached_property
     def items(self) -> tuple[Domain, ...]:
+        """One domain for each index that an item may have."""
         longest = self.times.values[-1]
         items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
         if len(items) != longest:
@@ -200,6 +219,7 @@ class Repeat:
         return items
 
     def positions(self, name: str) -> Iterator[Position]:
+        """Yield a position for each item; `ENDED` is a value of those that may be absent."""
         different = {id(item): item for item in self.items}
         values = {key: _values_of(item, name) for key, item in different.items()}
         for i, item in enumerate(self.items):
@@ -208,14 +228,17 @@ class Repeat:
             yield position.under(name, Length(self.times.values), *self.rules)
 
     def flatten(self, value: Any) -> Iterator[Any]:
+        """Yield the items, and `ENDED` for those that are absent."""
         yield from value
         yield from itertools.repeat(ENDED, self.times.values[-1] - len(value))
 
     def assemble(self, values: Iterator[Any]) -> Any:
+        """Make the tuple of the items before `ENDED`."""
         taken = itertools.islice(values, self.times.values[-1])
         return tuple(v for v in list(taken) if v is not ENDED)
 
     def parse(self, data: Any, name: str) -> Any:
+        """Make the tuple of a list; raises `UsageError` if it breaks a rule."""
         if not isinstance(data, Sequence) or len(data) not in self.times.values:
             lengths = ", ".join(map(str, self.times.values))
             raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")

@@ -112,6 +112,7 @@ class SearchSpace:
 
     @cached_property
     def positions(self) -> tuple[Position, ...]:
+        """The choices of an architecture, in the order of its layers."""
         return tuple(self.domain.positions())
 
     @cached_property

@@ -39,6 +39,8 @@ ENDED = End.ENDED
 
 
 class Rule(Protocol):
+    """What the value of one position allows at the next, within a container."""
+
     def reads(self, name: str, value: Any) -> Last:
         """What the rule is about in the value of a position."""
 
@@ -58,6 +60,7 @@ class Position:
     rules: tuple[tuple[str, Rule], ...] = ()
 
     def under(self, container: str, *rules: Rule) -> Position:
+        """The position within a container that has a name and rules of its own."""
         own = tuple((container, rule) for rule in rules)
         return replace(self, rules=(*own, *self.rules)) if own else self
 
@@ -78,9 +81,11 @@ class Along:
             raise ValueError(f"a relation is one of {', '.join(_RELATIONS)}, got {self.relation!r}")
 
     def reads(self, name: str, value: Any) -> Last:
+        """The values of the field in `value`, in order."""
         return tuple(_found(name, value, self.field))
 
     def after(self, last: Last, name: str, value: Any) -> Last | None:
+        """The last value of the field, or None if it breaks the relation to the one before."""
         holds = _RELATIONS[self.relation][0]
         for found in self.reads(name, value):
             try:
@@ -126,9 +131,11 @@ class Length:
     times: tuple[int, ...]
 
     def reads(self, name: str, value: Any) -> Last:
+        """The value itself: whether it is `ENDED` is all that counts."""
         return (value,)
 
     def after(self, last: Last, name: str, value: Any) -> Last | None:
+        """The number of items so far, or None where the sequence may not end or go on."""
         length = last[0] if last else 0
         if value is ENDED:
             return (_OVER,) if length == _OVER or length in self.times else None

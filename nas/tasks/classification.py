@@ -24,16 +24,20 @@ class Top1(Metric):
     heading = "top-1"
 
     def observe(self, outputs: Tensor, batch: Batch) -> Observed:
+        """Which samples are classified correctly (samples,), bool."""
         hits: Observed = (outputs.argmax(1) == batch["labels"]).cpu().numpy()
         return hits
 
     def percent(self, observed: Observed) -> float:
+        """The share of samples classified correctly, from 0 to 100."""
         return float(100 * observed.mean())
 
     def variance(self, observed: Observed) -> float:
+        """The binomial variance of the share, in percentage points squared."""
         return share_variance(self.percent(observed), len(observed))
 
     def outcomes(self, observed: Observed) -> NDArray[np.bool_]:
+        """Which samples are classified correctly (samples,), bool."""
         return observed
 
 
@@ -53,6 +57,7 @@ class Classification(Task):
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
+        """The task of a number of classes or a list of their names, under `classes`."""
         classes = data["classes"]
         if isinstance(classes, list):
             return cls(len(classes), tuple(classes))
@@ -62,18 +67,22 @@ class Classification(Task):
 
     @property
     def outputs(self) -> int:
+        """The number of classes."""
         return self.classes
 
     @property
     def chance_percent(self) -> float:
+        """The accuracy of a guess when classes are equally frequent."""
         return 100 / self.classes
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The cross-entropy with the labels."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(outputs, batch["labels"])
 
     def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """The cross-entropy with the teacher's probabilities."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(outputs, teacher.softmax(-1))

@@ -84,9 +84,11 @@ class InProcess:
         self._work, self._backlog = work, Backlog()
 
     def submit(self, key: str, payload: Any) -> None:
+        """Queue a task; `key` comes back with its value."""
         self._backlog.add(key, payload)
 
     def next(self) -> Done:
+        """Do a task and return what became of it; `LookupError` if none is left."""
         while not self._backlog.done:
             [task] = self._backlog.take(workers=1)
             try:
@@ -98,6 +100,7 @@ class InProcess:
         return self._backlog.done.popleft()
 
     def close(self) -> None:
+        """Drop the tasks that are not done."""
         self._backlog = Backlog()
 
     def __enter__(self) -> Self:

@@ -52,6 +52,7 @@ class Backlog:
         return len(self._waiting)
 
     def add(self, key: str, payload: Any) -> None:
+        """Queue a task behind all others."""
         self._waiting.append(Task(key, payload))
 
     def call_s(self, workers: int) -> float:
@@ -79,6 +80,7 @@ class Backlog:
         self._task_s = last if self._task_s is None else 0.7 * self._task_s + 0.3 * last
 
     def finish(self, task: Task, value: Any) -> None:
+        """Keep the value of a task for whoever asks for it."""
         self.done.append(Done(task.key, value))
 
     def put_back(self, chunk: Sequence[Task]) -> None:

@@ -156,6 +156,7 @@ def probe(address: str) -> None:
 
 
 def unreachable(address: str, cause: str, what: str = "that it runs (`ray status`)") -> VitnasError:
+    """The error of a cluster that cannot be joined, with what to check."""
     fix = f"check {what} and run this on a machine of the cluster, e.g. by `ray job submit`"
     return DeviceError(f"no Ray cluster can be joined at {address}: {cause}", fix)
 

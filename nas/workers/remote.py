@@ -26,6 +26,7 @@ class Worker:
     """What runs in an actor."""
 
     def start(self, make: Callable[..., Any], *args: Any) -> None:
+        """Make the function that does the tasks; `make` and `args` come from the pool."""
         self._work = make(*args)
 
     def run(self, payloads: Sequence[Any], call_s: float) -> tuple[list[Outcome], float]:
@@ -90,12 +91,14 @@ class RayPool:
             raise
 
     def submit(self, key: str, payload: Any) -> None:
+        """Queue a task and return at once; `key` comes back with its value."""
         if self._closed:
             raise ValueError("the pool is closed")
         self._backlog.add(key, payload)
         self._deal()
 
     def next(self) -> Done:
+        """Wait for any task; `LookupError` if none is left, `RunError` without workers."""
         done = self._backlog.done
         if not (done or self._backlog or self._running):
             raise LookupError("every task that was submitted has been returned")
@@ -110,6 +113,7 @@ class RayPool:
             self._deal()
 
     def close(self) -> None:
+        """Kill the actors, and end Ray if this pool started it; more than once is fine."""
         if self._closed:
             return
         self._closed = True

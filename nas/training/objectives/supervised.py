@@ -18,13 +18,16 @@ class Supervised(Objective):
     def forward(
         self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
     ) -> Made:
+        """The outputs of the network as float32, by themselves."""
         outputs: Tensor = network(batch[self.space.parts.takes], architecture)
         return (outputs.float(),)
 
     def loss(self, made: Made, batch: Tensors) -> Tensor:
+        """The loss of the task on the labels."""
         return self.space.task.loss(made[0], batch)
 
     def distil(self, small: Made, large: Made) -> Tensor:
+        """The loss of the task on the outputs of the larger network."""
         return self.space.task.distillation(small[0], large[0])
 
 
