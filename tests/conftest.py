@@ -54,12 +54,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests, too")
 
 
+def leaves_out_slow_tests(config: pytest.Config) -> bool:
+    return not (config.option.all or config.option.markexpr)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "slow tests: " + ("skipped; --all runs them" if leaves_out_slow_tests(config) else "run")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the slow tests unless they are asked for; start the longest files first.
 
     Tests that are `quiet` come last, so that no other waits for the core beside them.
     """
-    if not (config.option.all or config.option.markexpr):
+    if leaves_out_slow_tests(config):
         for item in items:
             if item.get_closest_marker("slow") is not None:
                 item.add_marker(pytest.mark.skip(reason="slow: pytest --all"))

@@ -119,6 +119,7 @@ class Checks:
         self._known: dict[tuple[int, ...], float] = {}
 
     def __call__(self, paths: Ints) -> Floats:
+        """For each path of (paths, positions), 1 if it is refused, else 0."""
         return np.array([self._refused(tuple(path)) for path in paths.tolist()], dtype=float)
 
     def _refused(self, path: tuple[int, ...]) -> float:
