@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import comb, isnan, nan
 
 import numpy as np
@@ -533,3 +533,57 @@ def test_a_score_that_cannot_travel_is_said_to_be_that():
     lock = threading.Lock()
     with pytest.raises(UsageError, match=r"cannot be sent to them: TypeError.*lock"):
         nas.search(5.0, space=CUBE, latency=WHOLE, score=lambda m: bool(lock), workers=1)
+
+
+@dataclass(frozen=True)
+class Six:
+    a: int
+    b: int
+    c: int
+    d: int
+    e: int
+    f: int
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 16])
+def test_a_budget_of_exactly_what_the_best_or_the_cheapest_costs(decimals):
+    """Sums are rounded otherwise when they are added up in another order."""
+    names = [f.name for f in fields(Six)]
+    space = nas.Space(Six, **dict.fromkeys(names, nas.Choice(*range(4))))
+    grid = np.array(list(itertools.product(range(4), repeat=6)))
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        cost, gain = np.round(rng.gamma(2.0, size=(6, 4)), decimals) + 0.1, rng.normal(size=(6, 4))
+        table = {name: dict(enumerate(own.tolist())) for name, own in zip(names, cost)}
+        costs = sum(cost[i][grid[:, i]] for i in range(6))
+        scores = sum(gain[i][grid[:, i]] for i in range(6))
+        best = np.argmax(np.where(costs <= np.quantile(costs, 0.3), scores, -np.inf))
+
+        def score(member, gain=gain):
+            return float(sum(own[v] for own, v in zip(gain, vars(member).values())))
+
+        budget = float(costs[best])
+        found = nas.search(budget, space=space, latency=table, score=score, evaluations=100)
+        assert found.best.score == pytest.approx(scores[best])
+        assert found.best.latency <= budget
+        least = float(sum(own.min() for own in cost[::-1]))
+        found = nas.search(least, space=space, latency=table, score=score, evaluations=100)
+        assert len(found.candidates) == np.isclose(costs, least, rtol=1e-12).sum()
+        assert all(c.latency <= least for c in found.candidates)
+        # One that is cheaper by more than rounding is still refused.
+        with pytest.raises(InfeasibleError, match="smallest possible"):
+            nas.search(least * (1 - 1e-9), space=space, latency=table, score=score)
+
+
+def test_all_that_fits_is_found_whatever_it_costs():
+    """Also what a sum of rounded costs leaves out."""
+    rng = np.random.default_rng(3)
+    cost = rng.gamma(2.0, size=(3, 8))
+    table = {name: dict(enumerate(own.tolist())) for name, own in zip("abc", cost)}
+    sums = {m: cost[0][m.a] + cost[1][m.b] + cost[2][m.c] for m in CUBES}
+    for budget in sorted(sums.values())[20:200:30]:
+        found = nas.search(budget, space=CUBE, latency=table, score=lambda m: 1.0,
+                           evaluations=512, searcher="random")  # fmt: skip
+        assert {c.architecture for c in found.candidates} == {
+            m for m, ms in sums.items() if ms <= budget + 1e-12
+        }

@@ -32,7 +32,7 @@ from nas.strategy.loop import BATCH, Patience, explore, nothing_fits
 from nas.strategy.quality import judge
 from nas.strategy.searchers import Known, Searcher, load_propose
 from nas.strategy.statistics import hypervolumes, pareto
-from nas.trellis.graph import Graph, decode
+from nas.trellis.graph import Floats, Graph, decode
 from nas.versions import search_code
 from nas.workers import open_pool
 from nas.workers.ledger import Ledger, Record
@@ -196,7 +196,7 @@ def _journal(folder: Path, identity: Record) -> Journal:
 
 def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exploration:
     known = asked.known
-    costs, scores = cost.costs_of(known.paths).tolist(), known.scores.tolist()
+    costs, scores = _within(asked, cost.costs_of(known.paths)).tolist(), known.scores.tolist()
     found = tuple(
         Found(decode(space, path), c, s, tuple(path.tolist()))
         for path, c, s in zip(known.paths, costs, scores)
@@ -213,6 +213,13 @@ def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exp
         rank_correlation=asked.rank_correlation,
         columns=columns_of(asked.positions),
     )
+
+
+def _within(asked: Searcher, costs: Floats) -> Floats:
+    """The costs, where those above a budget by a rounding error alone are that budget."""
+    for limit in (region.limits[0] for region in asked.regions):
+        costs = np.where(limit.keeps(costs) & (costs > limit.bound), limit.bound, costs)
+    return costs
 
 
 def _answer(region: Region, known: Known, found: Sequence[Found]) -> Answer:

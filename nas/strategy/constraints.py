@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nas.errors import InfeasibleError, UnknownNameError
 from nas.trellis.graph import Floats, Graph, Ints
-from nas.trellis.trellis import Trellis, contradiction, whole
+from nas.trellis.trellis import ROUNDING, Trellis, contradiction, whole
 from nas.trellis.within import Within
 
 SAMPLERS = ("trellis", "rejection")
@@ -53,6 +54,10 @@ class Limit:
     def exact(self) -> bool:
         """Whether the trellis holds the cost itself, not an estimate of it."""
         return self.trellis is not None and self.reach is None
+
+    def keeps(self, costs: Floats) -> NDArray[np.bool_]:
+        """Which of the costs (n,) are at most the bound, but for the rounding of sums."""
+        return costs <= self.bound + ROUNDING * abs(self.bound)
 
     def within(self) -> Within | None:
         """The paths that the trellis lets through; None without a trellis."""
@@ -107,7 +112,7 @@ class Region:
         for limit in sorted(self.limits, key=lambda limit: not limit.counted):
             left = np.flatnonzero(causes == "")
             if len(left):
-                over = ~(limit.costs_of(paths[left]) <= limit.bound)  # a cost of nan breaks it
+                over = ~limit.keeps(limit.costs_of(paths[left]))  # a cost of nan breaks it
                 causes[left[over]] = limit.cause
         return causes.tolist()
 
@@ -120,7 +125,7 @@ def _require_possible(limits: Sequence[Limit]) -> None:
     """Raise `InfeasibleError` where one limit, or all together, provably cannot be kept."""
     exact = [(limit, limit.trellis) for limit in limits if limit.exact and limit.trellis]
     for limit, trellis in exact:
-        if trellis.fastest > limit.bound:
+        if not limit.keeps(np.array([trellis.fastest])).all():
             unit = limit.unit and " " + limit.unit
             raise InfeasibleError(
                 f"nothing has at most {limit}: the smallest possible has "

@@ -34,9 +34,18 @@ class Ridge:
 
     @classmethod
     @one_thread()
-    def fit(cls, positions: Sequence[Position], paths: Ints, scores: Floats) -> Ridge:
-        """Fit paths (n, positions) to scores (n,), by the penalty of least leave-one-out error."""
-        own = Fields(positions)
+    def fit(
+        cls,
+        positions: Sequence[Position],
+        paths: Ints,
+        scores: Floats,
+        fields: Fields | None = None,
+    ) -> Ridge:
+        """Fit paths (n, positions) to scores (n,), by the penalty of least leave-one-out error.
+
+        `fields` are those of the positions, where they are there already.
+        """
+        own = fields or Fields(positions)
         x, mean = cls._features(own, paths), float(scores.mean())
         y = scores - mean
         # Not by LAPACK's SVD, which fails to converge on one in a hundred such tables of zeros and

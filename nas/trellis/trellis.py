@@ -8,7 +8,8 @@ fit a budget, which of them has the highest additive score, and how to draw unif
 
 Ticks divide the room between the cheapest path and the budget, and the cost of each edge is rounded
 up to them. So no path that is drawn exceeds the budget, the cheapest path always fits, and with T
-ticks and P positions only paths in the last P / T of the room may be left out.
+ticks and P positions only paths in the last P / T of the room may be left out of counts and of the
+best; what is drawn or varied keeps account of the real costs, and leaves out none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nas.errors import InfeasibleError
 from nas.trellis.dynamic_programs import highest_scores
 from nas.trellis.graph import Floats, Graph, Ints
 from nas.trellis.matrix_game import solve_game
-from nas.trellis.within import Within
+from nas.trellis.within import Room, Within
 
 
 class Trellis:
@@ -131,10 +132,15 @@ class Trellis:
         `InfeasibleError` where no path fits.
         """
         tick, ticks = _grid(self, budget, ticks)
-        costs = self._in_ticks(tick, ticks, lambda x: np.ceil(x - _SLACK))
+        excess = self._excess()
+        costs = self._in_ticks(excess, tick, ticks, lambda x: np.ceil(x - _SLACK))
         top = min(budget, self.fastest + ticks * tick)
         band = ticks if floor <= self.fastest else int((top - floor) / tick + _SLACK)
-        within = Within(self.graph, costs, np.arange(ticks + 1) <= band, weights)
+        room = None
+        if tick != self.step and band == ticks and not weights:
+            more = ROUNDING * abs(budget)
+            room = Room(max(budget - self.fastest, 0.0) + more, tick, excess)
+        within = Within(self.graph, costs, np.arange(ticks + 1) <= band, weights, room)
         if within.total == 0:
             what = "of any weight " if weights else ""
             raise InfeasibleError(
@@ -150,23 +156,29 @@ class Trellis:
         by at most one tick for each position.
         """
         tick, ticks = _grid(self, budget, ticks)
-        costs = self._in_ticks(tick, ticks, lambda x: np.floor(x + _SLACK))
+        costs = self._in_ticks(self._excess(), tick, ticks, lambda x: np.floor(x + _SLACK))
         end = np.ones(ticks + 1, bool)
         return float(highest_scores(self.graph.levels, costs, scores, end)[0][0, ticks])
 
-    def _in_ticks(self, tick: float, ticks: int, rounded: Callable[[Floats], Floats]) -> list[Ints]:
-        """The whole ticks by which each edge is dearer than the cheapest way on from its source.
-
-        The cheapest path costs no ticks in this way, so that rounding never leaves it out;
-        `ticks + 1` stands for any edge that is too dear.
-        """
+    def _excess(self) -> list[Floats]:
+        """By how much each edge is dearer than the cheapest way on from its source, by level."""
         found = []
         before = self.cheapest
         for level, costs, here, after in zip(self.graph.levels, self.costs, before, before[1:]):
             on = after[level.target]
-            excess = costs + on - np.where(np.isfinite(on), here[level.source], 0.0)
-            found.append(np.clip(rounded(excess / tick), 0, ticks + 1).astype(np.int64))
+            found.append(costs + on - np.where(np.isfinite(on), here[level.source], 0.0))
         return found
+
+    @staticmethod
+    def _in_ticks(
+        excess: Sequence[Floats], tick: float, ticks: int, rounded: Callable[[Floats], Floats]
+    ) -> list[Ints]:
+        """The `_excess` of each edge in whole ticks.
+
+        The cheapest path costs no ticks in this way, so that rounding never leaves it out;
+        `ticks + 1` stands for any edge that is too dear.
+        """
+        return [np.clip(rounded(own / tick), 0, ticks + 1).astype(np.int64) for own in excess]
 
 
 def whole(graph: Graph) -> Within:
@@ -187,11 +199,15 @@ def edge_costs(graph: Graph, total: Callable[[tuple[Any, ...]], float]) -> list[
 # A whole number of ticks must not become another by a rounding error. A bound stays proven: as long
 # as the slack of all edges together is less than a tick, no sum of whole ticks exceeds the budget.
 _SLACK = 1e-6
+# Costs that are equal on paper differ by this share of them where they are summed in another order.
+ROUNDING = 1e-12
 
 
 def _grid(trellis: Trellis, budget: float, ticks: int) -> tuple[float, int]:
     """The size of a tick and their number; a tick is a step where all costs are multiples of it."""
     room = budget - trellis.fastest
+    if -ROUNDING * abs(budget) <= room < 0:
+        room = 0.0
     if room < 0:
         raise InfeasibleError(
             f"no path costs at most {budget:.4g}: the cheapest costs {trellis.fastest:.4g}",

@@ -157,6 +157,8 @@ class Searcher:
         count = region.within.count if region.exact else region.graph.count
         if len(self._seen) < count:
             return False
+        if region.exact and len(self._seen) < (count := region.within.most):
+            return False
         return int(region.fits(np.array(sorted(self._seen))).sum()) >= count
 
     def _accept(

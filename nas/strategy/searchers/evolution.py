@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from nas.strategy.constraints import Region
+from nas.strategy.features import Fields
 from nas.strategy.gaussian_process import Surrogate
 from nas.strategy.ridge import Ridge
 from nas.strategy.searchers import Known
@@ -67,7 +68,7 @@ class Evolution:
         best = float(expected.max(initial=-np.inf))
         half = self.population // 2
         start = [inside.paths[np.argsort(-expected, kind="stable")[:half]]]
-        start += [region.within.sample(half, rng), _seed(region, known)]
+        start += [region.within.sample(half, rng), _seed(region, known, surrogate.fields)]
         pool = np.unique(np.concatenate(start), axis=0)
         gain = _gain(surrogate, pool, best)
         for _ in range(self.screened):
@@ -93,9 +94,9 @@ class Evolution:
         return np.concatenate([crossed, region.within.mutate(first[half:], self.mutation, rng)])
 
 
-def _seed(region: Region, known: Known) -> Ints:
+def _seed(region: Region, known: Known, fields: Fields) -> Ints:
     """The path (1, positions) that would be best if choices only added up; none if nothing fits."""
-    ridge = Ridge.fit(known.positions, known.paths, known.scores)
+    ridge = Ridge.fit(known.positions, known.paths, known.scores, fields)
     path, score = ridge.maximise(region.within)
     return path[None] if np.isfinite(score) else known.paths[:0]
 
