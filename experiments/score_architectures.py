@@ -25,10 +25,11 @@ from nas.evaluation.accuracy import Evaluator, cores
 from nas.latency.profiling import profile
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
-from nas.run.contest import sparsities, uniform
+from nas.run.search import sparsities, uniform
 from nas.runtimes.host import keep_heap
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.trellis.graph import decode
+from nas.versions import layer_code
 
 BUDGETS_MS = (6, 8, 12, 16, 20, 28, 40)
 GROUP, IMAGES, TEST_IMAGES = 8, 400, 500
@@ -84,10 +85,14 @@ def main() -> None:
         "weights_fingerprint": card["fingerprint"],
         "data_fingerprint": data.fingerprint,
         "search_images": IMAGES,
+        "layer_code": layer_code(space.family),
     }
-    if (folder / "scores.json").exists() and read_json(folder / "scores.json") != head:
-        raise SystemExit("scores.jsonl is of other weights or data: delete it and scores.json")
-    write_json(folder / "scores.json", head)
+    if not (folder / "scores.json").exists():
+        write_json(folder / "scores.json", head)
+    elif head != {key: read_json(folder / "scores.json").get(key) for key in head}:
+        raise SystemExit(
+            "scores.jsonl is of other weights, layers or data: delete it with its head"
+        )
     journal = Journal(folder / "scores.jsonl")
     done = len(journal.read())
     first = data.first(data.search, IMAGES, space.largest.resolution)

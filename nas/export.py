@@ -128,7 +128,13 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
+def default_formats() -> list[str]:
+    """The formats that are written where none is asked for: ONNX only where it is installed."""
+    return ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
+
+
 def onnx_installed() -> bool:
+    """Whether ONNX files can be written and run here."""
     try:
         _onnxruntime()
     except VitnasError:

@@ -13,7 +13,7 @@ import torch
 from nas.data import Dataset, load_data
 from nas.errors import UnknownNameError, UsageError
 from nas.evaluation.accuracy import Evaluator
-from nas.export import export_network, onnx_installed
+from nas.export import default_formats, export_network
 from nas.families import load_space, model_names
 from nas.latency.end_to_end import measure_fresh
 from nas.network.calibration import METHODS, calibrate, sensitivity
@@ -134,5 +134,4 @@ def _plain(network: Network, architecture: Architecture) -> Network:
 def _export(network: Network, image: torch.Tensor, out: Path) -> dict[str, float]:
     with torch.no_grad():
         expected = network(image)
-    formats = ["safetensors", "pt2", *(["onnx"] if onnx_installed() else [])]
-    return export_network(network, image, expected, out, formats)
+    return export_network(network, image, expected, out, default_formats())

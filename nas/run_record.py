@@ -74,7 +74,8 @@ class Candidate:
 class Winner(Candidate):
     """The network that answers a budget, with what the table says of its latency.
 
-    `upper_ms` is the upper 95 % confidence limit of the measured median.
+    `upper_ms` is the upper 95 % confidence limit of the measured median, `test_error_points` the
+    standard error of the accuracy on the test split.
     """
 
     measured_ms: float
@@ -83,6 +84,7 @@ class Winner(Candidate):
     upper_ms: float
     interval_ms: tuple[float, float]
     chance_within_budget: float
+    test_error_points: float | None = field(default=None, metadata={"only_if_any": True})
 
 
 @dataclass(frozen=True)

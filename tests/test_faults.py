@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import measure_as_predicted
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
@@ -33,7 +34,6 @@ from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_json
-from nas.run.contest import Stopwatch
 from nas.tasks.classification import Classification
 from nas.training.supernet import save_supernet
 
@@ -285,15 +285,10 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def only_search(monkeypatch):
+def only_search(world, monkeypatch):
     """Without what comes after the search, which other tests see to and takes longest."""
-
-    def samples(watch, device, architectures):
-        for a in architectures:
-            watch.samples[device, a] = [watch.job.predict_ms(a) / 2] * 9
-
-    monkeypatch.setattr(Stopwatch, "_run", samples)
-    monkeypatch.setattr("nas.run.main._Run._export", lambda *_: {})
+    measure_as_predicted(monkeypatch, LatencyTable.load(world["table"]), 0.5)
+    monkeypatch.setattr("nas.run.main._export", lambda *_: {})
     monkeypatch.setattr("nas.report.report.write_report", lambda *_: None)
 
 

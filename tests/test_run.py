@@ -18,12 +18,13 @@ from nas.budget import Budget
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.families import load_space
 from nas.network.macs import count_params, sum_macs
-from nas.records import Journal, read_json
+from nas.records import Journal, read_json, write_json
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
-from nas.run.scores import Candidate
-from nas.space.architecture import Architecture
+from nas.run.inputs import shipped_scores
+from nas.run.stopwatch import Samples
 from nas.tasks.classification import Classification
+from nas.versions import layer_code
 
 SPACE = load_space("swin:debug", Classification(2))
 KEYS = {
@@ -242,6 +243,38 @@ def test_another_run_answers_at_once_or_is_gone_on_from(finished, settings, tmp_
         nas.search(out=tmp_path / "no", source_run=tmp_path, **own)
 
 
+def test_scores_of_other_layers_are_not_gone_on_from(finished, settings, tmp_path):
+    folder, _ = finished
+    base = tmp_path / "base"
+    base.mkdir()
+    before = read_json(folder / "settings.json")
+    write_json(base / "settings.json", {**before, "layer_code": "0" * 12})
+    with pytest.raises(RunError, match="with another layer_code; search without --from"):
+        nas.search(out=tmp_path / "no", source_run=base, **settings)
+
+
+def test_shipped_scores_are_used_where_weights_layers_data_and_images_are_theirs(
+    debug_supernet, photo_data, tmp_path, capfd
+):
+    folder = shutil.copytree(debug_supernet, tmp_path / "supernet")
+    card = read_json(folder / "supernet.json")
+    record = {"architecture": SPACE.largest.to_json(), "drawn": "random", "top1_percent": 50.0}
+    Journal(folder / "scores.jsonl").append(record)
+    head = {
+        "weights_fingerprint": card["fingerprint"],
+        "data_fingerprint": photo_data.fingerprint,
+        "search_images": 10,
+        "layer_code": layer_code("swin"),
+    }
+    write_json(folder / "scores.json", head)
+    assert shipped_scores(folder, SPACE, card, photo_data, 10) == [record]
+    assert not capfd.readouterr().err
+    for key in head:
+        write_json(folder / "scores.json", {**head, key: 0})
+        assert shipped_scores(folder, SPACE, card, photo_data, 10) == []
+        assert "they are not used" in capfd.readouterr().err
+
+
 def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):
     def params(architecture):
         return sum(count_params(layer) for layer in SPACE.layers(architecture))
@@ -305,12 +338,10 @@ def test_unknown_names_are_refused_before_anything_runs(settings):
 
 def test_the_upper_limit_of_a_median():
     """Order statistics: of 100 samples the 95 % limit of the median is about the 60th."""
-    candidate = Candidate(
-        "", Architecture(16, ()), 1.0, 1.0, 1.0, [float(i) for i in range(1, 101)]
-    )
-    assert candidate.measured_ms == 50.5
-    assert candidate.upper_ms == 61.0
-    assert Candidate("", Architecture(16, ()), 1.0, 1.0, 1.0).upper_ms == float("inf")
+    samples = Samples(tuple(float(i) for i in range(1, 101)))
+    assert samples.median_ms == 50.5
+    assert samples.upper_ms == 61.0
+    assert Samples(()).upper_ms == float("inf")
 
 
 def test_a_run_that_is_not_finished_has_no_report(tmp_path):

@@ -15,7 +15,9 @@ import latency_tables
 from nas.families import load_space
 from nas.latency.audit import ERROR, audit
 from nas.latency.table import LatencyTable
+from nas.records import read_json, write_json
 from nas.runtimes import runtimes
+from nas.versions import layer_code
 
 FOLDER = Path(next(iter(latency_tables.__path__)))
 TABLES = sorted(path.parent for path in FOLDER.glob("*/*/manifest.toml"))
@@ -70,6 +72,19 @@ def test_a_table_is_stamped_anew_after_a_proof_only(tmp_path):
     entry = table.manifest["history"][-1]
     assert (entry["before"], entry["after"]) == ("0" * 12, table.manifest["layer_code"])
     assert (entry["why"], entry["proof"]) == ("words", "true")
+
+
+def test_scores_that_ship_are_stamped_like_tables(tmp_path):
+    write_json(tmp_path / "supernet.json", {"space": "swin:micro"})
+    write_json(tmp_path / "scores.json", {"search_images": 400})
+    script = Path(__file__).parents[1] / "experiments/restamp.py"
+    command = [sys.executable, script, str(tmp_path), "--why", "words", "--proof", "true"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    head = read_json(tmp_path / "scores.json")
+    assert head["search_images"] == 400
+    assert head["layer_code"] == layer_code("swin")
+    (entry,) = head["history"]
+    assert (entry["before"], entry["after"]) == ("none", head["layer_code"])
 
 
 def test_tables_ship_for_the_default_space():

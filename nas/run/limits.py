@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
@@ -20,6 +21,28 @@ from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis, edge_costs
 
 _TICKS = 8192  # with which what fits a budget is counted
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """One budget to be answered: milliseconds by device, and the region that is predicted to fit.
+
+    The first device is the one that is searched on.
+    """
+
+    budgets: dict[str, float]
+    feasible: Feasible
+    region: Region
+
+    @property
+    def budget_ms(self) -> float:
+        """The budget of the device that is searched on."""
+        return next(iter(self.budgets.values()))
+
+    @property
+    def limit_ms(self) -> float:
+        """What a prediction may be to measure within the budget with the confidence asked for."""
+        return self.region.limits[0].bound
 
 
 class Limits:
@@ -56,6 +79,10 @@ class Limits:
                 costs = {key: float(count(layer)) for key, layer in counted}
                 found.append(Limit.additive(name, most, _counted(self.graph, costs, once)))
         return found
+
+    def goal(self, budgets: dict[str, float]) -> Goal:
+        """The goal of milliseconds by device; `InfeasibleError` where nothing fits."""
+        return Goal(budgets, self.feasible(budgets), self.region(budgets))
 
     def region(
         self, wanted: Mapping[str, float], slower: Mapping[str, float] | None = None

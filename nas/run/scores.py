@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from math import ceil, sqrt
+from dataclasses import dataclass
 
 import numpy as np
 
-from nas import run_record
 from nas.evaluation.score_task import Payload, rival_in, variance_in
 from nas.evaluation.shared_prefixes import depth_first, layer_names
-from nas.run_record import OtherDevice
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.gaussian_process import Surrogate
@@ -26,57 +23,18 @@ SHARED = 0.5
 _GROUP = 16  # candidates that share what their first layers compute
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
-    """An architecture of this run with what is known of it; `_ms` on the first device."""
+    """A scored network, by the name of what it stands for, before it is measured.
+
+    `expected_percent` is its score without its noise, as far as the surrogate knows.
+    """
 
     name: str
     architecture: Architecture
     predicted_ms: float
-    search_top1_percent: float
-    expected_top1_percent: float  # the same without its noise, as far as the surrogate knows
-    samples_ms: list[float] = field(default_factory=list)
-    test_top1_percent: float | None = None
-    others: dict[str, OtherDevice] = field(default_factory=dict)  # on further devices, by name
-
-    @property
-    def measured_ms(self) -> float | None:
-        return float(np.median(self.samples_ms)) if self.samples_ms else None
-
-    @property
-    def measured_p95_ms(self) -> float | None:
-        return float(np.percentile(self.samples_ms, 95)) if self.samples_ms else None
-
-    @property
-    def upper_ms(self) -> float:
-        return upper_limit(self.samples_ms)
-
-    def summary(self) -> run_record.Candidate:
-        """As a run records it."""
-        return run_record.Candidate(
-            self.name,
-            self.architecture.id,
-            asdict(self.architecture),
-            round(self.predicted_ms, 4),
-            rounded(self.measured_ms),
-            rounded(self.measured_p95_ms),
-            round(self.search_top1_percent, 3),
-            round(self.expected_top1_percent, 3),
-            rounded(self.test_top1_percent),
-            self.others,
-        )
-
-
-def upper_limit(samples_ms: Sequence[float]) -> float:
-    """The upper 95 % confidence limit of the median (by order statistics); inf unmeasured."""
-    n = len(samples_ms)
-    if not n:
-        return float("inf")
-    return sorted(samples_ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))]
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    search_percent: float
+    expected_percent: float
 
 
 class Scores:
@@ -123,13 +81,13 @@ class Scores:
         """The variance of a score that differs between subnets, in points squared."""
         return (1 - SHARED) * self.variances[architecture]
 
+    def error(self, architecture: Architecture) -> str:
+        """Why this run could not score an architecture; empty if it could, or has not tried."""
+        return str(self.ledger.records.get(architecture.id, {}).get("error", ""))
+
     def full(self, space: SearchSpace) -> list[Architecture]:
         """Those of a space that were evaluated to the end: what may win."""
         return [a for a in self.known if a not in self.seen and a in space]
-
-    def fitting(self, space: SearchSpace) -> dict[Architecture, float]:
-        """The shipped scores of this space (or of a part of one)."""
-        return {a: self.known[a] for a in self.known if a in self.shipped and a in space}
 
     def __call__(
         self,

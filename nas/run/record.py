@@ -1,0 +1,232 @@
+"""What a run writes of its result: the record, and the tables of front, archive and cloud."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from nas import run_record
+from nas.records import write_csv
+from nas.run.contest import Outcome, Ranking
+from nas.run.inputs import Inputs
+from nas.run.limits import Goal
+from nas.run.scores import Candidate
+from nas.run.search import Searched
+from nas.run.stopwatch import Samples, Stopwatch
+from nas.run_record import Answer, Exported, MetricName, RunRecord, SupernetName, Winner
+from nas.runtimes import VERBS
+from nas.settings import Settings
+from nas.space.architecture import Architecture
+from nas.strategy.quality import Quality, judge
+from nas.strategy.searchers import Known
+from nas.strategy.statistics import hypervolumes
+from nas.trellis.graph import encode
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The accuracy of a network on the test split, and its standard error, in points."""
+
+    percent: float
+    error_points: float
+
+
+Tests = Mapping[Architecture, Tested]
+
+
+def make_record(
+    inputs: Inputs,
+    searched: Searched,
+    rankings: Sequence[Ranking],
+    outcomes: Sequence[Outcome],
+    watch: Stopwatch,
+    tests: Tests,
+    exported: Mapping[Architecture, Exported],
+    seconds: dict[str, float],
+) -> RunRecord:
+    """The record of a run whose winners were tested and exported."""
+    task, table, card = inputs.space.task, inputs.table, inputs.card
+    own = [r for r in inputs.scores.ledger.records.values() if r["origin"] == "search"]
+    rejections: Counter[str] = Counter()
+    for searcher in searched.searchers:
+        rejections.update(searcher.rejections)  # a sum would leave out what is 0
+    baselines = {c for outcome in outcomes for c in outcome.baselines}
+    settings = {f.name: getattr(inputs.settings, f.name) for f in fields(Settings)}
+    asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
+    return RunRecord(
+        **{name: settings[name] for name in asked},
+        vitnas_version=version("vitnas"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=inputs.settings.device,
+        supernet=SupernetName(card["space"], card["data"], card["fingerprint"]),
+        evaluations=len(own),
+        device_described=table.manifest["device"],
+        run_dir=str(inputs.folder),
+        task=task.describe(),
+        metric=MetricName(
+            task.metric.name, task.metric.label, task.metric.heading or task.metric.name
+        ),
+        set_aside=sum("error" in r for r in own),
+        dropped=sum(bool(r.get("dropped")) for r in own),
+        random_draws=len(searched.baselines[0]["best of random draws"]),
+        shipped_scores=len(inputs.scores.shipped),
+        imported_scores=len(inputs.imported),
+        proposals=sum(searcher.proposals for searcher in searched.searchers),
+        rejections=dict(rejections),
+        surrogate_rank_correlation=_rank_correlation(searched),
+        hypervolume=_hypervolume(inputs, own),
+        verb=VERBS[table.measured_source],
+        answers=tuple(
+            _answer(inputs, goal, ranking, outcome, watch, tests, exported)
+            for goal, ranking, outcome in zip(inputs.goals, rankings, outcomes)
+        ),
+        measured=tuple(
+            run_record.Candidate(
+                **_written(c, watch.samples_of(c), watch, tests if c in baselines else {})
+            )
+            for c in watch.first.values()
+        ),
+        table=table.calibration,
+        table_manifest={k: v for k, v in table.manifest.items() if k != "calibration"},
+        seconds=seconds,
+    )
+
+
+def _answer(
+    inputs: Inputs,
+    goal: Goal,
+    ranking: Ranking,
+    outcome: Outcome,
+    watch: Stopwatch,
+    tests: Tests,
+    exported: Mapping[Architecture, Exported],
+) -> Answer:
+    samples, scores = outcome.ranking.samples, inputs.scores
+    fitting = [scores.known[a] for a in inputs.prior if inputs.fits(a, goal.region)]
+    return Answer(
+        goal.budget_ms,
+        goal.budgets,
+        round(goal.limit_ms, 4),
+        goal.feasible,
+        max(fitting, default=None),
+        _winner(inputs, goal, outcome, watch, tests),
+        tuple(
+            run_record.Candidate(**_written(c, samples.get(c), watch, tests))
+            for c in outcome.baselines
+        ),
+        tuple(
+            run_record.Candidate(**_written(c, ranking.samples.get(c), watch, {}))
+            for c in ranking.front
+        ),
+        Quality(**_quality(inputs, goal, outcome.winner).summary()),
+        exported[outcome.winner.architecture],
+    )
+
+
+def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, watch: Stopwatch, tests: Tests) -> Winner:
+    winner, table = outcome.winner, inputs.table
+    samples = outcome.ranking.samples[winner]
+    low, high = table.interval(winner.predicted_ms, inputs.settings.confidence)
+    chance = table.chance_within(winner.predicted_ms, goal.budget_ms)
+    return Winner(
+        **{**_written(winner, samples, watch, tests), "name": "winner"},
+        upper_ms=round(samples.upper_ms, 4),
+        interval_ms=(round(low, 4), round(high, 4)),
+        chance_within_budget=round(chance, 4),
+        test_error_points=round(tests[winner.architecture].error_points, 4),
+    )
+
+
+def _written(
+    candidate: Candidate, samples: Samples | None, watch: Stopwatch, tests: Tests
+) -> dict[str, Any]:
+    """The fields of a candidate as a run records it, rounded."""
+    tested = tests.get(candidate.architecture)
+    return {
+        "name": candidate.name,
+        "id": candidate.architecture.id,
+        "architecture": asdict(candidate.architecture),
+        "predicted_ms": round(candidate.predicted_ms, 4),
+        "measured_ms": None if samples is None else round(samples.median_ms, 4),
+        "measured_p95_ms": None if samples is None else round(samples.p95_ms, 4),
+        "search_percent": round(candidate.search_percent, 3),
+        "expected_percent": round(candidate.expected_percent, 3),
+        "test_percent": None if tested is None else round(tested.percent, 4),
+        "other_devices": watch.others.get(candidate, {}),
+    }
+
+
+def _quality(inputs: Inputs, goal: Goal, winner: Candidate) -> Quality:
+    """How good a winner is by everything known of the space, scores with their noise."""
+    space, scores = inputs.space, inputs.scores
+    known = [a for a in scores.known if a in space]
+    paths = np.array([encode(space, a) for a in known])
+    values = np.array([scores.known[a] for a in known])
+    noise = np.array([scores.noise(a) for a in known])
+    known_paths = Known(space.positions, paths, values, noise)
+    return judge(goal.region, known_paths, encode(space, winner.architecture))
+
+
+def _rank_correlation(searched: Searched) -> float | None:
+    """Of what the first searcher predicted with the scores; None where it predicted nothing."""
+    found = searched.searchers[0].rank_correlation if searched.searchers else float("nan")
+    return round(found, 4) if found == found else None
+
+
+def _hypervolume(inputs: Inputs, own: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+    """Of everything known before, then after each candidate of this run."""
+    space, prior = inputs.space, inputs.prior
+    new = [space.parse(r["architecture"]) for r in own if r.get("dropped") is False]
+    everything = [*prior, *new]
+    costs = [inputs.predict_ms(a) for a in everything]
+    scores = [inputs.scores.known[a] for a in everything]
+    limit = max(goal.limit_ms for goal in inputs.goals)
+    volumes = hypervolumes(costs, scores, limit, space.task.chance_percent)
+    return tuple(round(v, 5) for v in volumes[max(0, len(prior) - 1) :])
+
+
+def write_tables(inputs: Inputs, record: RunRecord, expected: Mapping[Architecture, float]) -> None:
+    """Write `front.csv`, `archive.csv` and `cloud.csv`; `expected` accuracies are in percent."""
+    metric, folder = record.metric.name, inputs.folder
+    search = f"search_{metric}_percent"
+    front = record["front"]
+    flat = ("id", "predicted_ms", "measured_ms", "measured_p95_ms", search)
+    write_csv(folder / "front.csv", [{key: c[key] for key in flat} for c in front])
+    write_csv(
+        folder / "archive.csv",
+        [
+            {
+                "up_to_ms": round(up_to_ms, 4),
+                "id": a.id,
+                "predicted_ms": round(inputs.predict_ms(a), 4),
+                f"expected_{metric}_percent": round(expected[a], 3),
+                search: round(inputs.scores.known[a], 3),
+            }
+            for up_to_ms, a in _archive(inputs, expected)
+        ],
+    )
+    cloud = [
+        {"predicted_ms": round(inputs.predict_ms(a), 4), search: round(score, 4)}
+        for a, score in inputs.scores.known.items()
+    ]
+    write_csv(folder / "cloud.csv", cloud)
+
+
+def _archive(
+    inputs: Inputs, expected: Mapping[Architecture, float]
+) -> list[tuple[float, Architecture]]:
+    """The best known network by latency bucket, each bucket 5 % wide: an answer to any budget."""
+    best: dict[int, tuple[float, float, Architecture]] = {}
+    for a in inputs.scores.full(inputs.space):
+        ms = inputs.predict_ms(a)
+        if np.isfinite(ms):
+            bucket = int(np.ceil(np.log(ms) / np.log(1.05)))
+            known = best.get(bucket, (-np.inf, 0.0, a))
+            best[bucket] = max(known, (expected[a], -ms, a), key=lambda x: x[:2])
+    return [(float(1.05**bucket), a) for bucket, (_, _, a) in sorted(best.items())]

@@ -1,0 +1,222 @@
+"""The search of a run: what is asked for, scored and told, within budgets or without pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nas.errors import EvaluationError, InfeasibleError
+from nas.progress import bar, console
+from nas.run.inputs import Inputs
+from nas.run.limits import Goal, Limits
+from nas.run.scores import best_rival
+from nas.settings import Settings
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.strategy.constraints import Region
+from nas.strategy.loop import Score, explore, nothing_fits
+from nas.strategy.searchers import Searcher, load_propose
+from nas.trellis.graph import Ints, decode, encode
+from nas.workers.ledger import Record
+
+_FULL = 0.9  # share of a limit above which a network uses it
+Baselines = dict[str, list[Architecture]]  # scored networks by the name of what they stand for
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """What a search has asked, and for each goal the scored networks that its answer is compared
+    with."""
+
+    searchers: tuple[Searcher, ...]
+    baselines: tuple[Baselines, ...]
+
+
+def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
+    """Have candidates and baselines scored; nothing new where known scores answer every goal."""
+    searchers, answered = [], _answered(inputs)
+    if answered:
+        source = inputs.settings.source_run
+        console.print(f"answered from {source}: nothing new is scored", style="dim")
+    else:
+        searchers.append(evolve(inputs, [goal.region for goal in inputs.goals], rng))
+        if not len(searchers[0].known):
+            raise nothing_fits(searchers[0], inputs.goals[0].region)
+    _score_all(inputs, "largest", [inputs.space.largest])
+    if error := inputs.scores.error(inputs.space.largest):
+        raise EvaluationError(
+            f"the largest network, which all are compared with, has no score: {error}",
+            "mend the cause; what was scored is kept",
+        )
+    if not answered:
+        _search_dense(inputs, rng)
+    baselines = tuple(_baselines(inputs, goal, new=not answered) for goal in inputs.goals)
+    return Searched(tuple(searchers), baselines)
+
+
+def evolve(inputs: Inputs, regions: Sequence[Region], rng: np.random.Generator) -> Searcher:
+    """Search as many candidates as were asked for inside regions of the whole space."""
+    return _evolve(inputs, inputs.space, regions, rng, inputs.settings.evaluations, "search")
+
+
+def _answered(inputs: Inputs) -> bool:
+    """Whether the run that this one starts from answers every goal.
+
+    That is where it has as many scores that fit as were asked for, and one of a network that uses
+    the budget, unless everything fits it.
+    """
+    if not inputs.settings.source_run or not inputs.prior:
+        return False
+    paths = np.array([encode(inputs.space, a) for a in inputs.prior])
+    for goal in inputs.goals:
+        limit = goal.region.limits[0]
+        costs = limit.costs_of(paths)[goal.region.fits(paths)]
+        loose = limit.trellis is not None and limit.trellis.slowest <= limit.bound
+        full = loose or bool((costs > _FULL * limit.bound).any())
+        if len(costs) < inputs.settings.evaluations or not full:
+            return False
+    return True
+
+
+def _search_dense(inputs: Inputs, rng: np.random.Generator) -> None:
+    """The baseline of dense networks has a search of its own, for the budgets that they fit."""
+    regions, dense = [], inputs.space.restrict("sparsity", 0)
+    limits = Limits(inputs.settings, dense, inputs.tables)
+    for goal in inputs.goals:
+        with suppress(InfeasibleError):
+            regions.append(limits.region(goal.budgets))
+    if regions:
+        half = max(1, inputs.settings.evaluations // 2)
+        _evolve(inputs, dense, regions, rng, half, "dense")
+
+
+def _evolve(
+    inputs: Inputs,
+    space: SearchSpace,
+    regions: Sequence[Region],
+    rng: np.random.Generator,
+    evaluations: int,
+    origin: str,
+) -> Searcher:
+    """Ask inside regions of a space, score, tell; what is known of the space takes part."""
+    scores, settings = inputs.scores, inputs.settings
+    propose = load_propose(settings.searcher, **_searcher_settings(settings))
+    searcher = Searcher(propose, space.positions, regions, rng)
+    if known := [a for a in scores.known if a in space]:
+        paths = np.array([encode(space, a) for a in known])
+        noise = [scores.noise(a) for a in known]
+        searcher.tell(paths, [scores.known[a] for a in known], noise)
+    with bar(origin, evaluations, "candidates") as advance:
+        score = _scored(inputs, space, origin, searcher, advance)
+        explore(searcher, score, evaluations, settings.batch)
+    return searcher
+
+
+def _searcher_settings(settings: Settings) -> dict[str, Any]:
+    if settings.searcher != "evolution":
+        return {}
+    few = {"population": max(8, min(64, settings.evaluations // 3))}
+    return {"screened": 0, **few} if not settings.surrogate else {}
+
+
+def _scored(
+    inputs: Inputs, space: SearchSpace, origin: str, searcher: Searcher, advance: Any
+) -> Callable[[Ints], list[Score]]:
+    """How paths of a space are scored, each in a race with the best that is no slower."""
+    scores, key = inputs.scores, inputs.scores.metric.key
+    raced = [r for r in inputs.imported if "error" not in r]
+    fits = searcher.regions[0].fits(searcher.known.paths)
+    best = max(searcher.known.scores[fits], default=0.0)
+    advance(0, f"best {best:.1f} %")
+
+    def done(record: Record) -> None:
+        nonlocal best
+        if record.get("dropped") is False:
+            best = max(best, record[key])
+        advance(1, f"best {best:.1f} %")
+
+    def score(paths: Ints) -> list[Score]:
+        architectures = [decode(space, path) for path in paths]
+        rivals = {a: _rival(inputs, a, raced) for a in architectures}
+        found = scores(architectures, origin, rivals.__getitem__, done)
+        records = scores.ledger.records
+        raced.extend(records[a.id] for a in architectures if a.id in records)
+        return found
+
+    return score
+
+
+def _rival(inputs: Inputs, architecture: Architecture, records: Sequence[Record]) -> str:
+    """The outcomes of the best scored network that is no slower on any device."""
+    if not inputs.settings.race_error:
+        return ""
+    own = {device: inputs.predict_ms(architecture, device) for device in inputs.tables}
+
+    def no_slower(record: Record) -> bool:
+        other = inputs.space.parse(record["architecture"])
+        return all(inputs.predict_ms(other, device) <= ms for device, ms in own.items())
+
+    return best_rival(records, inputs.scores.metric.key, no_slower)
+
+
+def _baselines(inputs: Inputs, goal: Goal, new: bool) -> Baselines:
+    """What the answer to a goal is compared with, scored now where `new` scores are wanted."""
+    dense = inputs.space.restrict("sparsity", 0)
+    return {
+        "best uniform sparsity": _known(inputs, "uniform", _uniform(inputs, goal), new),
+        "best dense": [a for a in inputs.scores.full(dense) if inputs.fits(a, goal.region)],
+        "best of random draws": _known(inputs, "random", _random(inputs, goal, new), new),
+    }
+
+
+def _uniform(inputs: Inputs, goal: Goal) -> list[Architecture]:
+    """For each resolution the largest network with one sparsity everywhere that fits."""
+    chosen = []
+    for resolution in inputs.space.positions[0].values:
+        for sparsity in sparsities(inputs.space):
+            a = uniform(inputs.space, resolution, sparsity)
+            if sparsity and inputs.fits(a, goal.region):
+                chosen.append(a)
+                break
+    return chosen
+
+
+def _random(inputs: Inputs, goal: Goal, new: bool) -> list[Architecture]:
+    """As many random draws as there were scores to search with: the shipped draws that fit,
+    and uniform draws from inside the budget up to the number of evaluations."""
+    settings = inputs.settings
+    chosen = [a for a in inputs.scores.drawn if inputs.fits(a, goal.region)]
+    if new and (missing := settings.evaluations - len(chosen)) > 0:
+        paths = goal.region.within.sample(missing, np.random.default_rng(settings.seed + 1))
+        chosen += [decode(inputs.space, path) for path in paths[goal.region.fits(paths)]]
+    return chosen
+
+
+def _known(inputs: Inputs, name: str, wanted: list[Architecture], new: bool) -> list[Architecture]:
+    """Those that have a score of all images."""
+    if new:
+        _score_all(inputs, name, wanted)
+    known, seen = inputs.scores.known, inputs.scores.seen
+    return [a for a in wanted if a in known and a not in seen]
+
+
+def _score_all(inputs: Inputs, name: str, architectures: Sequence[Architecture]) -> None:
+    """Score networks that are not candidates of the search, if they are not known."""
+    if new := [a for a in dict.fromkeys(architectures) if a not in inputs.scores.known]:
+        with bar(name, len(new), "networks") as advance:
+            inputs.scores(new, name, done=lambda _: advance(1))
+
+
+def sparsities(space: SearchSpace) -> list[int]:
+    """The sparsities in percent that blocks of a space may have, densest first."""
+    values = (value for position in space.positions for value in position.values)
+    return sorted({value.sparsity for value in values if hasattr(value, "sparsity")})
+
+
+def uniform(space: SearchSpace, resolution: int, sparsity: int) -> Architecture:
+    """The largest architecture at a resolution with one sparsity in every block that can prune."""
+    return space.restrict("resolution", resolution).restrict("sparsity", sparsity).largest
