@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from nas.errors import UsageError
+from nas.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pandas import DataFrame
+
     from nas.budget import Budget
     from nas.problem.result import Exploration
     from nas.run_record import RunRecord
@@ -18,33 +23,73 @@ if TYPE_CHECKING:
 
 
 @overload
-def search(budget: Budgets, *, space: str = ..., **settings: Any) -> RunRecord: ...
+def search(
+    budget: Budgets,
+    *,
+    space: str = ...,
+    device: str = ...,
+    data: str = ...,
+    confidence: float = ...,
+    max_params: float | None = ...,
+    max_macs: float | None = ...,
+    supernet: str | Path = ...,
+    table: str | Path | Sequence[str | Path] = ...,
+    out: str | Path | None = ...,
+    resume: bool = ...,
+    source_run: str | Path = ...,
+    fresh: bool = ...,
+    evaluations: int = ...,
+    search_images: int = ...,
+    test_images: int = ...,
+    searcher: str = ...,
+    sampler: str = ...,
+    batch: int = ...,
+    surrogate: bool = ...,
+    race_error: float = ...,
+    seed: int = ...,
+    workers: int = ...,
+    ray_address: str | None = ...,
+    gpus: float = ...,
+    timeout_s: float = ...,
+    reuse_mb: int = ...,
+) -> RunRecord: ...
 @overload
 def search(
     budget: Budgets,
     *,
     space: Space[Any] | SearchSpace,
     latency: Any,
-    score: Any,
-    **settings: Any,
+    score: Callable[[Any], float] | DataFrame,
+    evaluations: int = ...,
+    seed: int = ...,
+    searcher: str = ...,
+    sampler: str = ...,
+    limits: Mapping[str, tuple[Any, float]] | None = ...,
+    batch: int = ...,
+    workers: int = ...,
+    ray_address: str | None = ...,
+    timeout_s: float = ...,
+    failed_share: float = ...,
+    out: str | Path | None = ...,
+    resume: bool = ...,
 ) -> Exploration: ...
-def search(budget: Budgets, *, space: Any = "swin:micro", **settings: Any) -> Any:
+def search(budget: Budgets, *, space: Any = Settings.space, **keywords: Any) -> Any:
     """The best within a latency budget, or within each of several.
 
     `space` by name: the networks of a family, scored with the weights of a supernet and measured
-    on a device; returns a `RunRecord` (`nas.run.main.search_networks`). `space`
-    as a `Space` of your own, with a `latency` and a `score`: no model and no device
-    (`nas.problem.search.search_space`); returns an `Exploration`.
+    on a device; returns a `RunRecord` (`nas.run.main.search_networks`). `space` as a `Space` of
+    your own, with a `latency` and a `score`: no model and no device; returns an `Exploration`
+    (`nas.problem.search.search_space`). The keywords are explained there.
     """
     if isinstance(space, str):
         from nas.run.main import search_networks
 
-        return search_networks(budget, space=space, **settings)
-    if "latency" not in settings or "score" not in settings:
+        return search_networks(budget, space=space, **keywords)
+    if "latency" not in keywords or "score" not in keywords:
         raise UsageError(
             "a space of your own needs a latency and a score",
             "nas.search(budget, space=..., latency=..., score=...)",
         )
     from nas.problem.search import search_space
 
-    return search_space(space, budget, **settings)
+    return search_space(space, budget, **keywords)

@@ -26,6 +26,7 @@ class Option:
 
     help: str
     name: str = ""
+    metavar: str = ""
     least: float | None = None
     counts: str = ""
     choices: tuple[str, ...] = ()
@@ -50,7 +51,9 @@ class Settings:
     data: str = option("scenes", "`scenes` (shipped) or `imagefolder:PATH`.")
     confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
     supernet: str = option("", "Folder of a trained supernet; default: the shipped one.")
-    source_run: str = option("", "Run whose scores are known: it may answer at once.", name="from")
+    source_run: str = option(
+        "", "Run whose scores are known: it may answer at once.", name="from", metavar="RUN"
+    )
     evaluations: int = option(8, "Candidates to score in this run.", least=1)
     search_images: int = option(400, "Images of the search split.", least=10)
     test_images: int = option(500, "Images of the test split.", least=10)

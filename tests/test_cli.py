@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_overloads
 
 import pytest
 import typer
 
+import nas
 from nas import cli
 from nas.budget import Budget, alternatives, parse_count
 from nas.commands import listings
+from nas.entry import search
 from nas.errors import UsageError
 from nas.families import load_space, model_names
+from nas.problem.search import search_space
 from nas.records import read_json, write_json
+from nas.run.main import search_networks
+from nas.settings import Distribution, Settings
 from nas.trellis.graph import space_layers
 
 OPTIONS = {
@@ -77,6 +85,34 @@ def test_the_commands_and_their_options_are_these():
         for name, command in group.commands.items()
     }
     assert found == OPTIONS
+
+
+def test_settings_are_the_same_in_their_classes_in_python_and_on_the_command_line():
+    """Names and defaults of `nas.search`, its overloads and `vitnas search`, against the classes."""
+    settings = {
+        f.name: f.default for kind in (Settings, Distribution) for f in fields(kind) if f.metadata
+    }
+    assert len(settings) == len(fields(Settings)) - 1 + len(fields(Distribution))
+
+    def keywords(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    own = keywords(search_networks)
+    assert {"device", "table", "out", "resume"} == own.keys() - settings.keys()
+    assert {name: own[name] for name in settings} == settings
+    networks, problem = get_overloads(search)
+    assert keywords(networks).keys() == own.keys()
+    assert keywords(problem).keys() == {"space", "latency", "score", *keywords(search_space)}
+    command = typer.main.get_command(cli.app).commands["search"]
+    defaults = {p.name: p.default for p in command.params}
+    assert {name: defaults[name] for name in settings} == settings
+    assert defaults["device"] == own["device"]
+
+
+def test_an_unknown_keyword_of_a_search_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'evaluatoins'"):
+        nas.search("20ms", evaluatoins=3)
 
 
 @pytest.mark.parametrize("command", OPTIONS)

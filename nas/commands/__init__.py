@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nas.commands.options import option_of
 from nas.errors import UsageError
+from nas.settings import Settings
 
 app = typer.Typer(
     name="vitnas",
@@ -28,14 +30,12 @@ app = typer.Typer(
 )
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
 
-Space = Annotated[str, typer.Option(help="Search space, FAMILY:PRESET; see `vitnas list spaces`.")]
+Space = Annotated[str, option_of(Settings, "space")]
+Data = Annotated[str, option_of(Settings, "data")]
+Supernet = Annotated[str, option_of(Settings, "supernet")]
+Seed = Annotated[int, option_of(Settings, "seed")]
 Device = Annotated[str, typer.Option(help="Device to run on; see `vitnas list devices`.")]
-Data = Annotated[str, typer.Option(help="`scenes` (shipped) or `imagefolder:PATH`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
-Supernet = Annotated[
-    str, typer.Option(help="Folder of a trained supernet; default: the shipped one.")
-]
-Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
 Classes = Annotated[
     int | None,
     typer.Option(min=2, help="Classes of the classifier; default: 10, for named models 1000."),

@@ -22,6 +22,7 @@ from nas.commands import (
     print_json,
 )
 from nas.errors import UsageError
+from nas.settings import DEVICE, Settings
 from nas.space.family import LARGEST
 
 
@@ -30,11 +31,11 @@ def inspect(
     what: Annotated[
         str, typer.Argument(metavar="[ARCH|RUN|MODEL]", help="Default: the largest of the space.")
     ] = "",
-    space: Space = "swin:micro",
+    space: Space = Settings.space,
     resolution: Annotated[
         int | None, typer.Option(min=1, max=LARGEST, help="Pixels; default: its own.")
     ] = None,
-    device: Device = "torch-cpu",
+    device: Device = DEVICE,
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
@@ -138,9 +139,9 @@ def quantize(
         str,
         typer.Argument(metavar="[RUN|ARCH|MODEL]", help="Default: the largest of the space."),
     ] = "",
-    space: Space = "swin:micro",
-    data: Data = "scenes",
-    supernet: Supernet = "",
+    space: Space = Settings.space,
+    data: Data = Settings.data,
+    supernet: Supernet = Settings.supernet,
     weights: Annotated[
         str, typer.Option(help="Checkpoint of a named model: a file, or a name on timm's hub.")
     ] = "",

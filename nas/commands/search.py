@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.commands import Data, Device, Json, Seed, Space, Supernet, app, grid_of, out, print_json
+from nas.budget import Budget, alternatives
+from nas.commands import Data, Device, Json, Seed, Space, app, grid_of, out, print_json
+from nas.commands.options import with_options
+from nas.errors import UsageError
+from nas.settings import DEVICE, Distribution, Settings
 
 if TYPE_CHECKING:
     from nas.run_record import Answer, RunRecord
-
-
-class Sampler(StrEnum):
-    """Where proposals come from."""
-
-    trellis = "trellis"
-    rejection = "rejection"
 
 
 class Format(StrEnum):
@@ -31,7 +29,15 @@ class Format(StrEnum):
 
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
+@with_options(
+    "budget space data device confidence max_params max_macs supernet table run resume source_run "
+    "fresh evaluations search_images test_images searcher sampler batch surrogate race_error "
+    "workers ray_address gpus timeout_s reuse_mb seed as_json",
+    Settings,
+    Distribution,
+)
 def search(
+    *,
     budget: Annotated[
         list[str],
         typer.Option(
@@ -40,19 +46,7 @@ def search(
             "by one; those of several devices hold together.",
         ),
     ],
-    space: Space = "swin:micro",
-    data: Data = "scenes",
-    device: Device = "torch-cpu",
-    confidence: Annotated[
-        float, typer.Option(help="That what is predicted within the budget measures within it.")
-    ] = 0.95,
-    max_params: Annotated[
-        str, typer.Option(metavar="COUNT", help="At most so many parameters, e.g. 5M.")
-    ] = "",
-    max_macs: Annotated[
-        str, typer.Option(metavar="COUNT", help="At most so many MACs, e.g. 300M.")
-    ] = "",
-    supernet: Supernet = "",
+    device: Device = DEVICE,
     table: Annotated[
         list[str] | None,
         typer.Option(metavar="[DEVICE=]FOLDER", help="Latency table to use, one a device."),
@@ -64,93 +58,23 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="RUN", help="Run whose scores are known: it may answer at once."
-        ),
-    ] = "",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the shipped scores.")] = False,
-    evaluations: Annotated[int, typer.Option(min=1, help="Candidates to score in this run.")] = 8,
-    search_images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
-    test_images: Annotated[int, typer.Option(min=10, help="Images of the test split.")] = 500,
-    searcher: Annotated[
-        str, typer.Option(help="What is tried next: evolution, nsga2, tpe or random.")
-    ] = "evolution",
-    sampler: Annotated[Sampler, typer.Option(help="Where proposals come from.")] = Sampler.trellis,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Candidates between two looks at the scores.")
-    ] = 8,
-    surrogate: Annotated[
-        bool, typer.Option("--surrogate/--no-surrogate", help="Screen candidates before scoring.")
-    ] = True,
-    race_error: Annotated[
-        float,
-        typer.Option(help="Chance that a race drops a candidate that is not worse; 0: no races."),
-    ] = 0.05,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Worker processes (Ray); 0: none, in this process.")
-    ] = 0,
-    ray_address: Annotated[
-        str, typer.Option(help="A running Ray cluster: HOST:PORT or auto.")
-    ] = "",
-    gpus_per_worker: Annotated[float, typer.Option(min=0, help="GPUs (or a share) each.")] = 0,
-    task_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds a worker may take for one candidate.")
-    ] = 600,
-    reuse_mb: Annotated[
-        int, typer.Option(min=0, help="Activations that candidates share, in MB; 0: none.")
-    ] = 512,
-    seed: Seed = 0,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Search the most accurate architecture within a latency budget."""
-    from nas.budget import Budget, alternatives, parse_count
-    from nas.errors import UsageError
-    from nas.settings import Distribution, Settings
-
-    budgets = [Budget.parse(text) for text in budget]
-    settings: dict[str, Any] = {
-        "data": data,
-        "confidence": confidence,
-        "max_params": parse_count(max_params, "parameters") if max_params else None,
-        "max_macs": parse_count(max_macs, "MACs") if max_macs else None,
-        "supernet": supernet,
-        "source_run": source,
-        "evaluations": evaluations,
-        "search_images": search_images,
-        "test_images": test_images,
-        "searcher": searcher,
-        "sampler": sampler.value,
-        "batch": batch,
-        "surrogate": surrogate,
-        "race_error": race_error,
-        "fresh": fresh,
-        "seed": seed,
-    }
-    distribution: dict[str, Any] = {
-        "workers": workers,
-        "ray_address": ray_address or None,
-        "gpus": gpus_per_worker,
-        "timeout_s": task_timeout,
-        "reuse_mb": reuse_mb,
-    }
     # What is wrong with the options is said before anything is loaded.
+    budgets = [Budget.parse(text) for text in budget]
+    source = settings["source_run"]
     if source and not (Path(source) / "settings.json").exists():
         raise UsageError(f"{source} is not a run", "give --from the directory of a run")
-    Settings(budgets=tuple(alternatives(budgets, device)), space=space, **settings)
-    Distribution(**distribution)
+    names = {f.name for f in fields(Distribution)}
+    Distribution(**{name: settings[name] for name in names})
+    own = {name: value for name, value in settings.items() if name not in names}
+    Settings(tuple(alternatives(budgets, device)), **own)
     from nas.run.main import search_networks
 
     record = search_networks(
-        budgets,
-        space=space,
-        device=device,
-        out=run or None,
-        resume=resume,
-        table=table or (),
-        **settings,
-        **distribution,
+        budgets, device=device, table=table or (), out=run or None, resume=resume, **settings
     )
     if as_json:
         return print_json(record.to_json())
@@ -193,8 +117,8 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet"
 )
 def train(
-    space: Space = "swin:micro",
-    data: Data = "scenes",
+    space: Space = Settings.space,
+    data: Data = Settings.data,
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
     images: Annotated[int, typer.Option(min=200, help="Training images in all.")] = 271_200,
     init: Annotated[
@@ -205,7 +129,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
     ] = False,
-    seed: Seed = 0,
+    seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""

@@ -19,6 +19,7 @@ from nas.commands import (
     out,
     print_json,
 )
+from nas.settings import DEVICE, Settings
 
 if TYPE_CHECKING:
     from nas.latency.table import LatencyTable as Latencies
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: vitnas profile --device onnxruntime-cpu --space swin:micro")
 def profile(
-    space: Space = "swin:micro",
-    device: Device = "torch-cpu",
+    space: Space = Settings.space,
+    device: Device = DEVICE,
     classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
     folder: Annotated[str, typer.Option("--out", help="Folder; default: the user's cache.")] = "",
     rounds: Annotated[
@@ -169,8 +170,8 @@ def measure(
     what: Annotated[
         str, typer.Argument(metavar="ARCH|RUN|MODEL", help="Architecture JSON, run or model.")
     ],
-    space: Space = "swin:micro",
-    device: Device = "torch-cpu",
+    space: Space = Settings.space,
+    device: Device = DEVICE,
     classes: Classes = None,
     rounds: Annotated[int, typer.Option(min=1, help="Visits, of three samples each.")] = 17,
     figure: Annotated[
