@@ -132,11 +132,16 @@ def _tables() -> list[dict[str, Any]]:
 
 def _supernets() -> list[dict[str, Any]]:
     from nas.records import read_json
+    from nas.tasks import load_task
     from nas.training.supernet import ASSETS
 
     cards = [read_json(path) for path in sorted(ASSETS.glob("*/supernet.json"))]
-    keys = ("space", "data", "largest_search_top1_percent", "smallest_search_top1_percent")
-    return [{key.removesuffix("_top1_percent"): card[key] for key in keys} for card in cards]
+    rows = []
+    for card in cards:
+        score = f"search_{load_task(card).metric.key}"
+        scores = {f"{size}_search": card[f"{size}_{score}"] for size in ("largest", "smallest")}
+        rows.append({"space": card["space"], "data": card["data"], **scores})
+    return rows
 
 
 def _runs() -> list[dict[str, Any]]:

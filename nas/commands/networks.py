@@ -167,11 +167,12 @@ def quantize(
     )
     if as_json:
         return print_json(result)
-    grid = grid_of("ranges", "search top-1", "answers changed")
-    grid.add_row("float32", f"{result['fp32']['top1_percent']:.1f} %", "")
+    metric = network.space.task.metric
+    grid = grid_of("ranges", f"search {metric.heading or metric.name}", "answers changed")
+    grid.add_row("float32", f"{result['fp32'][metric.key]:.1f} %", "")
     for method, row in result["methods"].items():
         grid.add_row(
-            f"int8 {method}", f"{row['top1_percent']:.1f} %", f"{row['changed_percent']:.1f} %"
+            f"int8 {method}", f"{row[metric.key]:.1f} %", f"{row['changed_percent']:.1f} %"
         )
     out.print(grid)
     ms = result["measured_ms"]

@@ -182,7 +182,7 @@ def export(
     network = SavedRun.load(run).winner()
     architecture = network.architecture
     torch.manual_seed(0)
-    images = torch.randn(1, 3, architecture.resolution, architecture.resolution)
+    images = torch.randn(1, *network.space.parts.example(architecture.resolution))
     with torch.no_grad():
         expected = network(images)
     where = Path(folder) if folder else run / "winner"
