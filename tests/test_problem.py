@@ -628,6 +628,37 @@ def test_several_trials_of_a_member_are_averaged_and_their_noise_is_used(tmp_pat
     assert noise.pop() == pytest.approx(3.0 / 3**0.5, rel=0.1)
 
 
+def test_of_noisy_scores_the_highest_expected_one_is_better_than_the_luckiest(tmp_path):
+    def truth(m):
+        return m.a + m.b * 0.8 + m.c * 0.5
+
+    def noisy(m, pair=False):
+        seed = m.a * 64 + m.b * 8 + m.c
+        score = truth(m) + np.random.default_rng((trial, seed)).normal(0, 2)
+        return (score, 2.0) if pair else score
+
+    optimum = max(truth(m) for m in CUBES if m.a + m.b + m.c <= 11)
+    gaps = {"best": [], "expected": []}
+    for trial in range(5):  # noqa: B007 - read by `noisy`
+        found = nas.search(11.0, space=CUBE, latency=WHOLE, score=noisy, noise=2.0, evaluations=80)
+        for name, own in gaps.items():
+            own.append(optimum - truth(getattr(found, name).architecture))
+        assert found.best.score == max(c.score for c in found.candidates)
+        assert found.expected.expected_score == max(c.expected_score for c in found.candidates)
+    assert np.mean(gaps["expected"]) < 0.7 * np.mean(gaps["best"])
+    paired = nas.search(11.0, space=CUBE, latency=WHOLE, score=lambda m: noisy(m, True),
+                        evaluations=80)  # fmt: skip
+    assert paired.candidates == found.candidates
+    with pytest.raises(UsageError, match="noise must be a number"):
+        explored(noise=-1.0)
+
+
+def test_few_scores_expect_nothing():
+    found = nas.search(9.0, space=CUBE, latency=WHOLE, score=lambda m: m.a, evaluations=8)
+    assert isnan(found.expected.expected_score)
+    assert found.expected == found.best
+
+
 @pytest.mark.parametrize(
     ("changed", "match"),
     [

@@ -100,15 +100,16 @@ def _score_table(given: Any, used: Sequence[Column]) -> ScoreTable:
     return ScoreTable(codes, scores, unmatched)
 
 
-def make_scorer(score: Callable[[Any], Any]) -> Callable[[Any], Record]:
+def make_scorer(score: Callable[[Any], Any], usual: float = 0.0) -> Callable[[Any], Record]:
     """What a worker does: the record of a member's score; `ValueError` if that is not finite.
 
-    A score may come with its noise (its standard deviation as a measurement), as a pair.
+    A score may come with its noise (its standard deviation as a measurement), as a pair; else it
+    is the `usual` one.
     """
 
     def scorer(member: Any) -> Record:
         given = score(member)
-        value, noise = given if isinstance(given, tuple) else (given, 0.0)
+        value, noise = given if isinstance(given, tuple) else (given, usual)
         record = {"score": float(value)} | ({"noise": float(noise)} if noise else {})
         if not math.isfinite(record["score"]):
             raise ValueError(f"the score is {record['score']}")
