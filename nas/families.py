@@ -36,9 +36,10 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
 
     E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
     block, `NAME@384` is the same at 384 px. A family may be a module of one's own
-    (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it classifies, a named model into
-    the 1000 classes of ImageNet, a space into 10. Raises `UnknownNameError` with the closest names,
-    and `UsageError` for a family that breaks its contract.
+    (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it has that of its family (`TASK`
+    in its file) or classifies, a named model into the 1000 classes of ImageNet, a space into 10.
+    Raises `UnknownNameError` with the closest names, and `UsageError` for a family that breaks its
+    contract.
     """
     plain, _, resolution = name.partition("@")
     space = _find(plain.removesuffix("+int8"), task)
@@ -58,12 +59,18 @@ def _find(name: str, task: Task | None) -> SearchSpace:
         known = family in families() or "." in family
         if not known or preset not in _of(family, "PRESETS"):
             raise UnknownNameError("space", name, space_names())
-        return SearchSpace(name, *_of(family, "PRESETS")[preset], task or Classification(10))
+        found = _of(family, "PRESETS")[preset]
+        return SearchSpace(name, *found, task or _default_task(family))
     for family in families():
         if name in _of(family, "MODELS"):
             found = _of(family, "MODELS")[name]
             return SearchSpace(name, *found, task or Classification(1000))
     raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
+
+
+def _default_task(family: str) -> Task:
+    module = load_module("family", "search_spaces", family)
+    return getattr(module, "TASK", Classification(10))
 
 
 def _of(family: str, what: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:

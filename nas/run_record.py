@@ -218,7 +218,7 @@ class RunRecord(Mapping[str, Any]):
         try:
             metric = _decode(MetricName, data.get("metric", {}), "metric", "").name
             answers = [_whole(answer, data) for answer in data.get("answers") or [data]]
-            known = {f.name for f in (*fields(cls), *fields(Answer))}
+            known = {f.name for f in (*fields(cls), *fields(Answer))} - {"task"}
             task = {key: value for key, value in data.items() if key not in known}
             found: Self = _decode(cls, {**data, "answers": answers, "task": task}, "", metric)
         except _MismatchError as error:

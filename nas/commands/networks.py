@@ -41,7 +41,7 @@ def inspect(
 ) -> None:
     """Parameters, MACs and predicted latency of an architecture, layer by layer."""
     from nas.latency.library import known_table
-    from nas.network.macs import count_macs, count_params
+    from nas.network.macs import count_macs, count_params, sum_params
     from nas.runtimes import load_runtime
 
     runtime = load_runtime(device)
@@ -61,14 +61,15 @@ def inspect(
     result = {
         "name": f"{plain} {architecture.id}" if ":" in plain else plain,
         "resolution": architecture.resolution,
-        "params": sum(row["params"] for row in rows),
+        "params": sum_params(the_space.layers(architecture)),
         "macs": sum(row["macs"] for row in rows),
         "predicted_ms": round(table.predict(the_space, architecture), 4) if table else None,
         "layers": rows,
     }
     if as_json:
         return print_json(result)
-    out.print(f"{result['name']} at {result['resolution']} px, {the_space.task.outputs} outputs")
+    size = f"{result['resolution']} {the_space.parts.unit}"
+    out.print(f"{result['name']} at {size}, {the_space.task.outputs} outputs")
     grid = grid_of("layer", "params", "MACs", "predicted")
     for row in [*rows, {"layer": "sum", **result}]:
         ms = row["predicted_ms"]
@@ -167,8 +168,8 @@ def quantize(
     )
     if as_json:
         return print_json(result)
-    metric = network.space.task.metric
-    grid = grid_of("ranges", f"search {metric.heading or metric.name}", "answers changed")
+    metric = images_of.task.metric
+    grid = grid_of("ranges", f"search {metric.heading}", "answers changed")
     grid.add_row("float32", f"{result['fp32'][metric.key]:.1f} %", "")
     for method, row in result["methods"].items():
         grid.add_row(

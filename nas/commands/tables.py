@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def profile(
     space: Space = Settings.space,
     device: Device = DEVICE,
-    classes: Annotated[int, typer.Option(min=2, help="Classes of the classifier.")] = 10,
+    classes: Classes = None,
     folder: Annotated[str, typer.Option("--out", help="Folder; default: the user's cache.")] = "",
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Visits of each row, default 5; more: less noise.")
@@ -55,7 +55,7 @@ def profile(
     from nas.runtimes import load_runtime
     from nas.tasks.classification import Classification
 
-    the_space = load_space(space, Classification(classes))
+    the_space = load_space(space, Classification(classes) if classes else None)
     where = Path(folder) if folder else table_folder(the_space, load_runtime(device))
     own = where if folder or again else None
     table = run_profile(

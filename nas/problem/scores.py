@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nas.errors import UsageError
-from nas.problem.members import Column, Texts, columns_of, find, member_id
+from nas.problem.members import Texts, columns_of, find, member_id
 from nas.records import fingerprint
 from nas.space.rules import Position
 from nas.strategy.loop import Score
@@ -23,99 +21,61 @@ class ScoreTable:
     """The known scores of members, by their cells in some columns (`read_score`).
 
     `codes` holds for each column its position, and for each value of that the number of its cell;
-    `scores` holds for each row of such numbers the mean of its scores and that mean's noise.
+    `scores` holds the score for each row of such numbers.
     """
 
     codes: tuple[tuple[int, tuple[int, ...]], ...]
-    scores: Mapping[tuple[int, ...], tuple[float, float]]
-    unmatched: str = ""
+    scores: Mapping[tuple[int, ...], float]
 
-    def __call__(self, path: Sequence[int]) -> tuple[float, float]:
-        """The score of the member of a path and its noise; `KeyError` if the table has none."""
+    def __call__(self, path: Sequence[int]) -> float:
+        """The score of the member of a path; `KeyError` if the table has none."""
         key = tuple(code[path[position]] for position, code in self.codes)
         if key not in self.scores:
-            raise KeyError(f"the table of scores has no row for it{self.unmatched}")
+            raise KeyError("the table of scores has no row for it")
         return self.scores[key]
 
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any score."""
-        return fingerprint(sorted((list(key), *score) for key, score in self.scores.items()))
+        return fingerprint(sorted((list(key), score) for key, score in self.scores.items()))
 
 
-def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], Any]:
+def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], float]:
     """The function of a member that is given as such, or as a DataFrame with a column `score`.
 
-    The other columns are choices by name, as in `columns_of`. Where all of these are there, more
-    may be, such as `latency`; else a column that is none of them is refused (`UsageError`), since
-    it may be one with a wrong name. Rows of the same member are trials: their mean is its score.
+    Each other column of the table but `latency` is a choice by name, as in `columns_of`.
     """
     if callable(given):
-        function: Callable[[Any], Any] = given
+        function: Callable[[Any], float] = given
         return function
-    names = list(getattr(given, "columns", ()))
-    if "score" not in names:
+    if "score" not in getattr(given, "columns", ()):
         raise UsageError(
             f"a score cannot be {type(given).__name__} without a column called score",
             "give a function, or a DataFrame with a column for each choice and score",
         )
-    columns = columns_of(positions)
-    used = [column for column in columns if column.name in names]
-    known = {"score", "latency", *(column.name for column in columns)}
-    varied = [c.name for c in columns if len(set(map(repr, c.cells))) > 1 and c not in used]
-    unknown = [str(name) for name in names if name not in known]
-    if not used or (varied and unknown):
-        raise UsageError(
-            f"the table of scores has no column {', '.join(varied[:4])}"
-            + (f", and {', '.join(unknown[:4])} is no choice" if unknown else ""),
-            "name its columns as in Exploration.frame(), and drop others",
-        )
-    return _score_table(given, used)
-
-
-def _score_table(given: Any, used: Sequence[Column]) -> ScoreTable:
-    """The scores of a DataFrame by some of its columns."""
+    used = [column for column in columns_of(positions) if column.name in given.columns]
     kinds = [list(dict.fromkeys(column.cells)) for column in used]
-    names = [column.name for column in used]
-    trials: dict[tuple[int, ...], list[float]] = {}
-    missing: list[str] = []
-    for *cells, score in given[[*names, "score"]].itertuples(index=False, name=None):
+    rows = given[[*(column.name for column in used), "score"]].itertuples(index=False, name=None)
+    scores: dict[tuple[int, ...], float] = {}
+    for *cells, score in rows:
         numbers = [find(cell, own) for cell, own in zip(cells, kinds)]
-        missing += [f"{n} = {c!r}" for n, c, i in zip(names, cells, numbers) if i is None][:1]
-        key = tuple(number for number in numbers if number is not None)
-        if len(key) == len(used) and score == score:
-            trials.setdefault(key, []).append(float(score))
-    unmatched = ""
-    if missing:
-        unmatched = f"; {len(missing)} of its rows are of no member, e.g. {missing[0]}"
-    if not trials:
-        raise UsageError(f"no row of the table of scores can be used{unmatched}", "mend the table")
-    within = [np.var(own, ddof=1) for own in trials.values() if len(own) > 1]
-    noise = float(np.mean(within)) if within else 0.0  # the variance of one trial, of any member
+        if all(number is not None for number in numbers):
+            scores[tuple(n for n in numbers if n is not None)] = float(score)
     codes = tuple(
         (column.position, tuple(own.index(cell) for cell in column.cells))
         for column, own in zip(used, kinds)
     )
-    scores = {key: (float(np.mean(own)), (noise / len(own)) ** 0.5) for key, own in trials.items()}
-    return ScoreTable(codes, scores, unmatched)
+    return ScoreTable(codes, scores)
 
 
-def make_scorer(score: Callable[[Any], Any], usual: float = 0.0) -> Callable[[Any], Record]:
-    """What a worker does: the record of a member's score; `ValueError` if that is not finite.
-
-    A score may come with its noise (its standard deviation as a measurement), as a pair; else it
-    is the `usual` one.
-    """
+def make_scorer(score: Callable[[Any], float]) -> Callable[[Any], Record]:
+    """What a worker does: the record of a member's score; `ValueError` if that is not finite."""
 
     def scorer(member: Any) -> Record:
-        given = score(member)
-        value, noise = given if isinstance(given, tuple) else (given, usual)
-        record = {"score": float(value)} | ({"noise": float(noise)} if noise else {})
-        if not math.isfinite(record["score"]):
-            raise ValueError(f"the score is {record['score']}")
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"the noise of the score is {noise}")
-        return record
+        value = float(score(member))
+        if not math.isfinite(value):
+            raise ValueError(f"the score is {value}")
+        return {"score": value}
 
     return scorer
 
@@ -134,7 +94,4 @@ def score_paths(
         header = {"architecture": texts(own, member)}
         tasks.append(Task(member_id(own), own if by_path else member, header))
     records = ledger.score(tasks)
-    return [
-        Score(r.get("score", math.nan), r.get("noise", 0.0) ** 2, r.get("error", ""))
-        for r in records
-    ]
+    return [Score(r.get("score", math.nan), error=r.get("error", "")) for r in records]
