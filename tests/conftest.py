@@ -34,6 +34,10 @@ from nas.training.supernet import save_supernet
 from nas.trellis.graph import space_layers
 from nas.versions import layer_code
 
+# Modules of one's own are found by the programs that tests start, too.
+_path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ |= {"PYTHONPATH": os.pathsep.join(_path), "VITNAS_EXTENSIONS": "toys"}
+
 # A first example may build what the others share, and the machine may be busy.
 settings.register_profile("vitnas", deadline=None)
 settings.load_profile("vitnas")

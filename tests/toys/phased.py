@@ -1,6 +1,6 @@
 """A family of sets of vectors whose blocks run twice, on few vectors and then on twice as many.
 
-Its size is the number of vectors, each of eight numbers. All blocks run in the first phase; then
+Its size is the number of vectors, each of three numbers. All blocks run in the first phase; then
 every vector is doubled, and the same blocks, with the same weights, run again.
 """
 
@@ -13,7 +13,7 @@ from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.layer import Layer, Part
 
-NUMBERS = 8
+NUMBERS = 3
 
 
 class Embed(ElasticModule):
@@ -57,8 +57,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Sets:
-    takes = "vectors"
-    unit = "vectors"
+    takes = "points"
+    unit = "points"
     multiple = 1
 
     def example(self, size):
@@ -87,7 +87,7 @@ class Sets:
         return f"{path}.{name}", None
 
 
-BLOCK = Space(Block, hidden=Choice(8, 16), precision=Choice("fp32"), sparsity=Choice(0))
+BLOCK = Space(Block, hidden=Choice(4, 12, 20), precision=Choice("fp32"), sparsity=Choice(0))
 STAGE = Space(Stage, width=Choice(8, 16), blocks=Repeat(BLOCK, Choice(1, 2)))
-DOMAIN = Space(Architecture, resolution=Choice(4, 6), stages=Fixed(STAGE))
+DOMAIN = Space(Architecture, resolution=Choice(4, 6, 8), stages=Fixed(STAGE))
 PRESETS = {"debug": (DOMAIN, Sets())}
