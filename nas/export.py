@@ -27,9 +27,10 @@ def export_network(
 ) -> dict[str, float]:
     """Write `architecture.json` and a file for each of `formats` (safetensors, pt2, onnx).
 
-    Returns the largest difference of a logit from `expected`, which the supernet gave for `images`
-    (1, 3, resolution, resolution), for each file; raises `EvaluationError` if one is over 1e-3 (for
-    int8 networks: over twice what the last digits of `images` change, see `tolerance`).
+    Returns for each file the largest difference of an output from `expected`, which the supernet
+    gave for `images` (one example of what the network takes); raises `EvaluationError` if one is
+    over 1e-3 (for int8 networks: over twice what the last digits of `images` change, see
+    `tolerance`).
     """
     if unknown := [f for f in formats if f not in WRITERS]:
         raise UnknownNameError("format", unknown[0], WRITERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 from dataclasses import dataclass, fields, replace
@@ -587,3 +588,107 @@ def test_all_that_fits_is_found_whatever_it_costs():
         assert {c.architecture for c in found.candidates} == {
             m for m, ms in sums.items() if ms <= budget + 1e-12
         }
+
+
+CUBE_SCORES = pd.DataFrame([{**vars(m), "score": m.a + 10.0 * m.b + 100 * m.c} for m in CUBES])
+CUBE_COSTS = pd.DataFrame(
+    [(name, v, float(v)) for name in "abc" for v in range(8)], columns=["choice", "value", "ms"]
+)
+
+
+def explored(budget=9.0, latency=WHOLE, score=CUBE_SCORES, **more):
+    return nas.search(budget, space=CUBE, latency=latency, score=score, evaluations=40, **more)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.assign(ms=range(512), params=1, note="x"),
+        lambda t: t.reset_index().rename(columns={"index": "Unnamed: 0"}),
+        lambda t: t[["score", "c", "a", "b"]].sample(frac=1, random_state=0),
+        lambda t: t.astype({"a": str}),
+        lambda t: pd.read_csv(io.StringIO(t.assign(a=t["a"].astype(float)).to_csv())),
+        lambda t: pd.concat([t, t.assign(a=99)]),
+        lambda t: pd.concat([t, t.assign(score=nan)]),
+    ],
+)
+def test_a_table_of_scores_goes_by_the_names_of_its_columns(change):
+    assert explored(score=change(CUBE_SCORES)).candidates == explored().candidates
+
+
+def test_several_trials_of_a_member_are_averaged_and_their_noise_is_used(tmp_path):
+    rng = np.random.default_rng(0)
+    trials = [CUBE_SCORES.assign(score=CUBE_SCORES["score"] + rng.normal(0, 3, 512)) for _ in "abc"]
+    mean = sum(t["score"] for t in trials) / 3
+    found = explored(score=pd.concat(trials), out=tmp_path)
+    expected = {m: s for m, s in zip(CUBES, mean)}
+    assert all(c.score == pytest.approx(expected[c.architecture]) for c in found.candidates)
+    noise = {row["noise"] for row in Journal(tmp_path / "candidates.jsonl").read()}
+    assert len(noise) == 1
+    assert noise.pop() == pytest.approx(3.0 / 3**0.5, rel=0.1)
+
+
+def test_of_noisy_scores_the_highest_expected_one_is_better_than_the_luckiest(tmp_path):
+    def truth(m):
+        return m.a + m.b * 0.8 + m.c * 0.5
+
+    def noisy(m, pair=False):
+        seed = m.a * 64 + m.b * 8 + m.c
+        score = truth(m) + np.random.default_rng((trial, seed)).normal(0, 2)
+        return (score, 2.0) if pair else score
+
+    optimum = max(truth(m) for m in CUBES if m.a + m.b + m.c <= 11)
+    gaps = {"best": [], "expected": []}
+    for trial in range(5):  # noqa: B007 - read by `noisy`
+        found = nas.search(11.0, space=CUBE, latency=WHOLE, score=noisy, noise=2.0, evaluations=80)
+        for name, own in gaps.items():
+            own.append(optimum - truth(getattr(found, name).architecture))
+        assert found.best.score == max(c.score for c in found.candidates)
+        assert found.expected.expected_score == max(c.expected_score for c in found.candidates)
+    assert np.mean(gaps["expected"]) < 0.7 * np.mean(gaps["best"])
+    paired = nas.search(11.0, space=CUBE, latency=WHOLE, score=lambda m: noisy(m, True),
+                        evaluations=80)  # fmt: skip
+    assert paired.candidates == found.candidates
+    with pytest.raises(UsageError, match="noise must be a number"):
+        explored(noise=-1.0)
+
+
+def test_few_scores_expect_nothing():
+    found = nas.search(9.0, space=CUBE, latency=WHOLE, score=lambda m: m.a, evaluations=8)
+    assert isnan(found.expected.expected_score)
+    assert found.expected == found.best
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"score": CUBE_SCORES[["score"]]}, "no column a, b, c"),
+        ({"score": CUBE_SCORES.rename(columns={"a": "A"})}, "no column a, and A is no choice"),
+        ({"score": CUBE_SCORES.assign(a=99)}, "no row .* can be used; 512 .* e.g. a = 99"),
+        ({"latency": CUBE_COSTS.rename(columns={"ms": "count"})}, "column ms or cost.*got choice"),
+        ({"latency": CUBE_COSTS.assign(cost=1)}, "needs one column ms or cost"),
+        ({"latency": CUBE_COSTS.replace({"choice": {"c": "d"}})}, "costs for 'd', which is no"),
+        (
+            {"latency": {n: dict.fromkeys(range(8), 1) for n in "abcd"}},
+            "costs for 'd', which is no",
+        ),
+        ({"latency": CUBE_COSTS[1:]}, "nothing for a = 0"),
+    ],
+)
+def test_what_does_not_match_in_a_table_is_named(changed, match):
+    with pytest.raises(UsageError, match=match):
+        explored(**changed)
+
+
+@pytest.mark.parametrize(
+    "latency",
+    [
+        CUBE_COSTS.assign(count=7)[["count", "ms", "value", "choice"]],
+        CUBE_COSTS.astype({"value": str}),
+        pd.concat([CUBE_COSTS.assign(ms=0.0), CUBE_COSTS.assign(ms=2 * CUBE_COSTS["ms"])]),
+        {name: {str(v): v for v in range(9)} for name in "abc"},
+    ],
+    ids=["order", "text", "trials", "mapping of text"],
+)
+def test_a_table_of_latencies_goes_by_names_and_values(latency):
+    assert explored(latency=latency).candidates == explored().candidates

@@ -136,16 +136,12 @@ def _supernets() -> list[dict[str, Any]]:
     from nas.training.supernet import ASSETS
 
     cards = [read_json(path) for path in sorted(ASSETS.glob("*/supernet.json"))]
-    return [
-        {
-            **{key: card[key] for key in ("space", "data")},
-            **{
-                key: card[f"{key}_{load_task(card).metric.key}"]
-                for key in ("largest_search", "smallest_search")
-            },
-        }
-        for card in cards
-    ]
+    rows = []
+    for card in cards:
+        score = f"search_{load_task(card).metric.key}"
+        scores = {f"{size}_search": card[f"{size}_{score}"] for size in ("largest", "smallest")}
+        rows.append({"space": card["space"], "data": card["data"], **scores})
+    return rows
 
 
 def _runs() -> list[dict[str, Any]]:

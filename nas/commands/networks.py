@@ -168,8 +168,8 @@ def quantize(
     )
     if as_json:
         return print_json(result)
-    metric = images_of.task.metric
-    grid = grid_of("ranges", f"search {metric.heading}", "answers changed")
+    metric = network.space.task.metric
+    grid = grid_of("ranges", f"search {metric.heading or metric.name}", "answers changed")
     grid.add_row("float32", f"{result['fp32'][metric.key]:.1f} %", "")
     for method, row in result["methods"].items():
         grid.add_row(

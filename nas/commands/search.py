@@ -180,12 +180,13 @@ def export(
     from nas.report.saved_run import SavedRun
 
     network = SavedRun.load(run).winner()
+    architecture = network.architecture
     torch.manual_seed(0)
-    inputs = torch.randn(1, *network.space.example(network.architecture))
+    images = torch.randn(1, *network.space.parts.example(architecture.resolution))
     with torch.no_grad():
-        expected = network(inputs)
+        expected = network(images)
     where = Path(folder) if folder else run / "winner"
-    differences = export_network(network, inputs, expected, where, [f.value for f in formats])
+    differences = export_network(network, images, expected, where, [f.value for f in formats])
     if as_json:
         return print_json({"folder": str(where), "largest_difference": differences})
     for name, difference in differences.items():

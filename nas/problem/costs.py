@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nas.errors import UsageError
+from nas.problem.members import find
 from nas.records import fingerprint
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
@@ -91,7 +92,8 @@ def read_cost(
 ) -> Cost:
     """The cost that is given as a table, an `Additive` or a function of a member.
 
-    A table is a `LatencyTable`, a mapping or a DataFrame. Raises `UsageError` where it is none of
+    A table is a `LatencyTable`, a mapping, or a DataFrame with columns `choice`, `value` and `ms`.
+    Raises `UsageError` where it is none of
     these, lacks a value, or gives a cost that is negative or not finite. No black box is called for
     paths of which `permitted` is above 0.
     """
@@ -119,39 +121,82 @@ def _exact(graph: Graph, positions: Sequence[Position], given: Any) -> Trellis |
     if isinstance(given, Additive):
         return Trellis(graph, given.cost, _number("the fixed cost", given.fixed))
     if (table := _table(given)) is not None:
-        _require_all(table, positions)
-        return Trellis(graph, lambda item: table.get(item[0], {}).get(item[1], 0.0))
+        costs = _matched(table, positions)
+        return Trellis(graph, lambda item: costs[item[0]][item[1]])
     return None
 
 
-def _table(given: Any) -> dict[str, dict[Any, float]] | None:
-    """A mapping or DataFrame (columns: position, value, cost) as the cost of each value."""
-    if isinstance(given, Mapping):
-        for name, values in given.items():
-            if not isinstance(values, Mapping):
-                raise UsageError(
-                    f"the latency table has {values!r} for {name}", "give the cost of each value"
-                )
-        return {
-            name: {v: _number(f"the cost of {name} = {v}", ms) for v, ms in values.items()}
-            for name, values in given.items()
-        }
+_NAMES = {
+    "position": ("choice", "position", "name"),
+    "value": ("value",),
+    "cost": ("ms", "cost", "latency", "latency_ms"),
+}
+
+
+def _table(given: Any) -> dict[str, list[tuple[Any, float]]] | None:
+    """A mapping, or a DataFrame, as values with their costs for each position."""
     if hasattr(given, "itertuples"):
-        found: dict[str, dict[Any, float]] = {}
-        for name, value, ms in given.iloc[:, :3].itertuples(index=False):
-            found.setdefault(str(name), {})[value] = float(ms)
+        columns = [_column(list(given.columns), role) for role in _NAMES]
+        found: dict[str, list[tuple[Any, float]]] = {}
+        for name, value, ms in given[columns].itertuples(index=False, name=None):
+            found.setdefault(str(name), []).append((value, _cost(name, value, ms)))
         return found
-    return None
+    if not isinstance(given, Mapping):
+        return None
+    for name, values in given.items():
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                f"the latency table has {values!r} for {name}", "give the cost of each value"
+            )
+    return {
+        name: [(value, _cost(name, value, ms)) for value, ms in values.items()]
+        for name, values in given.items()
+    }
 
 
-def _require_all(table: Mapping[str, Mapping[Any, float]], positions: Sequence[Position]) -> None:
+def _cost(name: str, value: Any, given: Any) -> float:
+    return _number(f"the cost of {name} = {value}", given)
+
+
+def _column(columns: Sequence[Any], role: str) -> Any:
+    """The one column of a table that has a role, by its name."""
+    found = [column for column in columns if str(column).lower() in _NAMES[role]]
+    if len(found) != 1:
+        raise UsageError(
+            f"a table of latencies needs one column {' or '.join(_NAMES[role])}, "
+            f"got {', '.join(map(str, columns))}",
+            "name its columns choice, value and ms",
+        )
+    return found[0]
+
+
+def _matched(
+    table: Mapping[str, Sequence[tuple[Any, float]]], positions: Sequence[Position]
+) -> dict[str, dict[Any, float]]:
+    """The cost of each value of each position; the mean of those given more than once."""
+    names = [position.name for position in positions]
+    if unknown := [name for name in table if name not in names]:
+        raise UsageError(
+            f"the latency table has costs for {unknown[0]!r}, which is no position of the space",
+            f"its positions are {', '.join(names[:8])}{', ...' * (len(names) > 8)}",
+        )
+    costs: dict[str, dict[Any, float]] = {}
     for position in positions:
-        for value in position.values:
-            if value is not ENDED and value not in table.get(position.name, {}):
+        index = {value: i for i, value in enumerate(position.values)}
+        given: dict[int | None, list[float]] = {}
+        for value, ms in table.get(position.name, ()):
+            i = index.get(value) if isinstance(value, Hashable) else None
+            given.setdefault(find(value, position.values) if i is None else i, []).append(ms)
+        for i, value in enumerate(position.values):
+            if i not in given and value is not ENDED:
                 raise UsageError(
                     f"the latency table has nothing for {position.name} = {value}",
                     "every value of every position needs a cost",
                 )
+        costs[position.name] = {
+            v: sum(given[i]) / len(given[i]) for v, i in index.items() if i in given
+        }
+    return costs
 
 
 class _BlackBox:

@@ -18,21 +18,29 @@ if TYPE_CHECKING:
 class Found:
     """A member of the space with its cost and its score, and the path that is its identity.
 
-    The path holds the index of the value chosen at each position.
+    `expected_score` is what the surrogate expects of it by all scores, that is without the luck of
+    its own; nan where there are too few. The path holds the index of the value that is chosen at
+    each position.
     """
 
     architecture: Any
     latency: float
     score: float
+    expected_score: float = field(repr=False, compare=False)
     path: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The best member found within one budget, None if there is none, and how good it is."""
+    """The best member found within one budget, None if there is none, and how good it is.
+
+    `best` has the highest score, which is luck in part where scores are noisy; `expected` has the
+    highest expected score, or is `best` where too few scores are known.
+    """
 
     budget: float
     best: Found | None
+    expected: Found | None
     quality: Quality
 
 
@@ -62,8 +70,13 @@ class Exploration:
 
     @property
     def best(self) -> Found | None:
-        """The best member within the first budget."""
+        """The member of the highest score within the first budget."""
         return self.answers[0].best
+
+    @property
+    def expected(self) -> Found | None:
+        """The member of the highest expected score within the first budget."""
+        return self.answers[0].expected
 
     def frame(self) -> DataFrame:
         """The candidates as a table: a column for each choice, `latency` and `score`.

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nas.errors import UsageError
-from nas.problem.members import Texts, columns_of, find, member_id
+from nas.problem.members import Column, Texts, columns_of, find, member_id
 from nas.records import fingerprint
 from nas.space.rules import Position
 from nas.strategy.loop import Score
@@ -21,61 +23,99 @@ class ScoreTable:
     """The known scores of members, by their cells in some columns (`read_score`).
 
     `codes` holds for each column its position, and for each value of that the number of its cell;
-    `scores` holds the score for each row of such numbers.
+    `scores` holds for each row of such numbers the mean of its scores and that mean's noise.
     """
 
     codes: tuple[tuple[int, tuple[int, ...]], ...]
-    scores: Mapping[tuple[int, ...], float]
+    scores: Mapping[tuple[int, ...], tuple[float, float]]
+    unmatched: str = ""
 
-    def __call__(self, path: Sequence[int]) -> float:
-        """The score of the member of a path; `KeyError` if the table has none."""
+    def __call__(self, path: Sequence[int]) -> tuple[float, float]:
+        """The score of the member of a path and its noise; `KeyError` if the table has none."""
         key = tuple(code[path[position]] for position, code in self.codes)
         if key not in self.scores:
-            raise KeyError("the table of scores has no row for it")
+            raise KeyError(f"the table of scores has no row for it{self.unmatched}")
         return self.scores[key]
 
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any score."""
-        return fingerprint(sorted((list(key), score) for key, score in self.scores.items()))
+        return fingerprint(sorted((list(key), *score) for key, score in self.scores.items()))
 
 
-def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], float]:
+def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], Any]:
     """The function of a member that is given as such, or as a DataFrame with a column `score`.
 
-    Each other column of the table but `latency` is a choice by name, as in `columns_of`.
+    The other columns are choices by name, as in `columns_of`. Where all of these are there, more
+    may be, such as `latency`; else a column that is none of them is refused (`UsageError`), since
+    it may be one with a wrong name. Rows of the same member are trials: their mean is its score.
     """
     if callable(given):
-        function: Callable[[Any], float] = given
+        function: Callable[[Any], Any] = given
         return function
-    if "score" not in getattr(given, "columns", ()):
+    names = list(getattr(given, "columns", ()))
+    if "score" not in names:
         raise UsageError(
             f"a score cannot be {type(given).__name__} without a column called score",
             "give a function, or a DataFrame with a column for each choice and score",
         )
-    used = [column for column in columns_of(positions) if column.name in given.columns]
+    columns = columns_of(positions)
+    used = [column for column in columns if column.name in names]
+    known = {"score", "latency", *(column.name for column in columns)}
+    varied = [c.name for c in columns if len(set(map(repr, c.cells))) > 1 and c not in used]
+    unknown = [str(name) for name in names if name not in known]
+    if not used or (varied and unknown):
+        raise UsageError(
+            f"the table of scores has no column {', '.join(varied[:4])}"
+            + (f", and {', '.join(unknown[:4])} is no choice" if unknown else ""),
+            "name its columns as in Exploration.frame(), and drop others",
+        )
+    return _score_table(given, used)
+
+
+def _score_table(given: Any, used: Sequence[Column]) -> ScoreTable:
+    """The scores of a DataFrame by some of its columns."""
     kinds = [list(dict.fromkeys(column.cells)) for column in used]
-    rows = given[[*(column.name for column in used), "score"]].itertuples(index=False, name=None)
-    scores: dict[tuple[int, ...], float] = {}
-    for *cells, score in rows:
+    names = [column.name for column in used]
+    trials: dict[tuple[int, ...], list[float]] = {}
+    missing: list[str] = []
+    for *cells, score in given[[*names, "score"]].itertuples(index=False, name=None):
         numbers = [find(cell, own) for cell, own in zip(cells, kinds)]
-        if all(number is not None for number in numbers):
-            scores[tuple(n for n in numbers if n is not None)] = float(score)
+        missing += [f"{n} = {c!r}" for n, c, i in zip(names, cells, numbers) if i is None][:1]
+        key = tuple(number for number in numbers if number is not None)
+        if len(key) == len(used) and score == score:
+            trials.setdefault(key, []).append(float(score))
+    unmatched = ""
+    if missing:
+        unmatched = f"; {len(missing)} of its rows are of no member, e.g. {missing[0]}"
+    if not trials:
+        raise UsageError(f"no row of the table of scores can be used{unmatched}", "mend the table")
+    within = [np.var(own, ddof=1) for own in trials.values() if len(own) > 1]
+    noise = float(np.mean(within)) if within else 0.0  # the variance of one trial, of any member
     codes = tuple(
         (column.position, tuple(own.index(cell) for cell in column.cells))
         for column, own in zip(used, kinds)
     )
-    return ScoreTable(codes, scores)
+    scores = {key: (float(np.mean(own)), (noise / len(own)) ** 0.5) for key, own in trials.items()}
+    return ScoreTable(codes, scores, unmatched)
 
 
-def make_scorer(score: Callable[[Any], float]) -> Callable[[Any], Record]:
-    """What a worker does: the record of a member's score; `ValueError` if that is not finite."""
+def make_scorer(score: Callable[[Any], Any], usual: float = 0.0) -> Callable[[Any], Record]:
+    """What a worker does: the record of a member's score; `ValueError` if that is not finite.
+
+    A score may come with its noise (its standard deviation as a measurement), as a pair; else it
+    is the `usual` one.
+    """
 
     def scorer(member: Any) -> Record:
-        value = float(score(member))
-        if not math.isfinite(value):
-            raise ValueError(f"the score is {value}")
-        return {"score": value}
+        given = score(member)
+        value, noise = given if isinstance(given, tuple) else (given, usual)
+        record = {"score": float(value)} | ({"noise": float(noise)} if noise else {})
+        if not math.isfinite(record["score"]):
+            raise ValueError(f"the score is {record['score']}")
+        if not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"the noise of the score is {noise}")
+        return record
 
     return scorer
 
@@ -94,4 +134,7 @@ def score_paths(
         header = {"architecture": texts(own, member)}
         tasks.append(Task(member_id(own), own if by_path else member, header))
     records = ledger.score(tasks)
-    return [Score(r.get("score", math.nan), error=r.get("error", "")) for r in records]
+    return [
+        Score(r.get("score", math.nan), r.get("noise", 0.0) ** 2, r.get("error", ""))
+        for r in records
+    ]

@@ -28,8 +28,9 @@ from nas.space.domains import Space
 from nas.space.family import SearchSpace
 from nas.space.rules import Position
 from nas.strategy.constraints import Region
+from nas.strategy.gaussian_process import Surrogate
 from nas.strategy.loop import BATCH, Patience, explore, nothing_fits
-from nas.strategy.quality import judge
+from nas.strategy.quality import JUDGED_FROM, judge
 from nas.strategy.searchers import Known, Searcher, load_propose
 from nas.strategy.statistics import hypervolumes, pareto
 from nas.trellis.graph import Floats, Graph, decode
@@ -51,6 +52,7 @@ def search_space(
     seed: int = 0,
     searcher: str = "evolution",
     sampler: str = "trellis",
+    noise: float = 0.0,
     limits: Mapping[str, tuple[Any, float]] | None = None,
     batch: int = BATCH,
     workers: int = 0,
@@ -67,6 +69,10 @@ def search_space(
     cost of the same kinds and its upper bound. `score` is a function of a member, or a DataFrame
     with a column for each field or position and one called `score`.
 
+    `noise` is the standard deviation of a score as a measurement, where it is known; a score may
+    also be a pair of the score and its own noise. Of noisy scores the highest is a lucky one: what
+    is best by expectation is `Exploration.expected`.
+
     A member whose score raises or is not finite is set aside; more than `failed_share` of them end
     the search with an `EvaluationError`. In the folder `out` every score is kept
     (`candidates.jsonl`). `resume` goes on with the search there, to the result of one that was
@@ -79,6 +85,8 @@ def search_space(
         raise UsageError("a search needs a budget", "e.g. budget=20.0")
     evaluations, batch = _whole("evaluations", evaluations, 1), _whole("batch", batch, 1)
     seed = _whole("seed", seed, 0)
+    if not isinstance(noise, Real) or not (math.isfinite(noise) and noise >= 0):
+        raise UsageError(f"noise must be a number, 0 or more, got {noise!r}", "e.g. 0.1")
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = Graph.of(space) if isinstance(space, SearchSpace) else Graph.choices(space)
     rng, checks = np.random.default_rng(seed), Checks(space)
@@ -97,13 +105,17 @@ def search_space(
         # A function may be mended between a search and its continuation.
         "score": function.fingerprint if isinstance(function, ScoreTable) else "",
         "seed": seed, "searcher": searcher, "sampler": sampler,
-        "batch": batch, "code": search_code(),
+        "batch": batch, "noise": float(noise), "code": search_code(),
     }  # fmt: skip
     with ExitStack() as held:
         if folder is not None:
             _refuse_other(folder, resume, identity)
         pool = open_pool(
-            make_scorer, (function,), workers=workers, address=ray_address, timeout_s=timeout_s
+            make_scorer,
+            (function, float(noise)),
+            workers=workers,
+            address=ray_address,
+            timeout_s=timeout_s,
         )
         held.enter_context(pool)  # before anything is written: it may fail
         journal = None if folder is None else _journal(folder, identity)
@@ -197,9 +209,13 @@ def _journal(folder: Path, identity: Record) -> Journal:
 def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exploration:
     known = asked.known
     costs, scores = _within(asked, cost.costs_of(known.paths)).tolist(), known.scores.tolist()
+    expected = [math.nan] * len(known)
+    if len(known) >= JUDGED_FROM:
+        surrogate = Surrogate.fit(known.positions, known.paths, known.scores, known.noise)
+        expected = surrogate.predict(known.paths).tolist()
     found = tuple(
-        Found(decode(space, path), c, s, tuple(path.tolist()))
-        for path, c, s in zip(known.paths, costs, scores)
+        Found(decode(space, path), c, s, e, tuple(path.tolist()))
+        for path, c, s, e in zip(known.paths, costs, scores, expected)
     )
     bound = max(region.limits[0].bound for region in asked.regions)
     return Exploration(
@@ -223,7 +239,10 @@ def _within(asked: Searcher, costs: Floats) -> Floats:
 
 
 def _answer(region: Region, known: Known, found: Sequence[Found]) -> Answer:
-    fitting = np.flatnonzero(region.fits(known.paths))
-    best = int(fitting[np.argmax(known.scores[fitting])]) if len(fitting) else None
+    inside = np.flatnonzero(region.fits(known.paths)).tolist()
+    best = max(inside, key=lambda i: found[i].score, default=None)
+    judged = [i for i in inside if math.isfinite(found[i].expected_score)]
+    expected = max(judged, key=lambda i: found[i].expected_score, default=best)
     quality = judge(region, known, None if best is None else known.paths[best])
-    return Answer(region.limits[0].bound, None if best is None else found[best], quality)
+    chosen, likely = (None if i is None else found[i] for i in (best, expected))
+    return Answer(region.limits[0].bound, chosen, likely, quality)

@@ -232,7 +232,7 @@ def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[st
 
 
 class Clock:
-    """Seconds by part of the job."""
+    """Measures the seconds that each part of a run takes."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(
@@ -242,6 +242,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """The context whose seconds are added to those of a part."""
         start = time.monotonic()
         try:
             yield
@@ -249,5 +250,6 @@ class Clock:
             self.seconds[name] += time.monotonic() - start
 
     def rounded(self) -> dict[str, float]:
+        """The seconds of each part until now, and in all."""
         total = time.monotonic() - self._start
         return {k: round(v, 2) for k, v in {**self.seconds, "total": total}.items()}
