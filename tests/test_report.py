@@ -244,6 +244,8 @@ def test_what_version_0_1_0_recorded_is_read_and_written_again():
 
 def test_a_record_is_the_same_after_it_was_written_and_read(finished):
     record = RunRecord.read(finished / "run.json")
+    assert json.dumps(dict(record)) == json.dumps(read_json(finished / "run.json"))
+    assert record.task["task"] == "classification"
     assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
