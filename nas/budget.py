@@ -1,4 +1,4 @@
-"""What the winner may cost: time on one device or several, and counts."""
+"""Budgets: the time that a winner may take on devices, and limits of counts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Budget:
 
 
 def alternatives(budgets: Iterable[Budget], device: str) -> list[dict[str, float]]:
-    """What to answer: for each of several budgets of one device, milliseconds by device.
+    """The budgets that are answered one by one, each in milliseconds by device.
 
     Budgets of different devices are kept together; several of the same device are answered one by
     one. `device` is that of budgets without a name. The first device is the one that is searched
@@ -76,7 +76,7 @@ def alternatives(budgets: Iterable[Budget], device: str) -> list[dict[str, float
 
 
 def parse_count(text: str, what: str) -> float:
-    """`5M`, `300k`, `1.5G` or a plain number, of `what`."""
+    """The number that `5M`, `300k` or `1.5G` says; an error says `what` it is a number of."""
     match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", text.lower())
     factor = _UNIT_COUNT.get(match[2]) if match else None
     if match is None or factor is None:

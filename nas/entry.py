@@ -64,6 +64,7 @@ def search(
     seed: int = ...,
     searcher: str = ...,
     sampler: str = ...,
+    noise: float = ...,
     limits: Mapping[str, tuple[Any, float]] | None = ...,
     batch: int = ...,
     workers: int = ...,

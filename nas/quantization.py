@@ -31,7 +31,7 @@ _ROUNDS = 10
 def subject(
     what: str, space: str, data: str, supernet: str, weights: str
 ) -> tuple[Network, Dataset]:
-    """The plain network with weights that RUN, ARCH (JSON or its file) or MODEL stands for.
+    """The network with weights that RUN, ARCH (JSON or its file) or MODEL names, and its data.
 
     A named model needs `weights`; an architecture takes those of a supernet, the shipped one if
     `supernet` is empty.
@@ -127,7 +127,7 @@ def quantize(
 
 
 def _plain(network: Network, architecture: Architecture) -> Network:
-    """The same weights at another precision."""
+    """The network with the same weights at another precision."""
     return network.inherit(architecture).eval()
 
 

@@ -1,4 +1,4 @@
-"""The commands of the command line, a file for each thing they are about.
+"""The commands of the command line, in files by subject.
 
 Everything heavy is imported inside the command that needs it.
 """
@@ -76,7 +76,7 @@ def find_architecture(
 
 
 def figure_path(figure: str) -> Path | None:
-    """Where `--out` wants a picture; `UsageError` for a format that cannot be drawn."""
+    """The file that `--out` names for a picture; `UsageError` for a format that cannot be drawn."""
     if figure and not figure.lower().endswith((".png", ".svg", ".pdf")):
         raise UsageError(f"--out is a .png, .svg or .pdf file, got {figure!r}", "e.g. figure.png")
     return Path(figure) if figure else None

@@ -1,4 +1,4 @@
-"""What there is."""
+"""The command that lists models, spaces, supernets, devices, tables and runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nas.commands import Json, app, grid_of, out, print_json
 
 
 class Listing(StrEnum):
-    """What can be listed."""
+    """The things that can be listed."""
 
     models = "models"
     spaces = "spaces"
@@ -92,7 +92,7 @@ def _spaces() -> list[dict[str, Any]]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """What can be measured here, or why not."""
+    """A row for each device, with its version, or the reason why it cannot be measured here."""
     from nas.errors import VitnasError
     from nas.runtimes import runtimes
 

@@ -1,4 +1,4 @@
-"""What an architecture is and costs."""
+"""Commands about one network: its parts, its costs, and its accuracy in int8."""
 
 from __future__ import annotations
 

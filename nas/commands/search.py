@@ -1,4 +1,4 @@
-"""Train, search, report, export."""
+"""The commands from images to a winner: train, search, report, export."""
 
 from __future__ import annotations
 

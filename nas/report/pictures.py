@@ -1,4 +1,4 @@
-"""The pictures of a report, drawn with matplotlib from what a run has recorded."""
+"""Pictures of a report, drawn with matplotlib from the records of runs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def pareto(runs: Sequence[SavedRun]) -> Figure:
-    """Accuracy over latency: everything scored, the fronts, budgets, winners and baselines."""
+    """Draw accuracy over latency: all scores, the fronts, budgets, winners and baselines."""
     figure = _figure(7.4, 4.2)
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
@@ -140,7 +140,7 @@ def _winners(axes: Axes, run: RunRecord, color: str, of: str) -> None:
 
 
 def _baselines(axes: Axes, run: RunRecord) -> None:
-    """Each kind with a mark of its own; of several budgets only those without pruning."""
+    """Draw each kind with a mark of its own; of several budgets only those without pruning."""
     marks: dict[str, list[Candidate]] = {}
     for answer in run.by_budget:
         for baseline in answer.baselines:
@@ -159,7 +159,7 @@ def _name(run: RunRecord) -> str:
 
 
 def predicted_measured(runs: Sequence[SavedRun]) -> Figure:
-    """Every re-measured network: predicted against measured, and the band of the table's p95."""
+    """Draw predictions against measured latencies, and the band of the table's p95 error."""
     figure = _figure(3.9, 3.6)
     with mpl.rc_context(_STYLE):
         axes = figure.add_subplot()
@@ -181,7 +181,7 @@ def predicted_measured(runs: Sequence[SavedRun]) -> Figure:
 
 
 def convergence(runs: Sequence[SavedRun]) -> Figure:
-    """The best score within each budget over the candidates, and beneath it the hypervolume."""
+    """Draw the best score within each budget by candidate, and beneath it the hypervolume."""
     figure = _figure(3.9, 3.6)
     volumes = any(run.record.hypervolume for run in runs)
     lines = sum(len(run.record.answers) for run in runs)
@@ -212,7 +212,7 @@ def convergence(runs: Sequence[SavedRun]) -> Figure:
 
 
 def _best_so_far(axes: Axes, run: SavedRun, colors: Sequence[str], name: str) -> None:
-    """The candidates, hollow where one lost its race, and for each budget the best until then."""
+    """Draw the candidates, hollow where one lost its race, and the best so far by budget."""
     full = np.array([not c.dropped for c in run.scored], dtype=bool)
     percents = np.array([c.percent for c in run.scored])
     steps = np.arange(1, len(full) + 1)
@@ -228,7 +228,7 @@ def _best_so_far(axes: Axes, run: SavedRun, colors: Sequence[str], name: str) ->
 
 
 def _volume(axes: Axes, run: SavedRun, color: str) -> None:
-    """What the scored front dominates, after each candidate that was scored to the end."""
+    """Draw what the front dominates after each candidate that was scored on all images."""
     volumes = run.record.hypervolume
     if not volumes:
         return
@@ -241,7 +241,10 @@ def _volume(axes: Axes, run: SavedRun, color: str) -> None:
 
 
 def layers(networks: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figure:
-    """Latency by layer in the order of running: networks with their rows, the last the largest."""
+    """Draw latency by layer in the order of running.
+
+    `networks` have names and milliseconds by path of the layer; the last is the largest one.
+    """
     *_, (_, dense) = networks
     names = list(dict.fromkeys(n for _, rows in reversed(networks) for n, _ in rows))
     order = [n for n, _ in dense]
@@ -269,7 +272,7 @@ def layers(networks: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figur
 
 
 def measured_layers(result: Mapping[str, Any], verb: str) -> Figure:
-    """One network by layer, predicted and measured, and the stack of predictions beside the total.
+    """Draw a network by layer, predicted and measured, and the predictions stacked to the total.
 
     `result` is what `vitnas measure --json` prints.
     """
@@ -306,7 +309,7 @@ def measured_layers(result: Mapping[str, Any], verb: str) -> Figure:
 
 
 def _place(name: str, dense: list[str], other: list[str]) -> float:
-    """Where a layer runs; one that only the other has stands just before its successor."""
+    """The place of a layer in the order of running; one not in `dense` precedes its successor."""
     if name in dense:
         return dense.index(name)
     following = [n for n in other[other.index(name) :] if n in dense] if name in other else []
@@ -318,7 +321,7 @@ def kept_windows(
     labels: Sequence[str],
     maps: Sequence[dict[str, NDArray[np.bool_]]],
 ) -> Figure:
-    """Test images in rows, blocks in columns; what a block leaves out is darkened.
+    """Draw test images in rows, blocks in columns, and darken what a block leaves out.
 
     `images` are (side, side, 3) in [0, 1]; `maps` hold for each image the tokens by block.
     """
@@ -347,7 +350,7 @@ def kept_windows(
 
 
 def macs(result: dict[str, Any]) -> Figure:
-    """MACs over resolution on logarithmic axes, curves labelled with their fitted power.
+    """Draw MACs over resolution on logarithmic axes, curves labelled with their fitted power.
 
     `result` is what `nas.report.macs.macs_by_resolution` returns. Solid: the two attention
     products; dashed: the whole model; a ring where the products become half of it.
@@ -395,7 +398,7 @@ def _staggered(sides: Sequence[int]) -> list[str]:
 
 
 def _ring(axes: Axes, side: int, sides: list[int], counts: list[int], color: str) -> None:
-    """Where the products have become half of the whole model."""
+    """Mark the resolution at which the products become half of the whole model."""
     y = np.exp(np.interp(np.log(side), np.log(sides), np.log(counts)))
     axes.plot([side], [y], mec=color, **_RING)
     text = axes.annotate(
@@ -411,7 +414,7 @@ def _ring(axes: Axes, side: int, sides: list[int], counts: list[int], color: str
 
 
 def _label_ends(axes: Axes, side: float, labels: Sequence[tuple[float, str, str, str]]) -> None:
-    """Names beside the last points of curves, moved apart where they would overlap."""
+    """Write names beside the last points of curves, moved apart where they would overlap."""
     low, high = np.log(axes.get_ylim())
     wanted = (np.log([y for y, *_ in labels]) - low) / (high - low)
     for (y, text, color, weight), place in zip(labels, _apart(wanted, 0.042)):

@@ -1,4 +1,4 @@
-"""What a report says in words and numbers of what a run has recorded."""
+"""Words and numbers of a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def command(settings: Settings) -> str:
-    """The command line of a run: every option that is not its default."""
+    """The command line of a run, with every option that differs from its default."""
     first, *_ = settings.budgets
     device, *others = first
     words = ["vitnas", "search"]
@@ -50,7 +50,7 @@ def _value(value: Any) -> str:
 
 
 def number(n: int) -> str:
-    """A count to be read: 12,345 or 1.2 × 10¹²."""
+    """A count as a person reads it: 12,345 or 1.2 × 10¹²."""
     if n < 10**7:
         return f"{n:,}"
     mantissa, _, exponent = f"{Decimal(n):.1e}".partition("e+")
@@ -72,7 +72,7 @@ def verdict(quality: Quality) -> str:
 
 
 def headline(record: RunRecord) -> str:
-    """The result in one sentence; of one budget against the best dense network that also fits."""
+    """The result in one sentence; one budget is compared with the best dense network that fits."""
     answers = record.by_budget
     if len(answers) > 1:
         low, high = answers[0].winner, answers[-1].winner

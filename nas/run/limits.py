@@ -1,4 +1,4 @@
-"""What the answers of a run must keep to: milliseconds by device, parameters, MACs."""
+"""Limits that the answers of a run keep: milliseconds by device, parameters, MACs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nas.strategy.constraints import Limit, Region
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis, edge_costs
 
-_TICKS = 8192  # with which what fits a budget is counted
+_TICKS = 8192  # into which a budget is divided to count the architectures that fit it
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Goal:
 class Limits:
     """The graph of a space, and a trellis over it for everything that limits an answer.
 
-    `tables` by device. A layer that one of them found to be unusable is in no architecture.
+    There is a table for each device. No architecture has a layer that one of them calls unusable.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Limits:
 
     @cached_property
     def counts(self) -> list[Limit]:
-        """Of parameters and MACs, where they are limited."""
+        """The limits of parameters and MACs, where there are any."""
         found = []
         for name, most, count, once in (
             ("parameters", self.settings.max_params, count_params, True),
@@ -87,7 +87,7 @@ class Limits:
     def region(
         self, wanted: Mapping[str, float], slower: Mapping[str, float] | None = None
     ) -> Region:
-        """What of the space meets these milliseconds by device, and all counts.
+        """The architectures that are predicted within milliseconds by device and meet all counts.
 
         `slower` says how many times as long as its table says each device takes now.
         """
@@ -104,7 +104,7 @@ class Limits:
         return limit if self.times[device].fastest <= limit else budget_ms
 
     def feasible(self, wanted: Mapping[str, float]) -> Feasible:
-        """The extremes of the space and how many of it fit the budget of the first device.
+        """The range of the space in time, and how many architectures fit the first device's budget.
 
         Raises `InfeasibleError` with the smallest possible, and what it is made of.
         """
@@ -127,7 +127,7 @@ class Limits:
         )
 
     def _made_of(self, device: str) -> str:
-        """The dearest kinds of layers of the fastest architecture."""
+        """The kinds of layers that take longest in the fastest architecture, as text."""
         trellis, table = self.times[device], self.tables[device]
         total: defaultdict[str, float] = defaultdict(float)
         for layer in self.graph.along(trellis.cheapest_path()):
@@ -138,7 +138,7 @@ class Limits:
 
 
 def _counted(graph: Graph, costs: Mapping[str, float], once: bool) -> Trellis:
-    """The trellis of a count by key, of layers that run in several phases each time or `once`."""
+    """The trellis of a count by key; a layer of several phases counts in each, or `once`."""
 
     def total(layers: tuple[Layer, ...]) -> float:
         return sum(costs[layer.key] for layer in (by_path(layers).values() if once else layers))

@@ -1,4 +1,4 @@
-"""What a search knows of an architecture, and where its scores come from."""
+"""Scores of architectures: known before a run, or computed in it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ class Candidate:
 
 
 class Scores:
-    """Search-split accuracies in percent: of the shipped journal, of this run's, or evaluated.
+    """Accuracies on the search split in percent: shipped, from the journal of a run, or new.
 
-    `images` are those of the search split that a full score is of. A candidate that lost its race
-    was seen on fewer; it informs the surrogate, and cannot win.
+    A full score is of as many `images` of the search split. A candidate that lost its race was
+    `seen` on fewer; it informs the surrogate, and cannot win. `variances` are those of a score over
+    draws of as many images, in points squared; `drawn` are the shipped architectures that were
+    drawn at random.
     """
 
     def __init__(
@@ -55,9 +57,9 @@ class Scores:
         self.space, self.ledger, self.images = space, ledger, images
         self.metric = space.task.metric
         self.known: dict[Architecture, float] = {}
-        self.variances: dict[Architecture, float] = {}  # over draws of as many images
-        self.seen: dict[Architecture, int] = {}  # images, where not all
-        self.drawn: list[Architecture] = []  # of the shipped ones, those drawn at random
+        self.variances: dict[Architecture, float] = {}
+        self.seen: dict[Architecture, int] = {}
+        self.drawn: list[Architecture] = []
         for record in shipped:
             architecture = space.parse(record["architecture"])
             self.known[architecture] = record[self.metric.key]
@@ -86,7 +88,7 @@ class Scores:
         return str(self.ledger.records.get(architecture.id, {}).get("error", ""))
 
     def full(self, space: SearchSpace) -> list[Architecture]:
-        """Those of a space that were evaluated to the end: what may win."""
+        """The architectures of a space that have a score of all images, and so may win."""
         return [a for a in self.known if a not in self.seen and a in space]
 
     def __call__(
@@ -96,7 +98,7 @@ class Scores:
         rival: Callable[[Architecture], str] = lambda _: "",
         done: Callable[[Record], None] = lambda _: None,
     ) -> list[Score]:
-        """The score of each; `rival` gives the packed hits of what each races against."""
+        """Score architectures; `rival` gives the packed outcomes of the network that each races."""
         new = [a for a in architectures if a not in self.known]
         layers = [layer_names(self.space.layers(a)) for a in new]
         tasks = []
@@ -117,7 +119,7 @@ class Scores:
         ]
 
     def expected(self, space: SearchSpace) -> dict[Architecture, float]:
-        """Every score known of a space, its noise taken out by a surrogate fitted to all of them.
+        """All scores known of a space, their noise taken out by a surrogate that is fitted to them.
 
         Choosing by raw scores would choose luck: of a thousand on 400 images the best is some seven
         points too high. With too few scores for a surrogate these are the scores themselves.
@@ -132,7 +134,7 @@ class Scores:
 
 
 def best_rival(records: Iterable[Record], key: str, fits: Callable[[Record], bool]) -> str:
-    """The packed outcomes of the best record that was evaluated to the end and fits; "" for none.
+    """The packed outcomes of the best record that fits and has all images; "" for none.
 
     `key` is that of the score (`Metric.key`).
     """
