@@ -85,8 +85,7 @@ def search_space(
         raise UsageError("a search needs a budget", "e.g. budget=20.0")
     evaluations, batch = _whole("evaluations", evaluations, 1), _whole("batch", batch, 1)
     seed = _whole("seed", seed, 0)
-    if not isinstance(noise, Real) or not (math.isfinite(noise) and noise >= 0):
-        raise UsageError(f"noise must be a number, 0 or more, got {noise!r}", "e.g. 0.1")
+    noise = _noise(noise)
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = Graph.of(space) if isinstance(space, SearchSpace) else Graph.choices(space)
     rng, checks = np.random.default_rng(seed), Checks(space)
@@ -105,14 +104,14 @@ def search_space(
         # A function may be mended between a search and its continuation.
         "score": function.fingerprint if isinstance(function, ScoreTable) else "",
         "seed": seed, "searcher": searcher, "sampler": sampler,
-        "batch": batch, "noise": float(noise), "code": search_code(),
+        "batch": batch, "noise": noise, "code": search_code(),
     }  # fmt: skip
     with ExitStack() as held:
         if folder is not None:
             _refuse_other(folder, resume, identity)
         pool = open_pool(
             make_scorer,
-            (function, float(noise)),
+            (function, noise),
             workers=workers,
             address=ray_address,
             timeout_s=timeout_s,
@@ -162,6 +161,13 @@ def _limits(given: Mapping[str, Any]) -> dict[str, tuple[Any, float]]:
             )
         found[name] = (pair[0], _positive(name, pair[1]))
     return found
+
+
+def _noise(given: Any) -> float:
+    """A standard deviation as a float; `UsageError` unless it is a number, 0 or more."""
+    if not isinstance(given, Real) or not (math.isfinite(given) and float(given) >= 0):
+        raise UsageError(f"noise must be a number, 0 or more, got {given!r}", "e.g. 0.1")
+    return float(given)
 
 
 def _whole(name: str, given: Any, least: int) -> int:

@@ -24,7 +24,9 @@ from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Ints
 
 _JITTER = 1e-6
-_LEARNED_FROM = 400  # scores at most that the kernel is learned from; all are predicted from
+_CHUNK = 4096  # paths that are predicted together, so that memory does not grow with their number
+_LEARNED_FROM = 400  # scores at most that the kernel is learned from
+FITTED_TO = 600  # scores at most that are predicted from: the time of a fit grows with their cube
 # Logarithms of: additive, pairwise and joint variance, length of the joint part, noise (of scores
 # scaled to a variance of 1): the mode of their normal prior, and its standard deviation. Additive
 # unless the scores say otherwise, with a noise that is neither ruled out nor assumed.
@@ -63,7 +65,8 @@ class Surrogate:
 
     Its numbers are of scores scaled to `(score - mean) / scale`: `theta` (fields + 5,), the
     logarithms of what its kernel has learned; `x`, the weighted features of the paths fitted to;
-    `lower`, the Cholesky factor of their covariance; `alpha`, the solution with their scores.
+    `lower`, the Cholesky factor of their covariance; `alpha`, the solution with their scores. Of
+    more than `FITTED_TO` scores it is fitted to a part (`telling`); `count` is how many there were.
     """
 
     fields: Fields
@@ -73,6 +76,7 @@ class Surrogate:
     x: Floats
     lower: Floats
     alpha: Floats
+    count: int
 
     @classmethod
     @one_thread()
@@ -90,21 +94,24 @@ class Surrogate:
         and fewer scores, which takes fewer steps.
         """
         fields = Fields(positions) if before is None else before.fields
+        count, some = len(scores), telling(scores)
+        noise = np.broadcast_to(np.asarray(noise, float), scores.shape)[some]
+        paths, scores = paths[some], scores[some]
         x = fields(paths)
         mean, scale = float(scores.mean()), float(scores.std()) or 1.0
         y = (scores - mean) / scale
-        known = np.broadcast_to(np.asarray(noise) / scale**2, y.shape)
+        known = noise / scale**2
         theta = _learned(fields, x, y, known, None if before is None else before.theta)
         kernel = _Kernel.of(theta)
         x = x * np.sqrt(kernel.weights[fields.owner])
         own = kernel(x @ x.T)
         own[np.diag_indices(len(y))] += known + kernel.noise + _JITTER
         lower = cholesky(own, lower=True)
-        return cls(fields, theta, mean, scale, x, lower, cho_solve((lower, True), y))
+        return cls(fields, theta, mean, scale, x, lower, cho_solve((lower, True), y), count)
 
     def __len__(self) -> int:
-        """The number of scores that it was fitted to."""
-        return len(self.alpha)
+        """The number of scores that it has seen."""
+        return self.count
 
     @cached_property
     def _kernel(self) -> _Kernel:
@@ -118,7 +125,9 @@ class Surrogate:
     @one_thread()
     def predict(self, paths: Ints) -> Floats:
         """The expected scores (n,) of paths (n, positions), without noise, also of those fitted."""
-        mean: Floats = self.mean + self.scale * (self._towards(paths)[1] @ self.alpha)
+        parts = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)] or [paths]
+        found = [self._towards(part)[1] @ self.alpha for part in parts]
+        mean: Floats = self.mean + self.scale * np.concatenate(found)
         return mean
 
     @one_thread()
@@ -136,6 +145,24 @@ class Surrogate:
         known = solve_triangular(self.lower, near.T, lower=True)
         left: Floats = self.scale**2 * (self._kernel(x @ x.T) - known.T @ known)
         return left
+
+
+def telling(scores: Floats, most: int = FITTED_TO) -> Ints:
+    """The indices, in order, of up to `most` scores that tell most of where the best are.
+
+    These are the best ones, the latest, and some evenly of the others, by rank.
+    """
+    n = len(scores)
+    if n <= most:
+        return np.arange(n)
+    best, latest = 2 * most // 5, most // 5
+    order = np.argsort(-scores, kind="stable")
+    chosen = np.zeros(n, bool)
+    chosen[order[:best]] = chosen[n - latest :] = True
+    others = order[~chosen[order]]
+    even = np.linspace(0, len(others) - 1, most - int(chosen.sum())).round().astype(np.int64)
+    chosen[others[even]] = True
+    return np.flatnonzero(chosen)
 
 
 def _learned(fields: Fields, x: Floats, y: Floats, noise: Floats, start: Floats | None) -> Floats:

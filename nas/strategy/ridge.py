@@ -13,6 +13,7 @@ import numpy as np
 
 from nas.space.rules import Position
 from nas.strategy.features import Fields
+from nas.strategy.gaussian_process import telling
 from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Ints
 from nas.trellis.within import Within
@@ -43,9 +44,12 @@ class Ridge:
     ) -> Ridge:
         """Fit paths (n, positions) to scores (n,), by the penalty of least leave-one-out error.
 
-        `fields` are those of the positions, where they are there already.
+        `fields` are those of the positions, where they are there already. Of very many scores it is
+        fitted to the part that is `telling`.
         """
         own = fields or Fields(positions)
+        some = telling(scores)
+        paths, scores = paths[some], scores[some]
         x, mean = cls._features(own, paths), float(scores.mean())
         y = scores - mean
         # Not by LAPACK's SVD, which fails to converge on one in a hundred such tables of zeros and

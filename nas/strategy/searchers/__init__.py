@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
@@ -45,6 +46,13 @@ class Known:
         """The part of it that keeps all limits of a region."""
         fits = region.fits(self.paths)
         return Known(self.positions, self.paths[fits], self.scores[fits], self.noise[fits])
+
+    def among_best(self, n: int) -> Known:
+        """The part of it with the `n` highest scores, in the same order."""
+        if len(self) <= n:
+            return self
+        chosen = np.sort(np.argsort(-self.scores, kind="stable")[:n])
+        return Known(self.positions, self.paths[chosen], self.scores[chosen], self.noise[chosen])
 
     def best(self, n: int) -> Ints:
         """The paths (up to n, positions) with the highest scores, highest first."""
@@ -101,15 +109,24 @@ class Searcher:
         self.unseen: list[tuple[float, float]] = []
         self._scores: dict[tuple[int, ...], tuple[float, float]] = {}
         self._seen: set[tuple[int, ...]] = set()
+        self._known: Known | None = None  # as of the last time that somebody asked
         self._turn = 0
 
     @property
     def known(self) -> Known:
         """All scores told so far, in the order in which they were told."""
-        n = len(self._scores)
-        scores = np.array(list(self._scores.values()), dtype=float).reshape(n, 2)
-        paths = np.array(list(self._scores), dtype=np.int64).reshape(n, len(self.positions))
-        return Known(self.positions, paths, scores[:, 0], scores[:, 1])
+        before = self._known
+        if before is None or len(before) < len(self._scores):
+            done = 0 if before is None else len(before)
+            new = list(islice(self._scores.items(), done, None))
+            paths = np.array([path for path, _ in new], dtype=np.int64)
+            scores = np.array([own for _, own in new], dtype=float).reshape(-1, 2)
+            columns = [paths.reshape(-1, len(self.positions)), scores[:, 0], scores[:, 1]]
+            if before is not None:
+                old = (before.paths, before.scores, before.noise)
+                columns = [np.concatenate(pair) for pair in zip(old, columns)]
+            self._known = before = Known(self.positions, *columns)
+        return before
 
     @property
     def rank_correlation(self) -> float:
@@ -127,6 +144,8 @@ class Searcher:
             self.unseen += zip(predicted.tolist(), np.asarray(scores, float)[asked].tolist())
         variances = np.broadcast_to(noise, len(paths)).tolist()
         for path, score, variance in zip(paths.tolist(), scores, variances):
+            if tuple(path) in self._scores:
+                self._known = None  # a score that changes
             self._scores[tuple(path)] = (float(score), variance)
             self._seen.add(tuple(path))
 

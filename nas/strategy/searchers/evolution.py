@@ -22,6 +22,8 @@ from nas.strategy.ridge import Ridge
 from nas.strategy.searchers import Known
 from nas.trellis.graph import Floats, Ints
 
+_STARTS = 1000  # of the best scores, those whose expectation is looked at for a start
+
 
 @dataclass(eq=False)
 class Evolution:
@@ -63,7 +65,7 @@ class Evolution:
 
         The first `n` are chosen to be scored together.
         """
-        inside = known.within(region)
+        inside = known.within(region).among_best(_STARTS)
         expected = surrogate.predict(inside.paths) if len(inside) else np.zeros(0)
         best = float(expected.max(initial=-np.inf))
         half = self.population // 2
