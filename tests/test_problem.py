@@ -692,3 +692,23 @@ def test_what_does_not_match_in_a_table_is_named(changed, match):
 )
 def test_a_table_of_latencies_goes_by_names_and_values(latency):
     assert explored(latency=latency).candidates == explored().candidates
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_evaluations_keep_every_score_that_was_paid_for(seed, tmp_path):
+    calls = []
+
+    def counted(m):
+        calls.append(m)
+        return float(m.a * m.b + m.c)
+
+    settings = dict(space=CUBE, latency=WHOLE, score=counted, seed=seed, out=tmp_path)
+    first = nas.search([9.0, 12.0], evaluations=20, **settings)
+    second = nas.search([9.0, 12.0], evaluations=43, resume=True, **settings)
+    third = nas.search([9.0, 12.0], evaluations=60, resume=True, **settings)
+    assert len(calls) == len(third.candidates) == 60
+    assert {c.path for c in first.candidates} <= {c.path for c in second.candidates}
+    assert {c.path for c in second.candidates} <= {c.path for c in third.candidates}
+    assert first.best.score <= second.best.score <= third.best.score
+    settings["out"] = None
+    assert nas.search([9.0, 12.0], evaluations=60, **settings) == third

@@ -231,3 +231,19 @@ def test_a_search_does_not_slow_down_with_what_it_knows(count):
     assert len(searcher.known) == count + 24
     assert searcher.propose.surrogate.x.shape[0] <= 600
     assert min(times) < (0.05 if count == 5000 else 0.2)
+
+
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+@pytest.mark.parametrize("name", searcher_names())
+def test_a_longer_search_asks_for_all_that_a_shorter_one_asks_for(name, budgets):
+    trellis, budget, score, _ = problem(share=0.5)
+    regions = [budget, trellis.slowest, (budget + trellis.slowest) / 2][:budgets]
+    long = [tuple(p) for p in search(name, trellis, regions, score, 60).known.paths.tolist()]
+    for evaluations in (3, 20, 29, 44, 55):
+        searcher = search(name, trellis, regions, score, evaluations)
+        paths = [tuple(p) for p in searcher.known.paths.tolist()]
+        assert len(paths) == evaluations
+        assert set(paths) <= set(long[: -(-evaluations // 8) * 8])
+        assert searcher.proposals == evaluations + sum(searcher.rejections.values())
+    first = search(name, trellis, regions, score, budgets).known.paths  # one for each budget
+    assert [region_of(trellis, b).fits(first).any() for b in regions] == [True] * budgets

@@ -57,14 +57,15 @@ def explore(
 ) -> int:
     """Ask a searcher for up to so many paths, have them scored, and tell it; returns their number.
 
-    There are fewer where everything that fits has been scored, or nothing new is found. A path
+    What is asked for does not depend on their number: more of them begin with the same paths. There
+    are fewer where everything that fits has been scored, or nothing new is found. A path
     whose score has an error is set aside and never asked for again; `EvaluationError` when
     `patience` ends.
     """
     patience = patience or Patience()
     done = 0
     while done < evaluations:
-        asked = searcher.ask(min(batch, evaluations - done))
+        asked = searcher.ask(batch, keep=evaluations - done)
         if not len(asked):
             break
         scores = score(asked)

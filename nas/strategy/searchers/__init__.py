@@ -149,15 +149,33 @@ class Searcher:
             self._scores[tuple(path)] = (float(score), variance)
             self._seen.add(tuple(path))
 
-    def ask(self, n: int) -> Ints:
-        """`n` distinct new paths (n, positions); fewer where no more are left or found."""
+    def ask(self, n: int, keep: int | None = None) -> Ints:
+        """`n` distinct new paths (n, positions); fewer where no more are left or found.
+
+        Only `keep` of them, if that is given, as if the others had not been proposed: so a search
+        whose last batch is not whole has asked for nothing that a longer one does not ask for.
+        """
         chosen: list[tuple[int, ...]] = []
         turns = [(self._turn + i) % len(self.regions) for i in range(n)]
         self._turn = (self._turn + n) % len(self.regions)
-        known = self.known
+        known, regions = self.known, []
         for r, region in enumerate(self.regions):
             self._fill(region, known, chosen, len(chosen) + turns.count(r))
+            regions += [r] * (len(chosen) - len(regions))
+        if keep is not None:
+            chosen = self._kept(chosen, regions, keep)
         return np.array(chosen, dtype=np.int64).reshape(len(chosen), len(self.positions))
+
+    def _kept(
+        self, chosen: list[tuple[int, ...]], regions: list[int], keep: int
+    ) -> list[tuple[int, ...]]:
+        """The first `keep` of the paths, of each region in turn; the others are forgotten."""
+        turn = [regions[:i].count(r) for i, r in enumerate(regions)]
+        first = sorted(range(len(chosen)), key=lambda i: (turn[i], i))[:keep]
+        for i in set(range(len(chosen))) - set(first):
+            self._seen.discard(chosen[i])
+            self.proposals -= 1
+        return [chosen[i] for i in sorted(first)]
 
     def _fill(self, region: Region, known: Known, chosen: list[tuple[int, ...]], upto: int) -> None:
         """Choose new paths of one region until `upto` are chosen, or after many tries."""
