@@ -468,3 +468,14 @@ class Own:
 
 def test_fields_may_have_any_name():
     assert Space(Own, of=Choice(1), **{"self": Choice(2)}).values() == (Own(1, 2),)
+
+
+def test_an_item_with_too_many_values_is_refused_at_once():
+    """Six stages of up to nine blocks were 101 s without a word."""
+    stage = Space(Widths, widths=Repeat(Choice(*range(6)), Choice(*range(1, 10))))
+    with pytest.raises(UsageError, match="an item of x would be one choice of more than 4,096"):
+        list(Repeat(stage, Choice(1, 6)).positions("x"))
+    # Late contradictions are found by what rules remember, not by trying everything.
+    same = Repeat(Choice(*range(9)), 9, rules=Along("widths", "=="))
+    nested = Space(Widths, widths=Repeat(Space(Widths, widths=same), Choice(1, 2)))
+    assert [len(p.values) for p in nested.positions()] == [9, 10]

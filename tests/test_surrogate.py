@@ -17,6 +17,8 @@ from nas.strategy.features import Fields
 from nas.strategy.gaussian_process import _PRIOR, Surrogate, _negative_evidence
 from nas.strategy.ridge import Ridge
 from nas.strategy.statistics import hypervolumes, pareto, spearman
+from nas.trellis.graph import Graph
+from nas.trellis.trellis import whole
 
 SPACE = load_space("swin:debug")
 PATHS = np.array(list(everything("swin:debug")))
@@ -168,3 +170,21 @@ def test_hypervolume_is_the_area_counted_cell_by_cell(points):
     best = max([s for c, s in points if c <= limit], default=base)
     whole = limit * (best - base)
     assert volumes[-1] == pytest.approx(len(cells) / whole if whole > 0 else 0)
+
+
+def test_a_first_position_of_many_values_adds_up_with_the_others():
+    """With weights of its own for each of 512 values a search of 40 scores took 71 s."""
+    rng = np.random.default_rng(0)
+    positions = [Position("wide", tuple(range(512))), Position("a", (1, 2, 3)), Position("b", "xy")]
+    gain = [rng.normal(size=len(p.values)) for p in positions]
+    paths = np.stack([rng.integers(len(p.values), size=300) for p in positions], axis=1)
+    scores = sum(own[paths[:, i]] for i, own in enumerate(gain))
+    ridge = Ridge.fit(positions, paths, scores)
+    [tables] = ridge.tables
+    added = sum(t[paths[:, i]] for i, t in enumerate(tables))
+    assert added == pytest.approx(ridge.predict(paths))
+    graph = Graph.build([p.values for p in positions], lambda i, s, v: (((i, v),), None),
+                        lambda s: ())  # fmt: skip
+    best, score = ridge.maximise(whole(graph))
+    assert best.tolist() == [int(np.argmax(t)) for t in tables]
+    assert score == pytest.approx(sum(t.max() for t in tables))

@@ -18,13 +18,16 @@ from nas.strategy.threads import one_thread
 from nas.trellis.graph import Floats, Ints
 from nas.trellis.within import Within
 
+_MOST_FIRST = 32  # every weight of its own takes one dynamic program over the whole trellis
+
 
 @dataclass(frozen=True)
 class Ridge:
     """Ridge regression that is additive given the first choice.
 
     The first position (in our spaces the resolution) scales everything after it, so every feature
-    of the others has a weight of its own for each value of the first, besides the one for all.
+    of the others has a weight of its own for each value of the first, besides the one for all;
+    unless that has more than `_MOST_FIRST`, of which no search could learn each by itself.
     `error` is the root mean square of the leave-one-out error, in the unit of scores.
     """
 
@@ -74,7 +77,8 @@ class Ridge:
         values = len(fields.tables[0])
         first = np.eye(values)[paths[:, 0]]
         rest = fields(paths)[:, fields.tables[0].shape[1] :]
-        by_first = [rest * first[:, [k]] for k in range(values)]
+        own = values if values <= _MOST_FIRST else 0
+        by_first = [rest * first[:, [k]] for k in range(own)]
         return np.concatenate([first, rest, *by_first], axis=1)
 
     @one_thread()
@@ -87,22 +91,29 @@ class Ridge:
         """What each value of each position adds to the score, given each value of the first.
 
         `tables[k][position]` (values,) holds for paths whose first choice is value `k`; the other
-        values of the first position have minus infinity there.
+        values of the first position have minus infinity there. Where no weight depends on the
+        first, `tables[0]` holds for all.
         """
         values = len(self.fields.tables[0])
         rest = sum(t.shape[1] for t in self.fields.tables[1:])
         shared = self.weights[values : values + rest]
+        if values > _MOST_FIRST:
+            return [[self.mean + self.weights[:values], *self._rest(shared)]]
         found = []
         for k in range(values):
             own = shared + self.weights[values + rest * (k + 1) : values + rest * (k + 2)]
             start = np.full(values, -np.inf)
             start[k] = self.mean + self.weights[k]
-            tables, at = [start], 0
-            for table in self.fields.tables[1:]:
-                tables.append(table @ own[at : at + table.shape[1]])
-                at += table.shape[1]
-            found.append(tables)
+            found.append([start, *self._rest(own)])
         return found
+
+    def _rest(self, weights: Floats) -> list[Floats]:
+        """What each value of each position but the first adds, by the weights of their features."""
+        tables, at = [], 0
+        for table in self.fields.tables[1:]:
+            tables.append(table @ weights[at : at + table.shape[1]])
+            at += table.shape[1]
+        return tables
 
     def maximise(self, within: Within) -> tuple[Ints, float]:
         """Of the paths that fit the one (positions,) of highest expected score, and that score."""

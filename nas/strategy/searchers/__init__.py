@@ -158,7 +158,8 @@ class Searcher:
         chosen: list[tuple[int, ...]] = []
         turns = [(self._turn + i) % len(self.regions) for i in range(n)]
         self._turn = (self._turn + n) % len(self.regions)
-        known, regions = self.known, []
+        known = self.known
+        regions: list[int] = []  # of each that is chosen
         for r, region in enumerate(self.regions):
             self._fill(region, known, chosen, len(chosen) + turns.count(r))
             regions += [r] * (len(chosen) - len(regions))
