@@ -712,3 +712,18 @@ def test_more_evaluations_keep_every_score_that_was_paid_for(seed, tmp_path):
     assert first.best.score <= second.best.score <= third.best.score
     settings["out"] = None
     assert nas.search([9.0, 12.0], evaluations=60, **settings) == third
+
+
+@pytest.mark.parametrize("shift", [-30.0, -12.0, 0.0])
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_a_black_box_may_have_costs_of_zero_and_below(shift, power):
+    """What is below zero by the estimate was once cut off."""
+
+    def cost(m):
+        return (m.a + m.b + m.c) ** power + shift
+
+    found = nas.search(0.5, space=CUBE, latency=cost, score=lambda m: 1.0, evaluations=512,
+                       searcher="random")  # fmt: skip
+    fitting = {m for m in CUBES if cost(m) <= 0.5}
+    assert {c.architecture for c in found.candidates} == fitting
+    assert all(c.latency == cost(c.architecture) for c in found.candidates)

@@ -121,7 +121,7 @@ class Trellis:
     def within(
         self,
         budget: float,
-        floor: float = 0.0,
+        floor: float = -np.inf,
         ticks: int = 4096,
         weights: Sequence[Floats] | None = None,
     ) -> Within:
