@@ -197,6 +197,18 @@ def test_a_subnet_that_loses_a_race_is_dropped(evaluator):
     assert early.percent == 100 * whole.observed[:8].mean()
 
 
+def test_where_only_the_whole_has_a_score_nothing_is_raced(evaluator, monkeypatch):
+    monkeypatch.setattr(Top1, "outcomes", lambda self, observed: None)
+    scored = evaluator.score(
+        evaluator.network.space.smallest, np.ones(20, bool), Race((8, 20), 0.6)
+    )
+    assert (scored.images, scored.dropped, scored.outcomes) == (20, False, None)
+    record = record_of(scored)
+    assert rival_in(record) == ""
+    assert variance_in(record, scored.metric) == scored.variance
+    assert record.keys() == {"top1_percent", "images", "dropped", "variance"}
+
+
 def test_answers_of_a_plain_network_are_those_of_its_forward(evaluator):
     network = evaluator.subnet(evaluator.network.space.smallest).deploy()
     resized = network.space.parts.resized
