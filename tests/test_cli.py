@@ -348,6 +348,10 @@ def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
     ]  # fmt: skip
     code, out, _ = call(capsys, "list", "runs")
     assert max(map(len, out.splitlines())) <= 80
+    write_json(tmp_path / "runs" / "c" / "run.json", {**early, "winner": 3})
+    code, out, err = call(capsys, "list", "runs", "--json")
+    assert [row["run"] for row in json.loads(out)["runs"]] == [row["run"] for row in rows[:4]]
+    assert err.startswith("vitnas: runs/c/run.json, written by vitnas 0.1.0: answers[0].winner")
 
 
 def test_inspect_counts_what_the_layers_say(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,6 +147,7 @@ def _supernets() -> list[dict[str, Any]]:
 
 def _runs() -> list[dict[str, Any]]:
     """A row for each budget of each run."""
+    from nas.errors import RunError
     from nas.records import read_json
     from nas.run_record import RunRecord
     from nas.settings import Settings
@@ -155,7 +157,11 @@ def _runs() -> list[dict[str, Any]]:
         settings = Settings.from_json(read_json(path))
         answered = [(budgets, "unfinished", "") for budgets in settings.budgets]
         if (done := path.with_name("run.json")).exists():
-            record = RunRecord.read(done)
+            try:
+                record = RunRecord.read(done)
+            except RunError as error:  # the other runs are listed all the same
+                print(f"vitnas: {error}", file=sys.stderr)
+                continue
             how = "" if record.verb == "measured" else f" {record.verb}"
             answered = [
                 (a.budgets, f"{a.winner.measured_ms:.2f} ms{how}", f"{a.winner.test_percent:.1f} %")
