@@ -26,6 +26,7 @@ from nas.tasks.classification import Classification
 from nas.trellis.graph import encode, space_layers
 from nas.versions import layer_code
 
+pytestmark = pytest.mark.quiet  # few rounds on tiny networks: noise of a neighbour would drown them
 SPACE = load_space("swin:debug", Classification(2))
 
 

@@ -51,6 +51,7 @@ def call(capsys, *words):
     return json.loads(out)
 
 
+@pytest.mark.quiet  # a table of one round, of networks that take microseconds
 @pytest.mark.parametrize("own", WAYS)
 def test_what_is_ones_own_goes_the_whole_way(own, tmp_path, capsys, monkeypatch):
     space_name, data_name, objective, _ = WAYS[own]
