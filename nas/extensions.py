@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pkgutil import iter_modules
+from traceback import extract_tb
 from types import ModuleType
+from typing import Any
 
 from nas.errors import UnknownNameError, UsageError
 
@@ -41,12 +43,37 @@ def load_module(what: str, package: str, name: str) -> ModuleType:
         )
     try:
         return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
+    except Exception as error:  # whatever code of one's own may raise
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            fix = "put its folder on PYTHONPATH"
+            raise UsageError(f"there is no module {name!r} for this {what}", fix) from None
         raise UsageError(
-            f"there is no module {name!r} for this {what}", "put its folder on PYTHONPATH"
-        ) from None
+            f"the module {name!r} for this {what} cannot be imported: {described(error)}",
+            "mend it",
+        ) from error
+
+
+def load_member(what: str, package: str, name: str, attribute: str) -> Any:
+    """What a member of `package`, or a module of one's own, gives under the name `attribute`.
+
+    Raises `UsageError` where it has none, and whatever `load_module` raises.
+    """
+    module = load_module(what, package, name)
+    if not hasattr(module, attribute):
+        raise UsageError(
+            f"{name!r} is no {what}: it has no `{attribute}`",
+            "docs/extending.md says what a file of each kind holds",
+        )
+    return getattr(module, attribute)
+
+
+def described(error: Exception) -> str:
+    """An error of somebody else's code in one line, with the place where it was raised."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, SyntaxError) or not (frames := extract_tb(error.__traceback__)):
+        return text
+    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 def member_name(package: str, module: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from nas.errors import UnknownNameError, UsageError
-from nas.extensions import load_module, members
+from nas.extensions import load_member, load_module, members
 from nas.space.architecture import Architecture
 from nas.space.contract import check_family
 from nas.space.domains import Space
@@ -56,10 +56,18 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
 def _find(name: str, task: Task | None) -> SearchSpace:
     family, colon, preset = name.partition(":")
     if colon:
-        known = family in families() or "." in family
-        if not known or preset not in _of(family, "PRESETS"):
+        if "." not in family and family not in families():
             raise UnknownNameError("space", name, space_names())
-        found = _of(family, "PRESETS")[preset]
+        presets = load_member("family", "search_spaces", family, "PRESETS")
+        if preset not in presets:
+            near = space_names() if "." not in family else [f"{family}:{own}" for own in presets]
+            raise UnknownNameError("space", name, near)
+        found = presets[preset]
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise UsageError(
+                f"the family of {name}: a preset is a pair (domain, parts), not {found!r}",
+                "docs/extending.md shows one",
+            )
         return SearchSpace(name, *found, task or _default_task(family))
     for family in families():
         if name in _of(family, "MODELS"):

@@ -112,6 +112,21 @@ class Headless(Whole):
         return ()
 
 
+class SingleHead(Whole):
+    def head(self, states, task):
+        return super().head(states, task)[0]
+
+
+class StemWithoutWidth(Whole):
+    def stem(self, resolution):
+        return super().stem(resolution, 3)
+
+
+class OneBlock(Whole):
+    def block(self, stage, index, state, block):
+        return super().block(stage, 0, state, block)
+
+
 class OtherInput(Whole):
     def stem(self, resolution, width):
         return Part((Layer.of("stem", Flat, (3, 7, 7)),), (resolution, width))
@@ -150,6 +165,10 @@ def test_a_whole_family_passes():
         (BlockOfLayers, {}, "`block` must return a Part of layers"),
         (ListAsState, {}, "state after `stem` must be hashable"),
         (Headless, {}, "`head` must return layers"),
+        (SingleHead, {}, "`head` must return layers in a tuple"),
+        (StemWithoutWidth, {}, "cannot be used: TypeError: .*stem"),
+        (OneBlock, {}, "several layers of one phase have the path block0"),
+        (Whole, {"resolution": Choice(8, 4)}, "from the smallest to the largest"),
         (OtherInput, {}, r"first layer takes \(3, 7, 7\), but an example has \(3, 8, 8\)"),
         (OnePath, {}, "two kinds of layers have the path stem"),
         (Misspelt, {}, "unknown size of Scaled 'widht'; did you mean width"),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nas.errors import UnknownNameError
-from nas.extensions import load_module, members
+from nas.extensions import load_member, members
 from nas.space.task import Task
 
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
@@ -100,7 +100,7 @@ def load_data(name: str, seed: int = 0) -> Dataset:
     known = members("nas.data")
     if "." not in kind and (kind not in known or bool(argument) != (":" in _written(kind))):
         raise UnknownNameError("data set", name, map(_written, known))
-    data: Dataset = load_module("data set", "nas.data", kind).load(argument, seed)
+    data: Dataset = load_member("data set", "nas.data", kind, "load")(argument, seed)
     return data
 
 

@@ -148,7 +148,7 @@ class Evaluator:
         rival: Outcomes | None = None,
         race: Race | None = None,
     ) -> Scored:
-        """What the subnet with inherited weights does; it may lose a race against a rival.
+        """The score of the subnet with inherited weights, cut short if it loses a race to a rival.
 
         `rival` (images,) are the rival's outcomes on all samples, without which there is no race;
         nor is there one where the metric has no outcomes.

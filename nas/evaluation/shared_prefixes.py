@@ -26,7 +26,7 @@ Names = tuple[Hashable, ...]
 
 
 class Step(NamedTuple):
-    """What `run` does to a state is said by its name and those of the steps before."""
+    """One step of a network: equal names after equal names before compute equal states."""
 
     name: Hashable
     run: Callable[[State], State]
@@ -55,7 +55,7 @@ def depth_first(lists: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def forks(lists: Iterable[Sequence[Hashable]]) -> set[Names]:
-    """The beginnings, none of them empty, that several lists share and no longer one does."""
+    """The longest beginnings that two or more lists have in common, empty ones left out."""
     ways: defaultdict[Names, Counter[Any]] = defaultdict(Counter)
     for names in map(tuple, lists):
         for i in range(1, len(names) + 1):

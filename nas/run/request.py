@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Asked:
-    """Budgets to be answered, milliseconds by device, and what is known of these devices.
+    """The budgets of a request (ms by device), and the devices as they describe themselves.
 
     `described` and `given` are those of a `Request`.
     """

@@ -25,7 +25,7 @@ _GROUP = 16  # candidates that share what their first layers compute
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scored network, by the name of what it stands for, before it is measured.
+    """A scored network that is not yet measured, and its role: `name` is "best dense", for example.
 
     `expected_percent` is its score without its noise, as far as the surrogate knows.
     """

@@ -37,7 +37,7 @@ class Searched:
 
 
 def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
-    """Have candidates and baselines scored; nothing new where known scores answer every goal."""
+    """Score candidates and baselines, or nothing new where known scores answer every goal."""
     searchers, answered = [], _answered(inputs)
     if answered:
         source = inputs.settings.source_run

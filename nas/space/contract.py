@@ -6,10 +6,12 @@ in `search_spaces/` what takes longer, such as that a subnet equals the plain mo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from nas.errors import UsageError
+from nas.extensions import described
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, LARGEST, SearchSpace
 from nas.space.layer import Layer, Part
@@ -24,6 +26,11 @@ def check_family(space: SearchSpace) -> None:
             raise UsageError(lack, "see `Parts` in nas/space/family.py for what a family gives")
     except UsageError as error:
         raise UsageError(f"the family of {space.name}: {error.message}", error.fix) from None
+    except Exception as error:  # of its methods, called as everybody else calls them
+        raise UsageError(
+            f"the family of {space.name}: it cannot be used: {described(error)}",
+            "see `Parts` in nas/space/family.py for what a family gives",
+        ) from error
 
 
 def _lacks(space: SearchSpace) -> Iterator[str]:
@@ -66,10 +73,12 @@ def _attributes(space: SearchSpace) -> Iterator[str]:
 
 def _choices(space: SearchSpace) -> Iterator[str]:
     """Sizes of the input that the parts take; sparsities and precisions as layers know them."""
-    step = space.parts.multiple
-    for size in space.positions[0].values:
+    step, sizes = space.parts.multiple, space.positions[0].values
+    for size in sizes:
         if not isinstance(size, int) or not 0 < size <= LARGEST or size % step:
             yield f"its resolution {size!r} must be a multiple of {step} up to {LARGEST}"
+    if list(sizes) != sorted(sizes):
+        yield f"its resolutions must stand from the smallest to the largest, not as {sizes}"
     for stage in _stages(space):
         for item in {id(item): item for item in stage["blocks"].items}.values():
             fields = dict(item.domains) if isinstance(item, Space) else {}
@@ -114,14 +123,18 @@ def _layers(space: SearchSpace) -> Iterator[str]:
     """What the smallest and the largest architecture are made of."""
     modules: dict[str, type] = {}
     for architecture in (space.largest, space.smallest):
-        layers, head = space.layers(architecture), space.head(architecture)
-        if not head or not all(isinstance(layer, Layer) for layer in head):
-            yield f"`head` must return layers, not {head!r}"
+        head = space.head(architecture)
+        if not isinstance(head, tuple) or not head or not all(isinstance(x, Layer) for x in head):
+            yield f"`head` must return layers in a tuple, not {head!r}"
+        layers = space.layers(architecture)
         if layers[0].input_shape != (shape := space.example(architecture)):
             yield f"its first layer takes {layers[0].input_shape}, but an example has {shape}"
         for layer in layers:
             if modules.setdefault(layer.path, layer.module) is not layer.module:
                 yield f"two kinds of layers have the path {layer.path}"
+        places = Counter((layer.path, layer.phase) for layer in layers)
+        if shared := [path for (path, _), times in places.items() if times > 1]:
+            yield f"several layers of one phase have the path {shared[0]}"
     blocks = [block for stage in architecture.stages for block in stage.blocks]
     int8 = any(getattr(block, "precision", "fp32") != "fp32" for block in blocks)
     if int8 and not any("bits" in layer.sizes for layer in layers):

@@ -46,7 +46,7 @@ class Quality:
 
 
 def judge(region: Region, known: Known, answer: Ints | None) -> Quality:
-    """The quality of an answer (positions,) within a region, by all scores known; None is none."""
+    """The quality of an answer (positions,) within a region, or of None, where there is none."""
     count = region.graph.count
     inside = count
     for limit in region.limits:

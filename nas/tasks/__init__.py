@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nas.extensions import load_module
+from nas.extensions import load_member
 from nas.space.task import Task
 
 
@@ -15,5 +15,5 @@ def load_task(data: Mapping[str, Any]) -> Task:
     Without the key `task` it is a classification, as in files of vitnas 0.1.
     """
     name = data.get("task", "classification")
-    made: type[Task] = load_module("task", "nas.tasks", name).TASK
+    made: type[Task] = load_member("task", "nas.tasks", name, "TASK")
     return made.parse(data)

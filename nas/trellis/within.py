@@ -90,7 +90,7 @@ class Within:
 
     @cached_property
     def most(self) -> int:
-        """No more paths than this can be drawn: `count`, and those that rounding leaves out of it.
+        """An upper bound on the number of paths that fit: `count`, and those that rounding hides.
 
         Some that are counted may cost more than the budget.
         """

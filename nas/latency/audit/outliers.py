@@ -47,7 +47,7 @@ class Kind:
 
     @cached_property
     def axes(self) -> list[list[int]]:
-        """The sizes that vary; those that determine each other (a width, an axis) are one."""
+        """The sizes that vary; sizes that always change together count as one axis."""
         axes: list[list[int]] = []
         counts = [len(np.unique(column)) for column in self.sizes.T]
         for j, count in enumerate(counts):

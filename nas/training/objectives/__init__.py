@@ -8,7 +8,7 @@ from random import Random
 from torch import Tensor, nn
 
 from nas.data import Tensors
-from nas.extensions import load_module, member_name
+from nas.extensions import load_member, member_name
 from nas.network.network import Network
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -56,5 +56,5 @@ class Objective(nn.Module, ABC):
 
 def load_objective(name: str, space: SearchSpace) -> Objective:
     """The objective called `name` for the networks of a space."""
-    made: type[Objective] = load_module("objective", __name__, name).OBJECTIVE
+    made: type[Objective] = load_member("objective", __name__, name, "OBJECTIVE")
     return made(space)
