@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nas.errors import UnknownNameError
 from nas.extensions import load_member, members
+from nas.preprocessing import PictureReader, normalised
 from nas.space.task import Task
 
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
@@ -57,8 +58,10 @@ class Held(Split):
 class Dataset:
     """Three splits, the task that they pose, and how their arrays become tensors.
 
-    `mean` and `std` are those of the channels of pictures whose pixels lie in [0, 1]. `augment`
-    varies a prepared batch for training, all its tensors together; None leaves it as it is.
+    `mean` and `std` are those of the channels of pictures whose pixels lie in [0, 1]. `reader` says
+    how a picture file becomes a sample; None where samples are no pictures, or nobody knows.
+    `augment` varies a prepared batch for training, all its tensors together; None leaves it as it
+    is.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Dataset:
     fingerprint: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    reader: PictureReader | None = None
     augment: Callable[[Tensors, Random], Tensors] | None = None
 
     def prepare(self, batch: Arrays) -> Tensors:
@@ -79,10 +83,7 @@ class Dataset:
         """
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
         if "images" in tensors:
-            x = tensors["images"].float() / 255
-            mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-            x = (x - mean[:, None, None]) / std[:, None, None]
-            tensors["images"] = x.expand(-1, 3, -1, -1)
+            tensors["images"] = normalised(batch["images"], self.mean, self.std)
         return tensors
 
     def first(self, split: Split, count: int, size: int) -> Tensors:

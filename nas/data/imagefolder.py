@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nas.data import SPLITS, Arrays, Dataset, Split, Tensors
 from nas.errors import DataError
+from nas.preprocessing import PictureReader
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
 
@@ -51,7 +52,8 @@ def load(argument: str, seed: int) -> Dataset:
     for split in SPLITS:  # the first images of a split must be a fair sample of its classes
         Random(f"{seed} {split}").shuffle(files[split])
     grey = _all_grey([path for path, _ in files["train"][:: max(1, len(files["train"]) // 50)]])
-    splits = {split: _Files(split, files[split], grey) for split in SPLITS}
+    reader = PictureReader("L" if grey else "RGB")
+    splits = {split: _Files(split, files[split], reader) for split in SPLITS}
     mean, std = _statistics(splits["train"])
     names = [
         (split, str(p.relative_to(root)), label, p.stat().st_size)
@@ -64,6 +66,7 @@ def load(argument: str, seed: int) -> Dataset:
         mean=mean,
         std=std,
         fingerprint=fingerprint(names),
+        reader=reader,
         augment=crop_and_flip,
         **splits,
     )
@@ -83,11 +86,11 @@ def _files(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
 
 
 class _Files(Split):
-    """Image files, resized so that the short side fits, and cropped at the centre."""
+    """Image files; the squares at their centres are what is kept of them."""
 
-    def __init__(self, name: str, files: list[tuple[Path, int]], grey: bool) -> None:
+    def __init__(self, name: str, files: list[tuple[Path, int]], reader: PictureReader) -> None:
         super().__init__(name, len(files))
-        self.files, self.mode = files, "L" if grey else "RGB"
+        self.files, self.reader = files, reader
         self._pool = ThreadPoolExecutor(4)
         self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
@@ -99,21 +102,7 @@ class _Files(Split):
     def _load(self, index: int, canvas: int) -> NDArray[np.uint8]:
         if (cached := self._cache.get((index, canvas))) is not None:
             return cached
-        path = self.files[index][0]
-        try:
-            with Image.open(path) as file:
-                file.draft(self.mode, (canvas, canvas))
-                image = _eight_bit(file).convert(self.mode)
-        except Exception as error:
-            raise DataError(
-                f"cannot decode {path}: {error}", "remove or replace the file"
-            ) from None
-        scale = canvas / min(image.size)
-        width, height = (max(canvas, round(side * scale)) for side in image.size)
-        left, top = (width - canvas) // 2, (height - canvas) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image.crop((left, top, left + canvas, top + canvas)))
-        pixels = np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+        pixels = self.reader.pixels(self.files[index][0], canvas)
         if len(self._cache) * pixels.size < 2e9:  # decoded images stay, up to 2 GB a split
             self._cache[index, canvas] = pixels
         return pixels
@@ -201,14 +190,6 @@ def _all_grey(paths: list[Path]) -> bool:
             if image.mode not in {"1", "L", "I", "I;16", "LA"}:
                 return False
     return True
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey (medical images, say) scaled to 8 bits; Pillow alone would clip it."""
-    if not image.mode.startswith("I"):
-        return image
-    pixels = np.asarray(image).astype(np.int64)
-    return Image.fromarray((pixels >> (8 if pixels.max() > 255 else 0)).astype(np.uint8))
 
 
 def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

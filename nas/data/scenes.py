@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nas.data import SPLITS, Arrays, Dataset, Split
+from nas.preprocessing import PictureReader
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
 
@@ -47,6 +48,7 @@ def load(argument: str, seed: int) -> Dataset:
         test=test,
         mean=(MEAN,),
         std=(STD,),
+        reader=PictureReader("L"),
         fingerprint=fingerprint(rendered.tobytes(), list(CLASSES)),
     )
 
