@@ -13,7 +13,7 @@ from PIL import Image
 from nas.data import load_data
 from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import CLASSES, photos, render, render_batch
-from nas.errors import DataError, UnknownNameError
+from nas.errors import DataError, UnknownNameError, UsageError
 
 
 def test_a_scene_is_determined_by_split_index_canvas_and_seed():
@@ -187,3 +187,25 @@ def test_a_kind_of_data_set_says_what_stands_after_its_colon():
     with pytest.raises(UnknownNameError) as error:
         load_data("x")
     assert error.value.fix == "known: imagefolder:PATH, scenes"
+
+
+@pytest.mark.parametrize("size", [8, 14, 39])
+def test_scenes_below_the_size_of_an_item_are_those_of_its_size_shrunk(size):
+    """Supernets of small presets train at a quarter of their size first."""
+    drawn = load_data("scenes").train.batch([3, 4], size)
+    whole, labels = render_batch("train", [3, 4], 40)
+    assert drawn["images"].shape == (2, 1, size, size)
+    assert (drawn["labels"] == labels).all()
+    for small, large in zip(drawn["images"][:, 0], whole):
+        assert abs(small.mean() - large.mean()) < 4
+    with pytest.raises(UsageError, match="at least 40 px, got 39"):
+        render("train", 0, 39)
+
+
+def test_scenes_may_be_larger_than_the_noise_behind_them():
+    for canvas in (1024, 1500):
+        image, _, mask = render("test", 1, canvas)
+        assert image.shape == mask.shape == (canvas, canvas)
+        plain = image[~mask].astype(int)
+        assert 3 < plain.std() < 60
+        assert np.unique(image[-100:, -100:]).size > 10  # noise up to the last corner

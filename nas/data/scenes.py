@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nas.data import SPLITS, Arrays, Dataset, Split
+from nas.errors import UsageError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
@@ -34,6 +35,7 @@ _SIZES = {"train": 10**9, "search": 2000, "test": 4000}
 _ITEM_PX = (28, 40)
 _FRAGMENT_PX = (8, 15)
 _FRAGMENTS_PER_PX = 14 / CANVAS**2
+_NOISE_PX = 1024  # side of the noise that backgrounds are cut out of; larger ones repeat it
 
 
 def load(argument: str, seed: int) -> Dataset:
@@ -54,10 +56,12 @@ def load(argument: str, seed: int) -> Dataset:
 
 
 class _Scenes(Split):
-    """Scenes drawn when they are asked for."""
+    """Scenes drawn when they are asked for; below the size of an item, a canvas of it shrunk."""
 
     def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        images, labels = render_batch(self.name, indices, size)
+        images, labels = render_batch(self.name, indices, max(size, _ITEM_PX[1]))
+        if size < _ITEM_PX[1]:  # supernets train at a quarter of their size first
+            images = np.stack([_resized(image, size) for image in images])
         return {"images": images[:, None], "labels": labels}
 
 
@@ -77,8 +81,11 @@ def render(
     """Scene number `index` of a split: the grey image, its label, and the mask of the item.
 
     The same arguments always give the same scene. Items keep their native 28-40 pixels whatever
-    the canvas (in pixels, at least 40), and clutter its density. Costs about 0.25 ms at 224 pixels.
+    the canvas (in pixels, at least 40: `UsageError` below), and clutter its density. Costs about
+    0.25 ms at 224 pixels.
     """
+    if canvas < _ITEM_PX[1]:
+        raise UsageError(f"the canvas of a scene has at least 40 px, got {canvas}", "e.g. 40")
     items, labels = photos(split)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     image = _background(rng, canvas)
@@ -87,9 +94,7 @@ def render(
     # Every split shows each of its photos once before any photo returns.
     chosen = index % len(items)
     side = int(rng.integers(_ITEM_PX[0], _ITEM_PX[1] + 1))
-    item = np.asarray(
-        Image.fromarray(items[chosen]).resize((side, side), Image.Resampling.BILINEAR)
-    )
+    item = _resized(items[chosen], side)
     mask = _paste(image, (item * rng.uniform(0.7, 1.0)).astype(np.uint8), rng)
     return image, int(labels[chosen]), mask
 
@@ -102,18 +107,25 @@ def render_batch(
     return np.stack([s for s, _ in scenes]), np.array([label for _, label in scenes])
 
 
+def _resized(image: Photo, side: int) -> Photo:
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
 @lru_cache(maxsize=1)
 def _noise() -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(0, 5, (1024, 1024)).astype(np.float32)
+    return np.random.default_rng(0).normal(0, 5, (_NOISE_PX, _NOISE_PX)).astype(np.float32)
 
 
 def _background(rng: np.random.Generator, canvas: int) -> Photo:
     """A faint gradient with the noise of a sensor."""
-    top, left = rng.integers(0, 1024 - canvas, 2)
+    noise, last = _noise(), _NOISE_PX - canvas
+    if last <= 0:
+        noise, last = np.pad(noise, (0, canvas), mode="wrap"), _NOISE_PX
+    top, left = rng.integers(0, last, 2)
     slope_x, slope_y = rng.uniform(-12, 12, 2)
     line = np.linspace(-0.5, 0.5, canvas, dtype=np.float32)
     ground = slope_y * line[:, None] + slope_x * line + rng.uniform(22, 46)
-    noisy = ground + _noise()[top : top + canvas, left : left + canvas]
+    noisy = ground + noise[top : top + canvas, left : left + canvas]
     background: Photo = np.clip(noisy, 0, 255).astype(np.uint8)
     return background
 
