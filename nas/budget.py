@@ -1,4 +1,4 @@
-"""Budgets: the time that a winner may take on devices, and limits of counts."""
+"""Budgets: the time that a winner may take on devices, limits of counts, times as text."""
 
 from __future__ import annotations
 
@@ -73,6 +73,16 @@ def alternatives(budgets: Iterable[Budget], device: str) -> list[dict[str, float
     main = several[0] if several else next(iter(by_device))
     others = {name: own[0] for name, own in by_device.items() if name != main}
     return [{main: ms, **others} for ms in by_device[main]]
+
+
+def readable_ms(ms: float | None, places: int = 2) -> str:
+    """Milliseconds with so many decimals, or three digits where these would not show two of them.
+
+    `12.35`, `0.0123`; `-` for None, which stands for what was not measured.
+    """
+    if ms is None:
+        return "-"
+    return f"{ms:.{places}f}" if ms >= 10 ** (1 - places) or ms == 0 else f"{ms:.3g}"
 
 
 def parse_count(text: str, what: str) -> float:

@@ -16,7 +16,7 @@ import typer
 
 import nas
 from nas import cli
-from nas.budget import Budget, alternatives, parse_count
+from nas.budget import Budget, alternatives, parse_count, readable_ms
 from nas.commands import listings
 from nas.entry import search
 from nas.errors import UsageError
@@ -180,6 +180,15 @@ def test_import_nas_is_light_and_complete():
 )
 def test_budgets_are_read(text, ms):
     assert Budget.parse(text).latency_ms == pytest.approx(ms)
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(20.0, "20.00"), (0.1, "0.10"), (0.0999, "0.0999"), (0.0123456, "0.0123"), (1e-3, "0.001"),
+     (0.0, "0.00"), (None, "-")],
+)  # fmt: skip
+def test_a_time_of_any_size_is_read_to_two_digits(ms, text):
+    assert readable_ms(ms) == text
 
 
 @pytest.mark.parametrize(

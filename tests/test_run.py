@@ -14,9 +14,11 @@ import pytest
 from conftest import export_weights_alone, made_up_table, measure_as_predicted
 
 import nas
+from nas import cli
 from nas.budget import Budget
 from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
 from nas.families import load_space
+from nas.latency.table import LatencyTable
 from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json, write_json
 from nas.report.report import write_report
@@ -203,6 +205,41 @@ def test_a_machine_slower_than_its_table_is_searched_further_inside(
     with pytest.raises(InfeasibleError, match=r"measured over predicted: torch-cpu 40.00\)"):
         nas.search(out=tmp_path / "none", **few)
     assert Journal(tmp_path / "none" / "candidates.jsonl").read()
+
+
+@pytest.mark.parametrize("budgets", [(1.0,), (1.0, 1.6)])
+def test_on_a_machine_half_as_fast_everything_that_is_compared_is_measured(
+    budgets, settings, table, tmp_path, monkeypatch, capsys
+):
+    """The kept table says half of what networks take: the search goes on further inside."""
+    true = nas.LatencyTable.load(table)
+    fit = true.manifest["calibration"]
+    half = {**fit, "scale": fit["scale"] / 2, "overhead": fit["overhead"] / 2}
+    LatencyTable(true.rows, {**true.manifest, "calibration": half}).save(tmp_path / "table")
+    measure_as_predicted(monkeypatch, true)
+    fastest = true.trellis(SPACE).fastest
+    words = [word for x in budgets for word in ("--budget", f"{1.06 * x * fastest:.9f}ms")]
+    for name in ("space", "data", "supernet", "evaluations", "search_images", "test_images"):
+        words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    words += ["--table", str(tmp_path / "table"), "--out", str(tmp_path / "run")]
+    outputs = []
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["search", *words, *more])
+        captured = capsys.readouterr()
+        assert (stop.value.code or 0) == 0, captured.err
+        outputs.append(captured.out.partition(" s in all")[0])
+        record = read_json(tmp_path / "run" / "run.json")
+        for answer in record["answers"]:
+            assert answer["winner"]["measured_ms"] <= answer["budget_ms"]
+            known = [*answer["baselines"], *answer["front"]]
+            assert all(
+                c["measured_ms"] == pytest.approx(2 * c["predicted_ms"], abs=2e-4) for c in known
+            )
+    assert "searching on within" in " ".join(captured.err.split())
+    assert "largest dense" in captured.out
+    first, again = (text.splitlines()[:-1] for text in outputs)
+    assert first == again
 
 
 def test_several_budgets_are_answered_from_one_run(settings, tmp_path):

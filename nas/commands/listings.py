@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from nas.budget import readable_ms
 from nas.commands import Json, app, grid_of, out, print_json
 
 
@@ -164,8 +165,8 @@ def _runs() -> list[dict[str, Any]]:
                 continue
             how = "" if record.verb == "measured" else f" {record.verb}"
             answered = [
-                (a.budgets, f"{a.winner.measured_ms:.2f} ms{how}", f"{a.winner.test_percent:.1f} %")
-                for a in record.answers
+                (budgets, f"{readable_ms(won.measured_ms)} ms{how}", f"{won.test_percent:.1f} %")
+                for budgets, won in ((a.budgets, a.winner) for a in record.answers)
             ]
         for budgets, measured, test in sorted(answered, key=lambda row: row[0][settings.device]):
             rows.append(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nas.budget import readable_ms
 from nas.commands import (
     Classes,
     Data,
@@ -77,7 +78,7 @@ def inspect(
             row["layer"],
             f"{row['params']:,}",
             f"{row['macs'] / 1e6:,.2f} M",
-            "not measured" if ms is None else f"{ms:.3f} ms",
+            "not measured" if ms is None else f"{readable_ms(ms, 3)} ms",
         )
     out.print(grid)
 
@@ -178,7 +179,8 @@ def quantize(
     out.print(grid)
     ms = result["measured_ms"]
     out.print(
-        f"measured, torch eager, one thread: float32 {ms['fp32']:.2f} ms, int8 {ms['int8']:.2f} ms"
+        f"measured, torch eager, one thread: float32 {readable_ms(ms['fp32'])} ms, "
+        f"int8 {readable_ms(ms['int8'])} ms"
     )
     out.print("relative error of a layer's output by method, and of the logits if it alone is int8")
     methods = list(result["layers"][0]["error"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.budget import Budget, alternatives
+from nas.budget import Budget, alternatives, readable_ms
 from nas.commands import Data, Device, Json, Seed, Space, app, grid_of, out, print_json
 from nas.commands.options import with_options
 from nas.errors import UsageError
@@ -91,17 +91,20 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     metric = record.metric.heading
     grid = grid_of("network", "predicted", record.verb, "p95", f"search {metric}", f"test {metric}")
     for i, c in enumerate([answer.winner, *answer.baselines]):
-        cells = [f"{ms:.2f} ms" for ms in (c.predicted_ms, c.measured_ms, c.measured_p95_ms)]
-        cells += [f"{percent:.1f} %" for percent in (c.search_percent, c.test_percent)]
+        times = (c.predicted_ms, c.measured_ms, c.measured_p95_ms)
+        cells = [f"{readable_ms(ms)} ms" for ms in times]
+        cells += [f"{c.search_percent:.1f} %"]
+        cells += ["-" if c.test_percent is None else f"{c.test_percent:.1f} %"]
         grid.add_row(c.name, *cells, style="bold" if i == 0 else "")
     out.print(grid)
     for device, other in answer.winner.other_devices.items():
         if other.measured_ms is None:
             how = "predicted, not measured"
         else:
-            how = f"{other.verb} {other.measured_ms:.2f} ms"
+            how = f"{other.verb} {readable_ms(other.measured_ms)} ms"
         out.print(
-            f"{device}: {other.predicted_ms:.2f} ms predicted ({how}) of {other.budget_ms:g} ms"
+            f"{device}: {readable_ms(other.predicted_ms)} ms predicted ({how}) "
+            f"of {other.budget_ms:g} ms"
         )
     q = answer.quality
     if q.bound is not None:

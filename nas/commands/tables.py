@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nas.budget import readable_ms
 from nas.commands import (
     Classes,
     Device,
@@ -234,10 +235,10 @@ def measure(
     if as_json:
         return print_json(result)
     unit, total = runtime.unit, result["measured_ms"]
+    p20, p95, least = (readable_ms(result[f"measured_{of}_ms"]) for of in ("p20", "p95", "min"))
     out.print(
-        f"{architecture.id} on {device}: {total:.2f} {unit} {verb} (median of {len(samples)}; p20 "
-        f"{result['measured_p20_ms']:.2f}, p95 {result['measured_p95_ms']:.2f}, min "
-        f"{result['measured_min_ms']:.2f})"
+        f"{architecture.id} on {device}: {readable_ms(total)} {unit} {verb} (median of "
+        f"{len(samples)}; p20 {p20}, p95 {p95}, min {least})"
     )
     if measured.wall_over_cpu > 1.1:
         out.print(
@@ -248,14 +249,15 @@ def measure(
     if table:
         low, high = result["interval_ms"]
         out.print(
-            f"{predicted:.2f} {unit} predicted ({100 * (predicted / total - 1):+.1f} %); "
-            f"with 95 % confidence between {low:.2f} and {high:.2f}"
+            f"{readable_ms(predicted)} {unit} predicted ({100 * (predicted / total - 1):+.1f} %); "
+            f"with 95 % confidence between {readable_ms(low)} and {readable_ms(high)}"
         )
     grid = grid_of("layer", "predicted", f"{verb} in order", "share")
     for row in result["layers"]:
-        ms = row["predicted_ms"]
-        cells = ("" if ms is None else f"{ms:.3f} {unit}", f"{row['measured_ms']:.3f} {unit}")
-        grid.add_row(row["layer"], *cells, f"{100 * row['measured_ms'] / total:4.1f} %")
+        ms, measured_ms = row["predicted_ms"], row["measured_ms"]
+        cells = ["" if ms is None else f"{readable_ms(ms, 3)} {unit}"]
+        cells += [f"{readable_ms(measured_ms, 3)} {unit}", f"{100 * measured_ms / total:4.1f} %"]
+        grid.add_row(row["layer"], *cells)
     out.print(grid)
     if not table:
         why = f"there is no table yet (vitnas profile --device {device} --space {the_space.name})"

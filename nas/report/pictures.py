@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from nas.budget import readable_ms
 from nas.report.saved_run import SavedRun
 from nas.run_record import Candidate, RunRecord
 
@@ -259,7 +260,7 @@ def layers(networks: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Figur
         for i, ((who, rows), color) in enumerate(zip(networks, colors)):
             own = dict(rows)
             shift = (i - (len(networks) - 1) / 2) * thick
-            label = f"{who}, {sum(own.values()):.1f} ms"
+            label = f"{who}, {readable_ms(sum(own.values()), 1)} ms"
             axes.barh(y + shift, [own.get(n, 0) for n in names], thick, color=color, label=label)
         axes.set_yticks(y, [n.replace("_", " ") for n in names], fontsize=7.5)
         axes.invert_yaxis()

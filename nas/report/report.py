@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from nas.budget import readable_ms
 from nas.records import write_bytes, write_text
 from nas.report import pictures
 from nas.report.examples import examples
@@ -67,7 +68,7 @@ def _environment() -> Environment:
         loader=PackageLoader("nas", "assets"), autoescape=select_autoescape(default=True)
     )
     environment.filters |= {
-        "ms": lambda v: "-" if v is None else f"{v:.2f}",
+        "ms": readable_ms,
         "pct": lambda v: "-" if v is None else f"{v:.1f}",
         "short": lambda v: f"{v:g}",
         "number": number,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
-from nas.budget import Budget
+from nas.budget import Budget, readable_ms
 from nas.run_record import Answer, RunRecord
 from nas.settings import DEVICE, Settings
 from nas.strategy.quality import Quality
@@ -79,18 +79,18 @@ def headline(record: RunRecord) -> str:
         if len({a.winner.id for a in answers}) == 1:
             every = "both" if len(answers) == 2 else f"all {len(answers)}"
             return (
-                f"{low.test_percent:.1f} % in {low.measured_ms:.1f} ms: "
+                f"{low.test_percent:.1f} % in {readable_ms(low.measured_ms, 1)} ms: "
                 f"one network answers {every} budgets"
             )
         return (
             f"{len(answers)} budgets answered, from {low.test_percent:.1f} % in "
-            f"{low.measured_ms:.1f} ms to {high.test_percent:.1f} % in "
-            f"{high.measured_ms:.1f} ms"
+            f"{readable_ms(low.measured_ms, 1)} ms to {high.test_percent:.1f} % in "
+            f"{readable_ms(high.measured_ms, 1)} ms"
         )
     (answer,) = answers
     w, budget = answer.winner, answer.budget_ms
     text = (
-        f"{w.test_percent:.1f} % in {w.measured_ms:.1f} ms: the winner uses "
+        f"{w.test_percent:.1f} % in {readable_ms(w.measured_ms, 1)} ms: the winner uses "
         f"{100 * w.measured_ms / budget:.0f} % of the {budget:g} ms budget"
     )
     gain = above_dense(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nas.errors import InfeasibleError
 from nas.progress import console
@@ -12,7 +12,7 @@ from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
 from nas.run.search import Baselines
-from nas.run.stopwatch import Samples, Stopwatch
+from nas.run.stopwatch import Stopwatch
 from nas.space.architecture import Architecture
 from nas.strategy.constraints import Region
 from nas.strategy.statistics import pareto
@@ -26,15 +26,13 @@ _MARGIN = 1.03  # by which each try aims lower
 class Ranking:
     """The scored networks that fit, best expected accuracy first, and those they are compared with.
 
-    `baselines` has for each kind its networks, best first. `samples` are of the candidates that
-    were measured since the ranking was made.
+    `baselines` has for each kind its networks, best first.
     """
 
     candidates: list[Candidate]
     front: list[Candidate]
     largest: Candidate
     baselines: list[list[Candidate]]
-    samples: Mapping[Candidate, Samples] = field(default_factory=dict)
 
     @property
     def to_measure(self) -> list[Candidate]:
@@ -45,14 +43,11 @@ class Ranking:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Who has won within a budget, as measured, and the baselines that fit it.
-
-    `ranking` holds all samples that decided.
-    """
+    """Who has won within a budget, the baselines that fit it, all measured, and the front."""
 
     winner: Candidate
     baselines: list[Candidate]
-    ranking: Ranking
+    front: list[Candidate]
 
 
 def rank(
@@ -81,15 +76,11 @@ def decide(inputs: Inputs, goal: Goal, ranking: Ranking, watch: Stopwatch) -> Ou
 
     Of each baseline the best that fits likewise; the largest network is one whether it fits or not.
     """
-    samples = dict(ranking.samples)
-    winner = _first_that_fits(inputs, goal, ranking.candidates, watch, samples, everywhere=True)
+    winner = _first_that_fits(inputs, goal, ranking.candidates, watch, everywhere=True)
     if winner is None:
         return None
-    best = [_first_that_fits(inputs, goal, group, watch, samples) for group in ranking.baselines]
-    measured = Ranking(
-        ranking.candidates, ranking.front, ranking.largest, ranking.baselines, samples
-    )
-    return Outcome(winner, [ranking.largest, *(c for c in best if c)], measured)
+    best = [_first_that_fits(inputs, goal, group, watch) for group in ranking.baselines]
+    return Outcome(winner, [ranking.largest, *(c for c in best if c)], ranking.front)
 
 
 def _first_that_fits(
@@ -97,20 +88,18 @@ def _first_that_fits(
     goal: Goal,
     ranked: Sequence[Candidate],
     watch: Stopwatch,
-    samples: dict[Candidate, Samples],
     everywhere: bool = False,
 ) -> Candidate | None:
-    """The best whose measured upper limit is within the budget; adds to `samples` as needed."""
+    """The best whose measured upper limit is within the budget; times candidates as needed."""
     left, budget_ms = list(ranked), goal.budget_ms
     while left:
         # On a day when the machine is slower than its table, skip what cannot fit.
         ratio = watch.ratio(inputs.settings.device)
-        left = [c for c in left if c in samples or c.predicted_ms * ratio <= budget_ms]
+        left = [c for c in left if watch.samples(c) or c.predicted_ms * ratio <= budget_ms]
         some, left = left[:_MEASURED], left[_MEASURED:]
         for candidate in some:
-            if candidate not in samples:
-                samples |= watch(some)
-            if samples[candidate].upper_ms <= budget_ms and (
+            samples = watch.samples(candidate) or watch(some)[candidate]
+            if samples.upper_ms <= budget_ms and (
                 not everywhere or watch.fits_elsewhere(candidate, goal.budgets)
             ):
                 return candidate

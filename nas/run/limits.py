@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 
+from nas.budget import readable_ms
 from nas.errors import InfeasibleError
 from nas.latency.table import LatencyTable
 from nas.network.macs import count_macs, count_params
@@ -110,12 +110,13 @@ class Limits:
         """
         for device, ms in wanted.items():
             if (fastest := self.times[device].fastest) > ms:
+                least, more = readable_ms(fastest), f"{float(f'{1.1 * fastest:.2g}'):g}ms"
                 where = "this machine" if len(wanted) == 1 else device
                 named = "" if len(wanted) == 1 else f"{device}="
                 raise InfeasibleError(
                     f"no architecture of {self.space.name} fits {ms:g} ms on {where}: the smallest "
-                    f"possible takes {fastest:.2f} ms (predicted): {self._made_of(device)}",
-                    f"raise the budget: --budget {named}{ceil(fastest * 11) / 10:g}ms",
+                    f"possible takes {least} ms (predicted): {self._made_of(device)}",
+                    f"raise the budget: --budget {named}{more}",
                 )
         budget, trellis = wanted[self.settings.device], self.times[self.settings.device]
         everything = budget >= trellis.slowest
@@ -133,8 +134,8 @@ class Limits:
         for layer in self.graph.along(trellis.cheapest_path()):
             total[layer.module.__name__] += table.cost(layer)
         dearest = sorted(total.items(), key=lambda item: -item[1])
-        parts = [f"{name} {ms:.2f}" for name, ms in dearest[:4] if ms > 0]
-        return ", ".join([*parts, f"overhead {trellis.fixed:.2f}"])
+        parts = [f"{name} {readable_ms(ms)}" for name, ms in dearest[:4] if ms > 0]
+        return ", ".join([*parts, f"overhead {readable_ms(trellis.fixed)}"])
 
 
 def _counted(graph: Graph, costs: Mapping[str, float], once: bool) -> Trellis:

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.budget import Budget
+from nas.budget import Budget, readable_ms
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import variance_in
 from nas.progress import bar, console
 from nas.records import Journal, write_json
-from nas.run.contest import Outcome, Ranking, decide, further_inside, rank
+from nas.run.contest import Outcome, decide, further_inside, rank
 from nas.run.inputs import Inputs, opened
-from nas.run.limits import Goal
 from nas.run.record import Tested, make_record, write_tables
 from nas.run.request import Request, read_budgets, run_folder
 from nas.run.scores import Candidate
@@ -115,29 +114,13 @@ def run(request: Request) -> RunRecord:
         rng = np.random.default_rng(inputs.settings.seed)
         with clock.part("search"):
             searched = search(inputs, rng)
-            expected, rankings = _rank(inputs, searched)
         watch = Stopwatch(inputs)
-        with clock.part("measure"):
-            found = watch([c for ranking in rankings for c in ranking.to_measure])
-            rankings = [replace(r, samples={c: found[c] for c in r.to_measure}) for r in rankings]
-        outcomes: list[Outcome] = []
-        for i, goal in enumerate(inputs.goals):
-            tries = count(1)
-            while (outcome := _decide(inputs, goal, rankings[i], watch, clock)) is None:
-                with clock.part("search"):
-                    region = further_inside(inputs, goal, watch, next(tries))
-                    searcher = evolve(inputs, [region], rng)
-                    searched = replace(searched, searchers=(*searched.searchers, searcher))
-                    expected, rankings = _rank(inputs, searched)
-            outcomes.append(outcome)
-            rankings[i] = outcome.ranking
+        searched, expected, outcomes = _settle(inputs, searched, watch, rng, clock)
         with clock.part("test"):
             tests = _test(inputs, [c for o in outcomes for c in (o.winner, *o.baselines)])
         with clock.part("export"):
             exported = _export_winners(inputs, outcomes)
-        record = make_record(
-            inputs, searched, rankings, outcomes, watch, tests, exported, clock.rounded()
-        )
+        record = make_record(inputs, searched, outcomes, watch, tests, exported, clock.rounded())
         write_tables(inputs, record, expected)
     write_json(request.folder / "run.json", record.to_json())
     with clock.part("report"):
@@ -149,20 +132,34 @@ def run(request: Request) -> RunRecord:
     return record
 
 
-def _rank(inputs: Inputs, searched: Searched) -> tuple[dict[Architecture, float], list[Ranking]]:
-    """Expected accuracies of everything known, and the ranking of each goal by them."""
-    expected = inputs.scores.expected(inputs.space)
-    return expected, [
-        rank(inputs, goal, baselines, expected)
-        for goal, baselines in zip(inputs.goals, searched.baselines)
-    ]
+def _settle(
+    inputs: Inputs, searched: Searched, watch: Stopwatch, rng: np.random.Generator, clock: Clock
+) -> tuple[Searched, dict[Architecture, float], list[Outcome]]:
+    """Rank and measure until every goal has a winner, and search on where none fits as measured.
 
-
-def _decide(
-    inputs: Inputs, goal: Goal, ranking: Ranking, watch: Stopwatch, clock: Clock
-) -> Outcome | None:
-    with clock.part("measure"):
-        return decide(inputs, goal, ranking, watch)
+    Returns all that was searched, the expected accuracies by which was ranked, and the outcomes.
+    """
+    for tries in count(1):
+        with clock.part("search"):
+            expected = inputs.scores.expected(inputs.space)
+            rankings = [
+                rank(inputs, goal, baselines, expected)
+                for goal, baselines in zip(inputs.goals, searched.baselines)
+            ]
+        with clock.part("measure"):
+            watch([c for ranking in rankings for c in ranking.to_measure])
+            outcomes = [
+                decide(inputs, goal, ranking, watch)
+                for goal, ranking in zip(inputs.goals, rankings)
+            ]
+        open_goals = [goal for goal, outcome in zip(inputs.goals, outcomes) if outcome is None]
+        if not open_goals:
+            break
+        with clock.part("search"):
+            regions = [further_inside(inputs, goal, watch, tries) for goal in open_goals]
+            searcher = evolve(inputs, regions, rng)
+            searched = replace(searched, searchers=(*searched.searchers, searcher))
+    return searched, expected, [outcome for outcome in outcomes if outcome is not None]
 
 
 def _greet(inputs: Inputs) -> None:
@@ -173,8 +170,8 @@ def _greet(inputs: Inputs) -> None:
     scores, error = inputs.scores, table.calibration
     console.print(
         f"[bold]{inputs.space.name}[/] on {table.manifest['device']['processor']}: "
-        f"{feasible.architectures:,} architectures, {feasible.fastest_ms:.1f} to "
-        f"{feasible.slowest_ms:.1f} ms; {fitting}\n"
+        f"{feasible.architectures:,} architectures, {readable_ms(feasible.fastest_ms, 1)} to "
+        f"{readable_ms(feasible.slowest_ms, 1)} ms; {fitting}\n"
         f"table: {len(table.rows)} rows, error on {error.held_out} other networks "
         f"{error.mape_percent:.1f} % (p95 {error.p95_percent:.1f} %); "
         f"{len(scores.known) + len(scores.ledger.written):,} scores known"

@@ -13,12 +13,12 @@ import numpy as np
 
 from nas import run_record
 from nas.records import write_csv
-from nas.run.contest import Outcome, Ranking
+from nas.run.contest import Outcome
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
 from nas.run.search import Searched
-from nas.run.stopwatch import Samples, Stopwatch
+from nas.run.stopwatch import Stopwatch
 from nas.run_record import Answer, Exported, MetricName, RunRecord, SupernetName, Winner
 from nas.runtimes import VERBS
 from nas.settings import Settings
@@ -43,7 +43,6 @@ Tests = Mapping[Architecture, Tested]
 def make_record(
     inputs: Inputs,
     searched: Searched,
-    rankings: Sequence[Ranking],
     outcomes: Sequence[Outcome],
     watch: Stopwatch,
     tests: Tests,
@@ -83,13 +82,11 @@ def make_record(
         hypervolume=_hypervolume(inputs, own),
         verb=VERBS[table.measured_source],
         answers=tuple(
-            _answer(inputs, goal, ranking, outcome, watch, tests, exported)
-            for goal, ranking, outcome in zip(inputs.goals, rankings, outcomes)
+            _answer(inputs, goal, outcome, watch, tests, exported)
+            for goal, outcome in zip(inputs.goals, outcomes)
         ),
         measured=tuple(
-            run_record.Candidate(
-                **_written(c, watch.samples_of(c), watch, tests if c in baselines else {})
-            )
+            run_record.Candidate(**_written(c, watch, tests if c in baselines else {}))
             for c in watch.first.values()
         ),
         table=table.calibration,
@@ -101,13 +98,12 @@ def make_record(
 def _answer(
     inputs: Inputs,
     goal: Goal,
-    ranking: Ranking,
     outcome: Outcome,
     watch: Stopwatch,
     tests: Tests,
     exported: Mapping[Architecture, Exported],
 ) -> Answer:
-    samples, scores = outcome.ranking.samples, inputs.scores
+    scores = inputs.scores
     fitting = [scores.known[a] for a in inputs.prior if inputs.fits(a, goal.region)]
     return Answer(
         goal.budget_ms,
@@ -116,14 +112,8 @@ def _answer(
         goal.feasible,
         max(fitting, default=None),
         _winner(inputs, goal, outcome, watch, tests),
-        tuple(
-            run_record.Candidate(**_written(c, samples.get(c), watch, tests))
-            for c in outcome.baselines
-        ),
-        tuple(
-            run_record.Candidate(**_written(c, ranking.samples.get(c), watch, {}))
-            for c in ranking.front
-        ),
+        tuple(run_record.Candidate(**_written(c, watch, tests)) for c in outcome.baselines),
+        tuple(run_record.Candidate(**_written(c, watch, {})) for c in outcome.front),
         Quality(**_quality(inputs, goal, outcome.winner).summary()),
         exported[outcome.winner.architecture],
     )
@@ -131,11 +121,12 @@ def _answer(
 
 def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, watch: Stopwatch, tests: Tests) -> Winner:
     winner, table = outcome.winner, inputs.table
-    samples = outcome.ranking.samples[winner]
+    samples = watch.samples(winner)
+    assert samples is not None  # it won as measured
     low, high = table.interval(winner.predicted_ms, inputs.settings.confidence)
     chance = table.chance_within(winner.predicted_ms, goal.budget_ms)
     return Winner(
-        **{**_written(winner, samples, watch, tests), "name": "winner"},
+        **{**_written(winner, watch, tests), "name": "winner"},
         upper_ms=round(samples.upper_ms, 4),
         interval_ms=(round(low, 4), round(high, 4)),
         chance_within_budget=round(chance, 4),
@@ -143,10 +134,9 @@ def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, watch: Stopwatch, test
     )
 
 
-def _written(
-    candidate: Candidate, samples: Samples | None, watch: Stopwatch, tests: Tests
-) -> dict[str, Any]:
+def _written(candidate: Candidate, watch: Stopwatch, tests: Tests) -> dict[str, Any]:
     """The fields of a candidate as a run records it, rounded."""
+    samples = watch.samples(candidate)
     tested = tests.get(candidate.architecture)
     return {
         "name": candidate.name,

@@ -61,7 +61,10 @@ class Stopwatch:
         self._asked: dict[tuple[str, Architecture], Samples] = {}
 
     def __call__(self, wanted: Sequence[Candidate]) -> dict[Candidate, Samples]:
-        """Time candidates on the device that is searched on, all in turn in one fresh process."""
+        """Time candidates on the device that is searched on, all in turn in one fresh process.
+
+        Those that were timed before are not timed again.
+        """
         found = self._time(self.inputs.settings.device, [c.architecture for c in wanted])
         for candidate in wanted:
             self.first.setdefault(candidate.architecture, candidate)
@@ -101,9 +104,9 @@ class Stopwatch:
         ]
         return median(ratios) if ratios else 1.0
 
-    def samples_of(self, candidate: Candidate) -> Samples:
-        """The samples of a candidate that was timed on the device that is searched on."""
-        return self._asked[self.inputs.settings.device, candidate.architecture]
+    def samples(self, candidate: Candidate) -> Samples | None:
+        """The samples of a candidate on the device that is searched on; None until it is timed."""
+        return self._asked.get((self.inputs.settings.device, candidate.architecture))
 
     def _time(
         self, device: str, architectures: Iterable[Architecture]
