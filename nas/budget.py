@@ -1,4 +1,4 @@
-"""Budgets: the time that a winner may take on devices, limits of counts, times as text."""
+"""Budgets: the time that a winner may take on devices, limits of counts, times as text, numbers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from nas.errors import UsageError
 
@@ -95,3 +97,42 @@ def parse_count(text: str, what: str) -> float:
     if not (math.isfinite(number) and number > 0):
         raise UsageError(f"{text!r} is not a positive number of {what}", "e.g. 5M, 300k or 1.5G")
     return number
+
+
+def whole_number(name: str, given: Any, least: float = -math.inf) -> int:
+    """What is given, as an int; `UsageError` unless it is a whole number, `least` or more."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
+        raise UsageError(
+            f"{name} must be a whole number{_at_least(least)}, got {_short(given)}", "e.g. 8"
+        )
+    return int(given)
+
+
+def real_number(name: str, given: Any, least: float = -math.inf) -> float:
+    """What is given, as a float; `UsageError` unless it is a finite number, `least` or more."""
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if not number or not (math.isfinite(given) and float(given) >= least):
+        raise UsageError(
+            f"{name} must be a number{_at_least(least)}, got {_short(given)}", "e.g. 0.5"
+        )
+    return float(given)
+
+
+def positive_number(name: str, given: Any) -> float:
+    """What is given, as a float, also as text such as `5M`; `UsageError` unless it is above 0."""
+    if isinstance(given, str):
+        return parse_count(given, name)
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if not number or not (math.isfinite(given) and given > 0):
+        raise UsageError(
+            f"{name} must be a positive number, got {_short(given)}", "e.g. 5, 5e6 or '5M'"
+        )
+    return float(given)
+
+
+def _at_least(least: float) -> str:
+    return f", at least {least:g}" if math.isfinite(least) else ""
+
+
+def _short(given: Any) -> str:
+    return f"{given!r:.60}"

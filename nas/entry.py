@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from nas.errors import UsageError
+from nas.errors import UnknownNameError, UsageError
 from nas.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ def search(
     device: str = ...,
     data: str = ...,
     confidence: float = ...,
-    max_params: float | None = ...,
-    max_macs: float | None = ...,
+    max_params: float | str | None = ...,
+    max_macs: float | str | None = ...,
     supernet: str | Path = ...,
     table: str | Path | Sequence[str | Path] = ...,
     out: str | Path | None = ...,
@@ -82,9 +84,13 @@ def search(budget: Budgets, *, space: Any = Settings.space, **keywords: Any) -> 
     your own, with a `latency` and a `score`: no model and no device; returns an `Exploration`
     (`nas.problem.search.search_space`). The keywords are explained there.
     """
+    out = keywords.get("out")
+    if not isinstance(out, str | os.PathLike | None):
+        raise UsageError(f"out must be the path of a folder, got {out!r:.60}", 'e.g. "runs/first"')
     if isinstance(space, str):
         from nas.run.main import search_networks
 
+        _require_known(search_networks, keywords, "nas.search")
         return search_networks(budget, space=space, **keywords)
     if "latency" not in keywords or "score" not in keywords:
         raise UsageError(
@@ -93,4 +99,13 @@ def search(budget: Budgets, *, space: Any = Settings.space, **keywords: Any) -> 
         )
     from nas.problem.search import search_space
 
+    _require_known(search_space, keywords, "nas.search over a space of your own")
     return search_space(space, budget, **keywords)
+
+
+def _require_known(function: Callable[..., Any], keywords: Mapping[str, Any], what: str) -> None:
+    """Raise `UnknownNameError` for the first keyword that a function does not have."""
+    known = inspect.signature(function).parameters
+    for name in keywords:
+        if name not in known:
+            raise UnknownNameError(f"keyword of {what}", name, known)

@@ -47,7 +47,7 @@ class UnknownNameError(UsageError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], fix: str = "") -> None:
         known = sorted(known)
-        close = get_close_matches(name, known, n=3, cutoff=0.4)
+        close = get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
         super().__init__(f"unknown {what} {name!r}", f"{hint} {fix}".strip())
 

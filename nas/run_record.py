@@ -7,9 +7,9 @@ stands beside the answers too, and the task adds keys of its own, such as `class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
@@ -143,8 +143,8 @@ class SupernetName:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord(Mapping[str, Any]):
-    """A finished run. As a mapping it is its own JSON form: `record["winner"]["measured_ms"]`.
+class RunRecord(dict[str, Any]):
+    """A finished run. As a dict it is its own JSON form: `record["winner"]["measured_ms"]`.
 
     Defaults stand for what an early version did not record. `answers` are in the order of the
     budgets asked for. `task` holds the keys of the task, which `nas.tasks.load_task` reads.
@@ -190,6 +190,9 @@ class RunRecord(Mapping[str, Any]):
     table_manifest: dict[str, Any]
     seconds: dict[str, float]
 
+    def __post_init__(self) -> None:
+        self.update(self.to_json())
+
     @property
     def by_budget(self) -> list[Answer]:
         """The answers, that of the lowest budget first."""
@@ -233,19 +236,6 @@ class RunRecord(Mapping[str, Any]):
         """The record in a file `run.json`."""
         data = read_json(file)
         return cls.from_json(data if isinstance(data, dict) else {}, file)
-
-    @cached_property
-    def _json(self) -> dict[str, Any]:
-        return self.to_json()
-
-    def __getitem__(self, key: str) -> Any:
-        return self._json[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._json)
-
-    def __len__(self) -> int:
-        return len(self._json)
 
 
 def _whole(answer: Any, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ read them from these classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Self
 
+from nas.budget import positive_number, real_number, whole_number
 from nas.errors import UnknownNameError, UsageError
 from nas.strategy.constraints import SAMPLERS
 from nas.strategy.searchers import searcher_names
@@ -35,6 +37,31 @@ class Option:
 def option(default: Any, help: str, **more: Any) -> Any:
     """A field of settings, with its default and its `Option`."""
     return field(default=default, metadata={"option": Option(help, **more)})
+
+
+def _check_options(settings: Any) -> None:
+    """Make every option what its type says; `UsageError` where it is not, or below its `least`."""
+    for own in fields(settings):
+        if "option" in own.metadata:
+            object.__setattr__(settings, own.name, _checked(own, getattr(settings, own.name)))
+
+
+def _checked(own: Field[Any], given: Any) -> Any:
+    option, kind = own.metadata["option"], str(own.type)
+    least = -math.inf if option.least is None else option.least
+    if given is None and "None" in kind:
+        return None
+    if option.counts:
+        return positive_number(own.name, given)
+    if kind == "int":
+        return whole_number(own.name, given, least)
+    if kind == "float":
+        return real_number(own.name, given, least)
+    known: Any = bool if kind == "bool" else str
+    if not isinstance(given, known):
+        example = "True or False" if known is bool else f"e.g. {own.default!r}"
+        raise UsageError(f"{own.name} must be {example}, got {given!r:.60}", "give it like this")
+    return given
 
 
 @dataclass(frozen=True)
@@ -69,9 +96,10 @@ class Settings:
     )
     max_macs: float | None = option(None, "At most so many MACs, e.g. 300M.", counts="MACs")
     fresh: bool = option(False, "Ignore the shipped scores.")
-    seed: int = option(0, "Random seed; the same seed gives the same result.")
+    seed: int = option(0, "Random seed; the same seed gives the same result.", least=0)
 
     def __post_init__(self) -> None:
+        _check_options(self)
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if self.searcher not in searcher_names():
@@ -84,10 +112,6 @@ class Settings:
             raise UsageError(
                 f"the error of races is at least 0 and below 1, got {self.race_error}", "e.g. 0.05"
             )
-        if self.batch < 1:
-            raise UsageError(f"a batch is at least 1, got {self.batch}", "e.g. 8")
-        if self.seed < 0:
-            raise UsageError(f"a seed is at least 0, got {self.seed}", "e.g. 0")
 
     @property
     def device(self) -> str:
@@ -132,6 +156,7 @@ class Distribution:
     reuse_mb: int = option(512, "Activations that candidates share, in MB; 0: none.", least=0)
 
     def __post_init__(self) -> None:
+        _check_options(self)
         if self.gpus and not self.workers and self.ray_address is None:
             raise UsageError(
                 "GPUs are given to workers, and there are none",

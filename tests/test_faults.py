@@ -279,7 +279,7 @@ def world(tmp_path_factory):
     return dict(
         budget=nas.Budget(0.5 * (trellis.fastest + trellis.slowest)), space=space.name,
         data=data.name, supernet=root / "supernet", table=root / "table", evaluations=26,
-        search_images=80, test_images=8, race_error=0.9,
+        search_images=80, test_images=10, race_error=0.9,
     )  # fmt: skip
 
 

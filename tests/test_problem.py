@@ -162,6 +162,22 @@ def test_a_score_that_fails_sets_its_candidate_aside():
         run(0.25)
 
 
+@pytest.mark.parametrize("members", [1, 2, 4])
+def test_where_nothing_has_a_score_that_is_said(members):
+    """Up to four failures once passed for a search that found nothing."""
+    space = nas.Space(Chain, ops=nas.Fixed(nas.Choice(*range(members))))
+
+    def fails(net):
+        raise RuntimeError("no memory")
+
+    settings = dict(space=space, latency=nas.Additive(lambda n, v: 1.0), score=fails)
+    with pytest.raises(EvaluationError, match=rf"none of {members} .* has a score.*no memory"):
+        nas.search(9.0, **settings)
+    found = nas.search(9.0, failed_share=1.0, **settings)  # as somebody wanted
+    assert found.best is None
+    assert len(found.set_aside) == members
+
+
 def test_a_search_resumes_to_the_same_and_refuses_another(tmp_path):
     settings = dict(space=SPACE, latency=TABLE, score=score, evaluations=64)
     whole = nas.search(BUDGET, out=tmp_path / "whole", **settings)
@@ -264,7 +280,7 @@ def test_equal_spaces_keep_their_own_values():
     ("changed", "match"),
     [
         ({"limits": {"x": (WHOLE, nan)}}, "must be a positive number, got nan"),
-        ({"limits": {"x": (WHOLE, "5M")}}, "must be a positive number"),
+        ({"limits": {"x": (WHOLE, "5X")}}, "cannot read '5X' as a number of the limit x"),
         ({"limits": {"budget": (WHOLE, 3.0)}}, "cannot be called budget"),
         ({"budget": nan}, "must be a positive number"),
         ({"budget": []}, "needs a budget"),
@@ -286,6 +302,18 @@ def test_equal_spaces_keep_their_own_values():
         ({"latency": nas.Additive(lambda n, v: 1.0, fixed="x")}, "fixed cost must be a number"),
         ({"latency": {"a": 3.0}}, "give the cost of each value"),
         ({"latency": {"a": dict.fromkeys(range(8), "x")}}, "cost of a = 0 must be a number"),
+        ({"evalutions": 9}, "keyword of nas.search.* 'evalutions'; did you mean evaluations"),
+        ({"device": "cpu"}, "unknown keyword of nas.search over a space of your own 'device'"),
+        ({"out": 3}, "out must be the path of a folder, got 3"),
+        ({"space": SIDE}, "space must be a nas.Space, .* got a Choice"),
+        ({"space": Cube}, "space must be a nas.Space, .* got a type"),
+        ({"noise": "x"}, "noise must be a number, at least 0, got 'x'"),
+        ({"failed_share": 2}, "failed_share must be"),
+        ({"workers": "2"}, "workers must be a whole number"),
+        ({"timeout_s": 0}, "timeout_s must be a number"),
+        ({"sampler": 7}, "unknown sampler"),
+        ({"searcher": None}, "unknown searcher"),
+        ({"limits": [3]}, "limits must be"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_anything_is_scored(changed, match):
@@ -470,6 +498,8 @@ def test_failures_of_members_with_equal_fields_are_told_apart():
 def test_numbers_of_numpy_are_numbers(tmp_path):
     settings = dict(space=CUBE, latency=WHOLE, score=lambda m: float(m.a + m.b))
     plain = nas.search(7, evaluations=40, seed=3, limits={"x": (WHOLE, 6)}, **settings)
+    texts = nas.search(7, evaluations=40, seed=3, limits={"x": (WHOLE, "0.006k")}, **settings)
+    assert texts == plain
     found = nas.search(np.float32(7), evaluations=np.int64(40), seed=np.int64(3), batch=np.int8(8),
                        limits={"x": (WHOLE, np.int64(6))}, out=tmp_path, **settings)  # fmt: skip
     assert found == plain

@@ -25,6 +25,7 @@ from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
 from nas.run.inputs import shipped_scores
 from nas.run.stopwatch import Samples
+from nas.settings import Settings
 from nas.tasks.classification import Classification
 from nas.versions import layer_code
 
@@ -310,6 +311,42 @@ def test_shipped_scores_are_used_where_weights_layers_data_and_images_are_theirs
         write_json(folder / "scores.json", {**head, key: 0})
         assert shipped_scores(folder, SPACE, card, photo_data, 10) == []
         assert "they are not used" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"max_params": "5X"}, "cannot read '5X' as a number of max_params"),
+        ({"max_macs": -1}, "max_macs must be a positive number, got -1"),
+        ({"max_params": True}, "max_params must be a positive number"),
+        ({"out": 3}, "out must be the path of a folder, got 3"),
+        ({"evaluations": 0}, "evaluations must be a whole number, at least 1, got 0"),
+        ({"evaluations": 2.5}, "evaluations must be a whole number"),
+        ({"batch": "8"}, "batch must be a whole number"),
+        ({"seed": None}, "seed must be a whole number, at least 0"),
+        ({"search_images": 3}, "search_images must be a whole number, at least 10"),
+        ({"confidence": "high"}, "confidence must be a number"),
+        ({"fresh": "no"}, "fresh must be True or False"),
+        ({"data": 7}, "data must be e.g. 'scenes'"),
+        ({"searcher": 3}, "searcher must be e.g. 'evolution'"),
+        ({"workers": -1}, "workers must be a whole number, at least 0"),
+        ({"timeout_s": 0}, "timeout_s must be a number, at least 1"),
+        ({"evalutions": 3}, "unknown keyword of nas.search 'evalutions'; did you mean evaluations"),
+        ({"latency": 3}, "unknown keyword of nas.search 'latency'"),
+    ],
+)
+def test_from_python_settings_have_the_bounds_of_the_command_line(changed, match, tmp_path):
+    with pytest.raises(UsageError, match=match) as error:
+        nas.search("20ms", **{"out": tmp_path / "run", **changed})
+    assert len(str(error.value)) < 300
+    assert not any(tmp_path.iterdir())
+
+
+def test_counts_may_be_text_from_python_too():
+    asked = ({"cpu": 20.0},)
+    assert Settings(asked, max_params="5M", max_macs="0.3G") == Settings(
+        asked, max_params=5e6, max_macs=3e8
+    )
 
 
 def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):

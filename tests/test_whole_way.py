@@ -28,8 +28,8 @@ def test_from_images_to_a_measured_winner(name, photo_data, tmp_path, monkeypatc
     made_up_table(space, tmp_path / "table")
     result = nas.search(
         "10s", space=name, data=photo_data.name, supernet=supernet,
-        table=tmp_path / "table", out=tmp_path / "run", evaluations=3, search_images=8,
-        test_images=8,
+        table=tmp_path / "table", out=tmp_path / "run", evaluations=3, search_images=10,
+        test_images=10,
     )  # fmt: skip
     assert result["winner"]["measured_ms"] > 0
     assert {"weights.safetensors", "model.pt2"} <= result["exported"]["differences"].keys()

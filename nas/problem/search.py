@@ -8,17 +8,17 @@ networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.budget import Budget
-from nas.errors import RunError, UsageError
+from nas.budget import real_number, whole_number
+from nas.errors import RunError
+from nas.problem.arguments import read_budgets, read_limits, read_share, read_space
 from nas.problem.costs import Cost, read_cost
 from nas.problem.members import Checks, Texts, columns_of, value_text
 from nas.problem.result import Answer, Exploration, Found
@@ -40,6 +40,8 @@ from nas.workers.ledger import Ledger, Record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from nas.budget import Budget
 
 
 def search_space(
@@ -79,20 +81,22 @@ def search_space(
     never interrupted; the settings must be the same (`RunError`), but `evaluations`, workers and
     the function of scores, which nobody can compare, may differ.
     """
-    limits, folder = _limits(limits or {}), None if out is None else Path(out)
-    budgets = _budgets(budget)
-    if not budgets:
-        raise UsageError("a search needs a budget", "e.g. budget=20.0")
-    evaluations, batch = _whole("evaluations", evaluations, 1), _whole("batch", batch, 1)
-    seed = _whole("seed", seed, 0)
-    noise = _noise(noise)
+    space, budgets, bounds = read_space(space), read_budgets(budget), read_limits(limits or {})
+    folder = None if out is None else Path(out)
+    evaluations = whole_number("evaluations", evaluations, 1)
+    batch, seed = whole_number("batch", batch, 1), whole_number("seed", seed, 0)
+    noise, timeout_s = real_number("noise", noise, 0), real_number("timeout_s", timeout_s, 1)
+    workers, failed_share = (
+        whole_number("workers", workers, 0),
+        read_share("failed_share", failed_share),
+    )
     positions = tuple(space.positions if isinstance(space, SearchSpace) else space.positions())
     graph = Graph.of(space) if isinstance(space, SearchSpace) else Graph.choices(space)
     rng, checks = np.random.default_rng(seed), Checks(space)
     read = partial(read_cost, space, positions, graph, permitted=checks, rng=rng)
     cost = read(latency)
-    others = {name: read(own) for name, (own, _) in limits.items()}
-    further = [others[name].limit(name, bound) for name, (_, bound) in limits.items()]
+    others = {name: read(own) for name, (own, _) in bounds.items()}
+    further = [others[name].limit(name, bound) for name, (_, bound) in bounds.items()]
     further = [*checks.limits, *further]
     regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
@@ -100,7 +104,7 @@ def search_space(
     identity = {
         "space": fingerprint([_written(p) for p in positions], _edges(graph)),
         "budget": budgets, "latency": cost.fingerprint,
-        "limits": [[name, others[name].fingerprint, bound] for name, (_, bound) in limits.items()],
+        "limits": [[name, others[name].fingerprint, bound] for name, (_, bound) in bounds.items()],
         # A function may be mended between a search and its continuation.
         "score": function.fingerprint if isinstance(function, ScoreTable) else "",
         "seed": seed, "searcher": searcher, "sampler": sampler,
@@ -127,56 +131,6 @@ def search_space(
     if not len(asked.known) and not ledger.records:
         raise nothing_fits(asked, regions[0])
     return _exploration(space, asked, cost, ledger)
-
-
-def _budgets(given: str | float | Budget | Sequence[str | float | Budget]) -> list[float]:
-    """One budget, or each of several, in the unit of costs; text and `Budget`s in milliseconds."""
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        return [number for budget in given for number in _budgets(budget)]
-    own = Budget.parse(given) if isinstance(given, str) else given
-    number = own.latency_ms if isinstance(own, Budget) else own
-    return [_positive("budget", number)]
-
-
-def _positive(name: str, bound: Any) -> float:
-    """The bound of a limit as a float; `UsageError` unless it is a positive number."""
-    number = isinstance(bound, Real) and not isinstance(bound, bool)
-    if not number or not (math.isfinite(bound) and bound > 0):
-        raise UsageError(
-            f"the limit {name} must be a positive number, got {bound!r}", "e.g. 5 or 5e6"
-        )
-    return float(bound)
-
-
-def _limits(given: Mapping[str, Any]) -> dict[str, tuple[Any, float]]:
-    """The further limits: a cost and its bound for each name."""
-    found = {}
-    for name, pair in given.items():
-        if name == "budget":
-            raise UsageError("a further limit cannot be called budget", "give it another name")
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UsageError(
-                f"the limit {name} must be a cost and its bound, got {pair!r}",
-                'e.g. limits={"memory": (cost, 5.0)}',
-            )
-        found[name] = (pair[0], _positive(name, pair[1]))
-    return found
-
-
-def _noise(given: Any) -> float:
-    """A standard deviation as a float; `UsageError` unless it is a number, 0 or more."""
-    if not isinstance(given, Real) or not (math.isfinite(given) and float(given) >= 0):
-        raise UsageError(f"noise must be a number, 0 or more, got {given!r}", "e.g. 0.1")
-    return float(given)
-
-
-def _whole(name: str, given: Any, least: int) -> int:
-    """A whole number that is at least so much; `UsageError` if it is not."""
-    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
-        raise UsageError(
-            f"{name} must be a whole number, at least {least}, got {given!r}", "e.g. 8"
-        )
-    return int(given)
 
 
 def _written(position: Position) -> list[Any]:

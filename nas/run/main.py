@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nas.budget import Budget, readable_ms
+from nas.budget import Budget, positive_number, readable_ms
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import variance_in
 from nas.progress import bar, console
@@ -41,8 +41,8 @@ def search_networks(
     device: str = DEVICE,
     data: str = Settings.data,
     confidence: float = Settings.confidence,
-    max_params: float | None = Settings.max_params,
-    max_macs: float | None = Settings.max_macs,
+    max_params: float | str | None = Settings.max_params,
+    max_macs: float | str | None = Settings.max_macs,
     supernet: str | Path = Settings.supernet,
     table: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -80,8 +80,8 @@ def search_networks(
         space=space,
         data=data,
         confidence=confidence,
-        max_params=max_params,
-        max_macs=max_macs,
+        max_params=None if max_params is None else positive_number("max_params", max_params),
+        max_macs=None if max_macs is None else positive_number("max_macs", max_macs),
         supernet=str(supernet),
         source_run=str(source_run),
         fresh=fresh,

@@ -60,7 +60,7 @@ def explore(
     What is asked for does not depend on their number: more of them begin with the same paths. There
     are fewer where everything that fits has been scored, or nothing new is found. A path
     whose score has an error is set aside and never asked for again; `EvaluationError` when
-    `patience` ends.
+    `patience` ends, or in the end where no path has a score and not all were allowed to fail.
     """
     patience = patience or Patience()
     done = 0
@@ -75,6 +75,11 @@ def explore(
         for s in scores:
             patience.note(s.error)
         done += len(asked)
+    if done and not len(searcher.known) and patience.share < 1:
+        raise EvaluationError(
+            f"none of {done} candidates has a score; the last: {scores[-1].error}",
+            "mend the cause; what was scored is kept",
+        )
     return done
 
 
