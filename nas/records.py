@@ -8,10 +8,10 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nas.errors import RunError
 
@@ -79,27 +79,32 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from locking this journal; `RunError` if one has it locked."""
+        """Keep other processes from locking this journal; `RunError` if one has it locked.
+
+        Where nothing was written meanwhile, a folder that was made for it is removed again.
+        """
+        folder = self.path.parent
+        lock = folder / f".{self.path.name}.lock"  # not the journal: `keep` makes a new file
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.with_name(f".{self.path.name}.lock").open(
-                "a"
-            )  # `keep` makes a new file
+            made = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a")
         except OSError as error:
             raise _storage_error(self.path, error) from error
         with file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # not on this system
-                pass
-            except OSError:
+            if not _locked(file) or not lock.exists():  # another process, or one that just ended
                 raise RunError(
                     f"another process is writing {self.path}",
                     "wait for it, or choose another folder",
-                ) from None
-            yield
+                )
+            try:
+                yield
+            finally:
+                if not self.path.exists():
+                    lock.unlink(missing_ok=True)
+                    if made:
+                        with suppress(OSError):  # something else is in it
+                            folder.rmdir()
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records; lines that were cut off or damaged are left out."""
@@ -145,6 +150,19 @@ class Journal:
             if file.read(1) != b"\n":
                 text = self.path.read_bytes()
                 file.truncate(text.rfind(b"\n") + 1)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file until it is closed; False where another process has it locked."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not on this system
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import export_weights_alone, made_up_table, measure_as_predicted
@@ -16,7 +18,8 @@ from conftest import export_weights_alone, made_up_table, measure_as_predicted
 import nas
 from nas import cli
 from nas.budget import Budget
-from nas.errors import InfeasibleError, RunError, UnknownNameError, UsageError
+from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError, UsageError
+from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.latency.table import LatencyTable
 from nas.network.macs import count_params, sum_macs
@@ -24,6 +27,7 @@ from nas.records import Journal, read_json, write_json
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
 from nas.run.inputs import shipped_scores
+from nas.run.request import claimed_folder
 from nas.run.stopwatch import Samples
 from nas.settings import Settings
 from nas.tasks.classification import Classification
@@ -177,6 +181,87 @@ def test_an_existing_directory_is_not_overwritten(finished, settings):
         nas.search(out=folder, **settings)
     with pytest.raises(RunError, match="is not a run"):
         nas.search(out=folder / "winner", resume=True, **settings)
+
+
+def test_a_directory_is_of_one_search_at_a_time(settings, tmp_path, monkeypatch):
+    """The second one writes nothing; without a name each gets a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    asked = Settings(({"torch-cpu": 20.0},))
+    with claimed_folder(asked, "one") as folder:
+        with pytest.raises(RunError, match="another process is writing"):
+            nas.search(out="one", **settings)
+        assert [p.name for p in folder.iterdir()] == [".candidates.jsonl.lock"]
+        write_json(folder / "settings.json", {})
+    with pytest.raises(RunError, match="exists already"), claimed_folder(asked, "one"):
+        pass
+    at_once, chosen = threading.Barrier(8), []
+
+    def choose():
+        at_once.wait()
+        with claimed_folder(asked, None) as folder:
+            chosen.append(str(folder))
+            at_once.wait()
+
+    threads = [threading.Thread(target=choose) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = ["swin-micro-20ms", *(f"swin-micro-20ms-{i}" for i in range(2, 9))]
+    assert sorted(chosen) == sorted(f"runs/{name}" for name in names)
+    assert not list((tmp_path / "runs").iterdir())  # nothing came into them
+
+
+def test_resume_without_a_name_takes_the_latest_run_of_the_same_budgets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def asked(*ms, **more):
+        return Settings(tuple({"torch-cpu": x} for x in ms), **more)
+
+    for i, (name, own) in enumerate({
+        "a": asked(20.0), "b": asked(20.0, seed=1), "c": asked(20.0, 30.0), "d": asked(200.0),
+        "e": asked(20.0, space="vit:micro"), "done": asked(20.0),
+    }.items()):  # fmt: skip
+        write_json(Path("runs") / name / "settings.json", own.to_json())
+        os.utime(Path("runs") / name / "settings.json", (i, i))
+    (Path("runs") / "done" / "report.html").touch()
+    (Path("runs") / "damaged").mkdir()
+    (Path("runs") / "damaged" / "settings.json").write_text("[")
+    for own, folder in (
+        (asked(20.0), "b"),
+        (asked(20.0, 30.0), "c"),
+        (asked(20.0, space="vit:micro"), "e"),
+        (asked(2.0), "swin-micro-2ms"),  # a new one
+    ):
+        with claimed_folder(own, None, resume=True) as found:
+            assert found == Path("runs") / folder
+
+
+def test_a_search_whose_scores_all_fail_names_the_cause(settings, tmp_path, monkeypatch, capfd):
+    def score(*_):
+        raise MemoryError("too large")
+
+    few = {**settings, "evaluations": 3}
+    scored = Evaluator.score
+    monkeypatch.setattr(Evaluator, "score", score)
+    with pytest.raises(EvaluationError, match=r"none of 3 .* MemoryError: too large .*; mend"):
+        nas.search(out=tmp_path / "run", **few)
+    largest = load_space("swin:debug", Classification(2)).largest
+    monkeypatch.setattr(
+        Evaluator, "score", lambda self, a, *r: (scored if a == largest else score)(self, a, *r)
+    )
+    with pytest.raises(EvaluationError, match=r"none of 3 .* MemoryError: too large"):
+        nas.search(out=tmp_path / "run", resume=True, **few)
+    seen = []
+
+    def sometimes(self, architecture, *rest):
+        seen.append(architecture)
+        return (score if architecture == seen[0] else scored)(self, architecture, *rest)
+
+    monkeypatch.setattr(Evaluator, "score", sometimes)
+    assert nas.search(out=tmp_path / "run", resume=True, **few)["set_aside"] == 1
+    said = " ".join(capfd.readouterr().err.split())
+    assert "1 of 3 candidates were set aside; the last: MemoryError: too large" in said
 
 
 def test_an_impossible_budget_names_the_smallest(settings, tmp_path):

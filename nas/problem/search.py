@@ -29,7 +29,7 @@ from nas.space.family import SearchSpace
 from nas.space.rules import Position
 from nas.strategy.constraints import Region
 from nas.strategy.gaussian_process import Surrogate
-from nas.strategy.loop import BATCH, Patience, explore, nothing_fits
+from nas.strategy.loop import BATCH, Patience, explore, no_score
 from nas.strategy.quality import JUDGED_FROM, judge
 from nas.strategy.searchers import Known, Searcher, load_propose
 from nas.strategy.statistics import hypervolumes, pareto
@@ -111,7 +111,10 @@ def search_space(
         "batch": batch, "noise": noise, "code": search_code(),
     }  # fmt: skip
     with ExitStack() as held:
+        journal = None
         if folder is not None:
+            journal = Journal(folder / "candidates.jsonl")
+            held.enter_context(journal.locked())
             _refuse_other(folder, resume, identity)
         pool = open_pool(
             make_scorer,
@@ -121,15 +124,14 @@ def search_space(
             timeout_s=timeout_s,
         )
         held.enter_context(pool)  # before anything is written: it may fail
-        journal = None if folder is None else _journal(folder, identity)
-        if journal is not None:
-            held.enter_context(journal.locked())
+        if folder is not None and not (folder / "settings.json").exists():
+            write_json(folder / "settings.json", identity)
         ledger = Ledger(pool, journal)
         by_path = isinstance(function, ScoreTable)
         scored = partial(score_paths, space, Texts(positions), by_path, ledger)
         explore(asked, scored, evaluations, batch, Patience(failed_share))
     if not len(asked.known) and not ledger.records:
-        raise nothing_fits(asked, regions[0])
+        raise no_score(asked, regions[0], ())
     return _exploration(space, asked, cost, ledger)
 
 
@@ -156,14 +158,6 @@ def _refuse_other(folder: Path, resume: bool, identity: Record) -> None:
             )
     elif (folder / "candidates.jsonl").exists():
         raise RunError(f"{folder} has candidates of an unknown search", "choose another folder")
-
-
-def _journal(folder: Path, identity: Record) -> Journal:
-    """The journal of scores in a folder, which is marked as that of this search."""
-    file = folder / "settings.json"
-    if not file.exists():
-        write_json(file, identity)
-    return Journal(folder / "candidates.jsonl")
 
 
 def _exploration(space: Any, asked: Searcher, cost: Cost, ledger: Ledger) -> Exploration:

@@ -115,9 +115,8 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
         pool = held.enter_context(_pool(request, space, evaluator, kernel))
         identity["explicit_in_windows"] = kernel is explicit
         _write_down(request, identity, imported, tables)
-        journal = Journal(folder / "candidates.jsonl")
-        held.enter_context(journal.locked())
-        scores = Scores(space, Ledger(pool, journal), evaluator.images, shipped, imported)
+        ledger = Ledger(pool, Journal(folder / "candidates.jsonl"))
+        scores = Scores(space, ledger, evaluator.images, shipped, imported)
         yield Inputs(
             settings=s,
             folder=folder,

@@ -25,7 +25,7 @@ from nas.records import Journal, write_json
 from nas.run.contest import Outcome, decide, further_inside, rank
 from nas.run.inputs import Inputs, opened
 from nas.run.record import Tested, make_record, write_tables
-from nas.run.request import Request, read_budgets, run_folder
+from nas.run.request import Request, claimed_folder, read_budgets
 from nas.run.scores import Candidate
 from nas.run.search import Searched, evolve, search
 from nas.run.stopwatch import Stopwatch
@@ -102,8 +102,8 @@ def search_networks(
         timeout_s=timeout_s,
         reuse_mb=reuse_mb,
     )
-    folder = run_folder(settings, out, resume)
-    return run(Request(settings, folder, distribution, resume, asked.described, asked.given))
+    with claimed_folder(settings, out, resume) as folder:
+        return run(Request(settings, folder, distribution, resume, asked.described, asked.given))
 
 
 def run(request: Request) -> RunRecord:

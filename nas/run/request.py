@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nas.budget import Budget, alternatives
 from nas.errors import RunError, UnknownNameError
+from nas.records import Journal, read_json
 from nas.report.saved_run import is_run
 from nas.runtimes import load_runtime
 from nas.settings import DEVICE, Distribution, Settings
+
+# What a run that ended at its very start may leave in its folder.
+_REMAINS = (".settings.json.", ".candidates.jsonl.")
 
 
 @dataclass(frozen=True)
@@ -108,28 +114,66 @@ def _known(device: str) -> bool:
     return True
 
 
-def run_folder(settings: Settings, out: str | Path | None, resume: bool) -> Path:
-    """The directory of this run: the one named, or a new one, or the last unfinished one."""
-    if out is not None:
-        folder = Path(out)
-        known = is_run(folder)
-        if folder.exists() and not known and not _empty(folder):
-            raise RunError(f"{folder} exists and is not a run", "choose another --out")
-        if known and not resume:
+@contextmanager
+def claimed_folder(
+    settings: Settings, out: str | Path | None, resume: bool = False
+) -> Iterator[Path]:
+    """The directory of this run, which no other process can have meanwhile.
+
+    The one named; else the one to `resume`, a run of these budgets that is not finished; else a
+    new one. It is removed again if nothing was written. Raises `RunError` for a directory that is
+    something else, or in use.
+    """
+    unfinished = _unfinished(settings) if resume and out is None else None
+    folder = unfinished or (_new_folder(settings) if out is None else Path(out))
+    try:
+        with Journal(folder / "candidates.jsonl").locked():
+            if out is not None:
+                _check_named(folder, resume)
+            yield folder
+    finally:
+        if out is None:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+def _check_named(folder: Path, resume: bool) -> None:
+    """Raise `RunError` unless a folder is empty, or a run that is to be resumed."""
+    if is_run(folder):
+        if not resume:
             raise RunError(f"{folder} exists already", "add --resume, or choose another --out")
-        return folder
+    elif any(not p.name.startswith(_REMAINS) for p in folder.iterdir()):
+        raise RunError(f"{folder} exists and is not a run", "choose another --out")
+
+
+def _new_folder(settings: Settings) -> Path:
+    """A folder that was not there before, made now: two runs never choose the same."""
     times = "-".join(str(Budget(b[settings.device])) for b in settings.budgets)
     name = f"{settings.space.replace(':', '-')}-{times}"
-    runs = [p.parent for p in Path("runs").glob(f"{name}*/settings.json")]
-    unfinished = [run for run in runs if not (run / "report.html").exists()]  # the last step
-    if resume and unfinished:
-        return max(unfinished, key=lambda run: (run / "settings.json").stat().st_mtime)
-    folder, number = Path("runs") / name, 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    for number in count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(
+                f"cannot make {folder}: {error.strerror or error}", "choose another --out"
+            ) from None
+        break
     return folder
 
 
-def _empty(folder: Path) -> bool:
-    """Whether nothing is in a folder but what a run that was killed at its start leaves there."""
-    return folder.is_dir() and all(p.name.startswith(".settings.json.") for p in folder.iterdir())
+def _unfinished(settings: Settings) -> Path | None:
+    """Of the runs in `runs/` that search this space for these budgets, the latest not finished."""
+    asked, found = settings.to_json(), []
+    for file in Path("runs").glob("*/settings.json"):
+        if (file.parent / "report.html").exists():  # the last step
+            continue
+        with suppress(RunError):  # settings that cannot be read are not these
+            before = read_json(file)
+            if isinstance(before, dict) and all(
+                before.get(key) == asked[key] for key in ("space", "budgets")
+            ):
+                found.append(file)
+    return max(found, key=lambda file: file.stat().st_mtime).parent if found else None

@@ -18,7 +18,7 @@ from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
-from nas.strategy.loop import Score, explore, nothing_fits
+from nas.strategy.loop import Score, explore, no_score
 from nas.strategy.searchers import Searcher, load_propose
 from nas.trellis.graph import Ints, decode, encode
 from nas.workers.ledger import Record
@@ -45,7 +45,7 @@ def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
     else:
         searchers.append(evolve(inputs, [goal.region for goal in inputs.goals], rng))
         if not len(searchers[0].known):
-            raise nothing_fits(searchers[0], inputs.goals[0].region)
+            raise no_score(searchers[0], inputs.goals[0].region, inputs.scores.ledger.errors)
     _score_all(inputs, "largest", [inputs.space.largest])
     if error := inputs.scores.error(inputs.space.largest):
         raise EvaluationError(
@@ -112,7 +112,12 @@ def _evolve(
         searcher.tell(paths, [scores.known[a] for a in known], noise)
     with bar(origin, evaluations, "candidates") as advance:
         score = _scored(inputs, space, origin, searcher, advance)
-        explore(searcher, score, evaluations, settings.batch)
+        done = explore(searcher, score, evaluations, settings.batch)
+    if failed := searcher.rejections["failed"]:
+        console.print(
+            f"{failed} of {done} candidates were set aside; the last: {scores.ledger.errors[-1]}",
+            style="yellow", markup=False,
+        )  # fmt: skip
     return searcher
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nas.errors import EvaluationError, InfeasibleError
+from nas.errors import EvaluationError, InfeasibleError, VitnasError
 from nas.strategy.constraints import Region
 from nas.strategy.searchers import Searcher
 from nas.trellis.graph import Ints
@@ -83,8 +83,13 @@ def explore(
     return done
 
 
-def nothing_fits(searcher: Searcher, region: Region) -> InfeasibleError:
-    """The error of a search without a proposal that keeps all limits; it says which reject most."""
+def no_score(searcher: Searcher, region: Region, errors: Sequence[str]) -> VitnasError:
+    """The error of a search without any score: why candidates failed, or what rejects proposals."""
+    if errors:
+        return EvaluationError(
+            f"none of {len(errors)} candidates could be scored; the last: {errors[-1]}",
+            "mend the cause, then go on with the same search",
+        )
     limits = {limit.cause for own in searcher.regions for limit in own.limits}
     rejected = {c: n for c, n in searcher.rejections.items() if n and c in limits}
     causes = ", ".join(f"{n} {c.replace('_', ' ')}" for c, n in sorted(rejected.items()))

@@ -58,6 +58,11 @@ class Ledger:
             self.records.setdefault(task.id, found[task.id])
         return [found[task.id] for task in wanted]
 
+    @property
+    def errors(self) -> list[str]:
+        """Why tasks were set aside, in the order in which they were asked for."""
+        return [str(record["error"]) for record in self.records.values() if "error" in record]
+
     def _known(self, name: str) -> Record | None:
         return self.records.get(name) or self.written.get(name)
 
