@@ -19,7 +19,8 @@ from nas.errors import WeightsError
 from nas.families import load_space
 from nas.network.network import Network
 from nas.tasks.classification import Classification
-from nas.training.pretrained import load_weights, read_checkpoint
+from nas.training.checkpoint_files import read_checkpoint
+from nas.training.pretrained import load_weights
 
 NAME = "vit_tiny_patch16_224"
 

@@ -1,45 +1,49 @@
-"""Weights of others: timm's and torchvision's checkpoints in a network of this package.
-
-Files are read without running code: safetensors, or a PyTorch file with `weights_only`.
-"""
+"""Weights of others: checkpoints of timm, torchvision and papers in a network of this package."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.client import HTTPException, HTTPResponse
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
-from urllib.error import HTTPError
+from typing import Any
 
-import platformdirs
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nas.errors import WeightsError
 from nas.network.network import Network
 from nas.progress import console
-from nas.records import atomic_path
 from nas.space.origins import Origin
-
-HUB = "https://huggingface.co"
-
-_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
 _TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 _Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
-# torchvision's names, rewritten into timm's; known by a name that only they have. Its MobileNetV3
-# is missing: its BatchNorms add 1e-3 to the variance, timm's 1e-5, so it is another function.
-_TORCHVISION: dict[str, _Rules] = {
-    "features.1.0.attn.qkv.weight": (  # Swin
+# Keys under which training scripts keep the weights, beside optimizers and counters.
+_KEYS = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
+# Moving averages of weights, which are what such a training is done for.
+_AVERAGED = re.compile(r"(?:^|[._])ema(?:$|[._])")
+# What torch puts into names for compiled models and those that are spread over GPUs.
+_INSERTED = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Names of other projects, rewritten into timm's; known by a name that only they have. torchvision's
+# MobileNetV3 is missing: its BatchNorms add 1e-3 to the variance, timm's 1e-5, so it is another
+# function.
+_LAYOUTS: dict[str, _Rules] = {
+    "layers.0.downsample.reduction.weight": (  # Swin of its authors: merged at the end of a stage
+        (r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
+        (r"^head\.(?=weight$|bias$)", "head.fc."),
+    ),
+    "features.1.0.attn.qkv.weight": (  # Swin of torchvision
         (r"^features\.0\.0\.", "patch_embed.proj."),
         (r"^features\.0\.2\.", "patch_embed.norm."),
         (r"^features\.([1357])\.", lambda m: f"layers.{int(m[1]) // 2}.blocks."),
@@ -48,7 +52,7 @@ _TORCHVISION: dict[str, _Rules] = {
         (r"\.mlp\.3\.", ".mlp.fc2."),
         (r"^head\.", "head.fc."),
     ),
-    "conv_proj.weight": (  # ViT; the second names of the linear layers are those of its files
+    "conv_proj.weight": (  # ViT of torchvision; second names of linear layers are of its files
         (r"^conv_proj\.", "patch_embed.proj."),
         (r"^class_token$", "cls_token"),
         (r"^encoder\.pos_embedding$", "pos_embed"),
@@ -65,58 +69,85 @@ _TORCHVISION: dict[str, _Rules] = {
 
 
 def load_weights(
-    network: Network, source: str | Path | Mapping[str, Tensor], *, new_head: bool = True
+    network: Network, source: str | Path | Mapping[str, Any], *, new_head: bool = True
 ) -> list[str]:
     """Fill a network from a checkpoint of the same model; returns the names it did not hold.
 
-    `source` is a state dict, a file (safetensors, or PyTorch's with tensors only), or a name on the
-    Hugging Face hub below `timm/`, e.g. `swin_tiny_patch4_window7_224.ms_in1k`. A classifier that
-    is missing or for another number of classes is left as it is, if `new_head` allows it. Raises
+    `source` is a state dict, a file (safetensors, or PyTorch's), the folder or index of one in
+    shards, or a name on the Hugging Face hub below `timm/`, e.g.
+    `swin_tiny_patch4_window7_224.ms_in1k`. What training scripts put around weights is removed.
+    Moving averages (EMA) are preferred to raw weights, and stderr says so. A classifier that is
+    missing or for another number of classes is left as it is, if `new_head` allows it. Raises
     `WeightsError` with the first tensor that is missing or of another shape; the network is then
     as it was.
     """
-    tensors = source if isinstance(source, Mapping) else read_checkpoint(source)
-    tensors = _timm_names(_unwrapped(tensors))
-    space, left, ready, used = network.space, [], [], set()
-    for layer in space.layers(network.architecture):
-        for name, own in network.layers[layer.path].state_dict().items():
-            if name.endswith(".clip"):
-                continue
-            origin = space.parts.origin(layer.path, name)
-            used.add(origin[0])
-            found = _found(tensors, origin, tuple(own.shape))
-            if found is not None:
-                ready.append((own, found))
-            elif new_head and layer.path == "head" and network.space.task.outputs in own.shape:
-                left.append(f"head.{name}")
-            else:
-                raise _misfit(
-                    tensors.get(origin[0]), origin[0], f"{layer.path}.{name}", own, space.name
-                )
-    for name, tensor in tensors.items():
-        if name not in used and not name.endswith(_TABLES):
-            raise WeightsError(
-                f"the checkpoint also holds {name}, for which {space.name} has no place",
-                "give a checkpoint of this very model",
-            )
-        if name in used and not tensor.isfinite().all():
-            raise WeightsError(f"{name} holds values that are no numbers", "restore the file")
+    space, left, ready = network.space, [], []
+    owns = [
+        (layer.path, name, own, space.parts.origin(layer.path, name))
+        for layer in space.layers(network.architecture)
+        for name, own in network.layers[layer.path].state_dict().items()
+        if not name.endswith(".clip")
+    ]
+    places = {origin[0] for *_, origin in owns}
+    held = source if isinstance(source, Mapping) else read_checkpoint(source)
+    tensors = _of_model(_timm_names(_without_insertions(_state_dict(held))), places)
+    extra = [
+        name for name, value in tensors.items()
+        if name not in places and isinstance(value, Tensor) and not name.endswith(_TABLES)
+    ]  # fmt: skip
+    for path, name, own, origin in owns:
+        found = _found(tensors, origin, tuple(own.shape))
+        if found is not None:
+            ready.append((own, found))
+        elif new_head and path == "head" and space.task.outputs in own.shape:
+            left.append(f"head.{name}")
+        else:
+            raise _misfit(tensors, origin[0], f"{path}.{name}", own, space.name, extra)
+    if extra:
+        raise WeightsError(
+            f"the checkpoint also holds {_listed(extra)}, for which {space.name} has no place",
+            "give a checkpoint of this very model",
+        )
     with torch.no_grad():
         for own, found in ready:
             own.copy_(found.reshape(own.shape))
+    if left:
+        _tell(f"not in the checkpoint, or for other classes, and left as it was: {_listed(left)}")
     return left
 
 
-def _found(tensors: Mapping[str, Tensor], origin: Origin, shape: tuple[int, ...]) -> Tensor | None:
+def _found(tensors: Mapping[str, Any], origin: Origin, shape: tuple[int, ...]) -> Tensor | None:
     """The tensor of the checkpoint, ready to be reshaped to ours; None if there is no such one."""
     name, transform = origin
-    found = tensors.get(name)
-    if found is not None and transform is not None:
+    if name not in tensors:
+        return None
+    found = _floats(name, tensors[name])
+    if transform is not None:
         try:
             found = transform(found, shape)
-        except (RuntimeError, IndexError):  # of a shape that it does not expect
+        except (RuntimeError, IndexError, TypeError):  # of a shape that it does not expect
             return None
-    return found if found is not None and _regrouped(tuple(found.shape), shape) else None
+    if not _regrouped(tuple(found.shape), shape):
+        return None
+    if not found.isfinite().all():
+        raise WeightsError(f"{name} holds values that are no numbers in float32", "restore it")
+    return found
+
+
+def _floats(name: str, value: object) -> Tensor:
+    """The tensor in float32; refused where that is not the weight that it stands for."""
+    if not isinstance(value, Tensor):
+        kind = f"a {class_of(value)}"
+    elif value.is_quantized or value.dtype not in _FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+    elif value.layout != torch.strided or value.is_meta:
+        kind = "without its values" if value.is_meta else str(value.layout).removeprefix("torch.")
+    else:
+        return value.detach().float()
+    raise WeightsError(
+        f"{name} is {kind}; weights are tensors of float16, bfloat16, float32 or float64",
+        "give the checkpoint before it was quantized or converted",
+    )
 
 
 def _regrouped(theirs: Sequence[int], ours: Sequence[int]) -> bool:
@@ -125,37 +156,119 @@ def _regrouped(theirs: Sequence[int], ours: Sequence[int]) -> bool:
     return math.prod(theirs) == math.prod(ours) and (a <= b or b <= a)
 
 
-def _misfit(found: Tensor | None, theirs: str, path: str, own: Tensor, name: str) -> WeightsError:
-    if found is None:
-        return WeightsError(
-            f"the checkpoint has no {theirs}, which becomes {path}", f"give one of {name}"
-        )
-    got, needed = ("x".join(map(str, t.shape)) for t in (found, own))
-    return WeightsError(
-        f"{theirs} has the shape {got}, {path} needs {needed}", f"give one of {name}"
-    )
+def _misfit(
+    tensors: Mapping[str, Any], theirs: str, path: str, own: Tensor, name: str, extra: list[str]
+) -> WeightsError:
+    besides = f"; it also holds {_listed(extra)}" if extra else ""
+    if theirs not in tensors:
+        what = f"the checkpoint has no {theirs}, which becomes {path}"
+    else:
+        got, needed = ("x".join(map(str, t.shape)) for t in (tensors[theirs], own))
+        what = f"{theirs} has the shape {got}, {path} needs {needed}"
+    return WeightsError(what + besides, f"give one of {name}")
 
 
-def _unwrapped(tensors: Mapping[str, object]) -> dict[str, Tensor]:
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 3 else ""
+    return ", ".join(names[: 2 if more else 3]) + more
+
+
+def _tell(text: str) -> None:
+    console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def _state_dict(held: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict itself, whatever training script wrapped it."""
-    for key in ("state_dict", "model", "model_ema"):
-        inner = tensors.get(key)
-        if isinstance(inner, Mapping):
-            return _unwrapped(inner)
-    found = {
-        k.removeprefix("module."): v
-        for k, v in tensors.items()
-        if isinstance(k, str) and isinstance(v, Tensor) and v.layout == torch.strided
-    }
+    found: dict[str, Mapping[str, Any]] = {}
+    queue, seen = [("", held)], set()
+    while queue:
+        at, state = queue.pop()
+        if id(state) in seen:
+            continue
+        seen.add(id(state))
+        inner = {
+            key: value for key, value in state.items()
+            if isinstance(key, str) and isinstance(value, Mapping) and not key.startswith("optim")
+        }  # fmt: skip
+        named = {k: v for k, v in inner.items() if k in _KEYS or _AVERAGED.search(k)}
+        if not named and any(isinstance(value, Tensor) for value in state.values()):
+            found[at] = state
+        else:
+            queue += [(f"{at}.{k}".lstrip("."), v) for k, v in (named or inner).items()]
+    if not found and any(isinstance(value, Tensor) for value in held.values()):
+        found[""] = held
     if not found:
-        raise WeightsError("the checkpoint holds no tensors", "give a state dict")
-    return found
+        objects = [f"{key} is a {class_of(x)}" for key, x in held.items() if is_stand_in(x)]
+        raise WeightsError(
+            f"the checkpoint holds no tensors{f' ({_listed(objects)})' if objects else ''}",
+            "save a state dict, e.g. torch.save(model.state_dict(), FILE)",
+        )
+    return found[_one_of(list(found))]
 
 
-def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for known_by, rules in _TORCHVISION.items():
-        if known_by in tensors:
-            return {_renamed(name, rules): tensor for name, tensor in tensors.items()}
+def _one_of(models: Sequence[str]) -> str:
+    """The only one of several models in a checkpoint, or the only moving average among them."""
+    averaged = [name for name in models if _AVERAGED.search(name)]
+    if averaged:
+        beside = [name or "the raw ones" for name in models if name not in averaged]
+        instead = f", not {_listed(beside)}" if beside else ""
+        _tell(f"the moving averages (EMA) are taken: {_listed(averaged)}{instead}")
+    if len(taken := averaged or list(models)) > 1:
+        raise WeightsError(
+            f"the checkpoint holds several models: {_listed([name or 'one' for name in taken])}",
+            "save one of them alone",
+        )
+    return taken[0]
+
+
+def _without_insertions(state: Mapping[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in state.items():
+        plain = _INSERTED.sub("", name) if isinstance(name, str) else ""
+        if plain in named:
+            raise WeightsError(f"the checkpoint holds {plain} twice", "save the model anew")
+        if plain:
+            named[plain] = value
+    return named
+
+
+def _of_model(tensors: Mapping[str, Any], places: Collection[str]) -> dict[str, Any]:
+    """The tensors of the model alone: without a word before all names, such as `module.`.
+
+    Wrappers (several GPUs, averages, the module of a training framework) put one there, and may
+    have tensors of their own, which are left out.
+    """
+    counts: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        counts.update(
+            ".".join((*parts[:i], "")) for i in range(len(parts)) if ".".join(parts[i:]) in places
+        )
+    whole = [before for before, count in counts.items() if 2 * count > len(places)]
+    before = _one_of(whole) if whole else ""
+    if not before:
+        return dict(tensors)
+    outside = [name for name in tensors if not name.startswith(before) and name != "n_averaged"]
+    if outside:
+        _tell(f"outside of the model, and left out: {_listed(outside)}")
+    return {
+        name.removeprefix(before): value
+        for name, value in tensors.items()
+        if name.startswith(before)
+    }
+
+
+def _timm_names(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Names of other projects as those of timm, also where a wrapper stands before all of them."""
+    for known_by, rules in _LAYOUTS.items():
+        for found in [n for n in tensors if f".{n}".endswith(f".{known_by}")]:
+            before = found.removesuffix(known_by)
+            tensors = {
+                before + _renamed(name.removeprefix(before), rules)
+                if name.startswith(before)
+                else name: value
+                for name, value in tensors.items()
+            }
     return tensors
 
 
@@ -163,66 +276,3 @@ def _renamed(name: str, rules: _Rules) -> str:
     for pattern, new in rules:
         name = re.sub(pattern, new, name)
     return name
-
-
-def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a model of timm on the Hugging Face hub (kept in the cache)."""
-    path = Path(source)
-    if not path.exists():
-        if path.suffix in _FILES or len(path.parts) > 2:
-            raise WeightsError(
-                f"there is no {path}", "give a file, or a model's name on timm's hub"
-            )
-        path = _download(str(source).removeprefix("timm/"))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in any way that a parser can
-        raise WeightsError(
-            f"cannot read {path}: damaged, or more than tensors ({type(error).__name__})",
-            "give safetensors, or a PyTorch file that holds nothing but tensors",
-        ) from None
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path} holds a {type(loaded).__name__}", "give a state dict")
-    return loaded
-
-
-def _download(name: str) -> Path:
-    path = Path(platformdirs.user_cache_dir("vitnas")) / "weights" / f"{name}.safetensors"
-    if path.exists():
-        return path
-    hub = os.environ.get("HF_ENDPOINT", HUB)
-    address = f"{hub}/timm/{name}/resolve/main/model.safetensors"
-    console.print(f"fetching {address}")
-    try:
-        with (
-            urllib.request.urlopen(address, timeout=30) as answer,
-            atomic_path(path) as temporary,
-            temporary.open("wb") as file,
-        ):
-            for piece in _pieces(answer):
-                file.write(piece)
-    except OSError as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it holds the connection
-        raise _unreachable(address, error) from None
-    return path
-
-
-def _pieces(answer: HTTPResponse) -> Iterator[bytes]:
-    """The body; raises `WeightsError` if it ends before its announced length."""
-    try:
-        while piece := answer.read(2**20):
-            yield piece
-    except (OSError, HTTPException) as error:
-        raise _unreachable(answer.url, error) from None
-    if answer.length:
-        raise _unreachable(answer.url, f"{answer.length} bytes are missing at its end")
-
-
-def _unreachable(address: str, reason: object) -> WeightsError:
-    return WeightsError(
-        f"cannot fetch {address}: {reason}",
-        "give the path of a checkpoint, or the name of a model on timm's hub",
-    )
