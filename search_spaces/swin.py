@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from nas.layers import mode
 from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
 from nas.layers.transformer import TransformerModule
-from nas.layers.windows import overwritable, padded, shift_mask, window_orders, window_tokens
+from nas.layers.windows import (
+    descending,
+    most_real,
+    overwritable,
+    padded,
+    real_tokens,
+    shift_mask,
+    window_orders,
+    window_tokens,
+)
 from nas.network.inputs import Images
 from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
@@ -37,6 +46,10 @@ Orders = tuple[Tensor, Tensor] | None
 # was the fastest or within 4 % of it for Swin-T at 224 and 448 px, Swin-B and swin:micro on an
 # Intel Xeon, whatever the width and so whatever fits into a cache. All at once took up to 6 % more.
 CHUNK = 32
+# With pruning it depends on the data which tokens are padding. Leaving some out before the MLP
+# costs a sort and a copy: on an Intel Xeon as much as was saved at 3-7 % of the tokens, less at
+# 14-38 % (blocks 1.07-1.24x faster, widths 128 to 384). On GPUs a sort always costs more.
+WORTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,33 @@ class WindowScore(MapModule):
         return x_BSSC, (orders[0], orders[-1])
 
 
+def _windows(
+    size: int, window: int, shift: int, chosen: Tensor | None, b: int, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What runs together in `b` maps: all windows, or of each map those `chosen` (B, kept).
+
+    Their tokens (W, N), as rows of the maps one after the other; what attention adds between two
+    (W, N, N); which are real (W, N, 1). Both are None where it is the same for all.
+    """
+    index = window_tokens(size, window, shift, device)
+    mask = shift_mask(size, window, shift, device) if shift else None
+    real = real_tokens(size, window, shift, device) if size % window else None
+
+    def of_maps(table: Tensor | None) -> Tensor | None:
+        if table is None or (chosen is None and b == 1):
+            return table
+        return table.repeat(b, 1, 1) if chosen is None else table[chosen].flatten(0, 1)
+
+    if b > 1 or chosen is not None:
+        index = index.expand(b, -1, -1) if chosen is None else index[chosen]
+        if b > 1:
+            side = padded(size, window)
+            first = torch.arange(0, b * side**2, side**2, device=device)
+            index = index + first[:, None, None]
+        index = index.reshape(-1, window * window)
+    return index, of_maps(mask), of_maps(real)
+
+
 class WindowBlock(TransformerModule):
     """Window attention and MLP on the `kept` most active windows; the others pass unchanged."""
 
@@ -146,35 +186,54 @@ class WindowBlock(TransformerModule):
         """Return the map; during inference windows are written where they were read."""
         b, side, _, c = x_BSSC.shape
         flat = x_BSSC.reshape(-1, c)
-        # (windows, tokens): what runs together; rows of `flat`, which holds image after image.
-        index = window_tokens(size, window, shift, x_BSSC.device)
-        mask = shift_mask(size, window, shift, x_BSSC.device) if shift else None
-        if kept < len(index):
+        chosen = None
+        if kept < (side // window) ** 2:
             assert orders is not None
             chosen = orders[1 if shift else 0][:, :kept]
-            index, mask = index[chosen], None if mask is None else mask[chosen].flatten(0, 1)
-        else:
-            index = index.expand(b, -1, -1)
-            mask = mask.repeat(b, 1, 1) if mask is not None and b > 1 else mask
+        index, mask, real = _windows(size, window, shift, chosen, b, x_BSSC.device)
+        apart = real is not None and chosen is None  # the MLP looks at the map, without padding
         output = overwritable(flat)  # windows do not overlap
-        if b > 1:
-            first = torch.arange(0, len(flat), side * side, device=x_BSSC.device)
-            index = index + first[:, None, None]
-        index = index.reshape(-1, window * window)
         bias = self.offsets(heads).to(x_BSSC.dtype)
         # Autograd saves less with one chunk. Chunks of equal size: a short last one is slow.
         chunks = 1 if mode.recording() else -(-len(index) // CHUNK)
         chunk = -(-len(index) // chunks)
         for start in range(0, len(index), chunk):
-            rows = index[start : start + chunk]
+            rows = index[start : start + chunk].flatten()
+            own = None if real is None else real[start : start + chunk].to(x_BSSC.dtype)
             added = bias if mask is None else bias + mask[start : start + chunk, None]
-            added = added.to(bias.dtype)
-            x_WNC = flat.index_select(0, rows.flatten()).view(-1, window * window, c)
+            x_WNC = flat.index_select(0, rows).view(-1, window * window, c)
             # Padding enters attention as zeros, as in the official code (pad after the norm).
-            valid = _valid(rows, size, side).to(x_WNC.dtype) if side > size else None
-            y_WNC = self.transform(x_WNC, heads, hidden, bits, added, valid)
-            output = output.index_copy_(0, rows.flatten(), y_WNC.view(-1, c).to(output.dtype))
-        return output.view(x_BSSC.shape), orders
+            y_WNC = self.attended(x_WNC, heads, bits, added.to(bias.dtype), own)
+            if not apart:
+                y_WNC, rows = self._without_padding(y_WNC, rows, own, size, shift, b)
+                y_WNC = self.transformed(y_WNC, hidden, bits)
+            output = output.index_copy_(0, rows, y_WNC.view(-1, c).to(output.dtype))
+        output = output.view(x_BSSC.shape)
+        if apart:
+            output = self._real_transformed(output, size, hidden, bits)
+        return output, orders
+
+    def _without_padding(
+        self, y_WNC: Tensor, rows: Tensor, real: Tensor | None, size: int, shift: int, b: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of kept windows and their rows without padding, or all, if that is faster."""
+        w, n, c = y_WNC.shape
+        most = w * n if real is None else most_real(size, self.window, shift, b, w)
+        if real is None or real.is_cuda or most > (1 - WORTH) * w * n:
+            return y_WNC, rows
+        # Shapes are constants: as many as may be real, so with some padding in most cases.
+        taken = descending(real.flatten())[:most]
+        return y_WNC.view(-1, c).index_select(0, taken), rows.index_select(0, taken)
+
+    def _real_transformed(self, x_BSSC: Tensor, size: int, hidden: int, bits: int) -> Tensor:
+        """The map after the MLP on its real tokens; of padding nothing is read from here on."""
+        real = x_BSSC[:, :size, :size]
+        if mode.recording() or mode.exporting():
+            return pad_map(self.transformed(real, hidden, bits), size, self.window)
+        lines = -(-CHUNK * self.window**2 // (len(real) * size))
+        for rows in torch.split(real, lines, 1):
+            rows.copy_(self.transformed(rows.contiguous(), hidden, bits))
+        return x_BSSC
 
     def kept(
         self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int, shift: int, kept: int
@@ -194,12 +253,6 @@ class WindowBlock(TransformerModule):
         total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
         order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), (order, order)
-
-
-def _valid(rows: Tensor, size: int, side: int) -> Tensor:
-    """(windows, tokens, 1): 1 for real tokens, 0 for padding."""
-    token = rows % (side * side)
-    return ((token // side < size) & (token % side < size)).unsqueeze(-1).float()
 
 
 class Head(MapModule):

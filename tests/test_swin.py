@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from itertools import combinations
 
 import pytest
 import timm_models
 import torch
 
 from nas.families import load_space
-from nas.layers.windows import shift_mask, window_orders, window_tokens
+from nas.layers.windows import most_real, shift_mask, window_orders, window_tokens
 from nas.network.macs import count_params, sum_macs
 from nas.network.network import Network
 from nas.network.pruning import kept_windows
@@ -35,6 +36,9 @@ def test_swin_tiny_is_torchvisions_where_maps_need_padding(resolution):
     images = torch.randn(2, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(network(images), model(images), rtol=0, atol=2e-5)
+    images.requires_grad_()
+    ours, theirs = (torch.autograd.grad(m(images)[0, 3], images)[0] for m in (network, model))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
 def test_parameters_and_macs_of_the_papers():
@@ -97,11 +101,11 @@ def slow_block(module, x, chosen, sizes):
 
 
 @pytest.mark.parametrize("shift", [0, 3])
-@pytest.mark.parametrize("size", [28, 25])
-def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, shift):
+@pytest.mark.parametrize(("size", "kept"), [(28, 5), (25, 5), (25, 14), (22, 1), (22, 15)])
+def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, kept, shift):
     torch.manual_seed(0)
-    sizes = dict(width=16, heads=2, head_dim=8, hidden=32, size=size, window=7, shift=shift, kept=5,
-                 bits=32)  # fmt: skip
+    sizes = dict(width=16, heads=2, head_dim=8, hidden=32, size=size, window=7, shift=shift,
+                 kept=kept, bits=32)  # fmt: skip
     layer = Layer.of("block", WindowBlock, (28, 28, 16), **sizes)
     module = layer.build().eval()
     x = torch.randn(3, 28, 28, 16)
@@ -110,9 +114,40 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, shift):
     orders = window_orders(x, size, 7, (0, 3))
     with torch.no_grad():
         y, _ = module(x.clone(), orders, **layer.elastic)
-        expected = slow_block(module, x, orders[shift > 0][:, :5], layer.elastic)
+        expected = slow_block(module, x, orders[shift > 0][:, :kept], layer.elastic)
     real = slice(0, size)
     torch.testing.assert_close(y[:, real, real], expected[:, real, real], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "kept"),
+    [(11, 0, 3), (11, 3, 3), (11, 3, 2), (11, 0, 4), (8, 3, 4), (15, 3, 8)],
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_padding_neither_reaches_the_mlp_nor_matters(size, shift, kept, grad, monkeypatch):
+    torch.manual_seed(0)
+    side = -(-size // 7) * 7
+    total = (side // 7) ** 2
+    sizes = dict(width=16, heads=2, head_dim=8, hidden=32, size=size, window=7, shift=shift,
+                 kept=kept, bits=32)  # fmt: skip
+    layer = Layer.of("block", WindowBlock, (side, side, 16), **sizes)
+    module = layer.build().eval()
+    seen = []
+    module.mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., 0].numel()))
+    x, order = torch.randn(1, side, side, 16), torch.randperm(total)[None]
+    other = torch.randn_like(x)
+    other[:, :size, :size] = x[:, :size, :size]
+    with torch.set_grad_enabled(grad):
+        y, _ = module(x, (order, order), **layer.elastic)
+        again, _ = module(other, (order, order), **layer.elastic)
+    assert torch.equal(y[:, :size, :size], again[:, :size, :size])
+    real = (window_tokens(size, 7, shift, x.device) // side < size) & (
+        window_tokens(size, 7, shift, x.device) % side < size
+    )
+    counts = real.sum(1).tolist()
+    most = max(sum(counts[w] for w in chosen) for chosen in combinations(range(total), kept))
+    assert most == most_real(size, 7, shift, 1, kept)
+    assert sum(seen) == 2 * (most if most <= 0.9 * 49 * kept else 49 * kept)
 
 
 def test_window_scores_are_the_norm_of_the_mean_activation():

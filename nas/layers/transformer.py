@@ -48,17 +48,29 @@ class TransformerModule(ElasticModule):
         hidden: int,
         bits: int,
         bias: Tensor | None = None,
-        valid: Tensor | None = None,
     ) -> Tensor:
         """The tokens after both; during inference they may be overwritten with the result.
 
-        `bias` (broadcast to (B, heads, N, N)) is added to the logits of attention. Where `valid`
-        (B, N, 1) is 0, tokens enter it as zeros.
+        `bias` (broadcast to (B, heads, N, N)) is added to the logits of attention.
         """
+        return self.transformed(self.attended(x_BNC, heads, bits, bias), hidden, bits)
+
+    def attended(
+        self,
+        x_BNC: Tensor,
+        heads: int,
+        bits: int,
+        bias: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> Tensor:
+        """The tokens after attention; where `real` (B, N, 1) is 0, they enter it as zeros."""
         y = self.norm1(x_BNC)
-        y = y if valid is None else y * valid
-        x_BNC = self.attention(y, heads, bias, bits, residual=x_BNC)
-        return self.mlp(self.norm2(x_BNC), hidden, bits, residual=x_BNC)  # type: ignore[no-any-return]
+        y = y if real is None else y * real
+        return self.attention(y, heads, bias, bits, residual=x_BNC)  # type: ignore[no-any-return]
+
+    def transformed(self, x: Tensor, hidden: int, bits: int) -> Tensor:
+        """The tokens (..., C) after the MLP, which looks at each by itself."""
+        return self.mlp(self.norm2(x), hidden, bits, residual=x)  # type: ignore[no-any-return]
 
     def offsets(self, heads: int) -> Tensor:
         """(heads, window**2, window**2): what attention adds for the offset of two tokens."""

@@ -60,6 +60,35 @@ def window_tokens(size: int, window: int, shift: int) -> NDArray[np.int64]:
     return _window_tokens(size, window, shift)
 
 
+def _real(size: int, window: int, shift: int) -> NDArray[np.bool_]:
+    side = padded(size, window)
+    y, x = np.divmod(_window_tokens(size, window, shift), side)
+    real: NDArray[np.bool_] = (y < size) & (x < size)
+    return real
+
+
+@constant
+def real_tokens(size: int, window: int, shift: int) -> NDArray[np.float32]:
+    """(windows, window**2, 1): 1 for the tokens of `window_tokens` that are real, 0 for padding."""
+    return _real(size, window, shift).astype(np.float32)[..., None]
+
+
+@lru_cache(maxsize=1024)
+def most_real(size: int, window: int, shift: int, maps: int, windows: int) -> int:
+    """How many real tokens so many windows of so many maps have at most."""
+    counts = _real(size, window, shift).sum(1).tolist() * maps
+    return int(sum(sorted(counts)[-windows:]))
+
+
+def descending(scores: Tensor) -> Tensor:
+    """The order of scores along the last axis, the largest first; of equal ones the first.
+
+    ONNX's TopK does so by itself, and its exporter knows no stable sort.
+    """
+    settings = {} if mode.exporting() else {"stable": True}
+    return scores.argsort(dim=-1, descending=True, **settings)
+
+
 @constant
 def shift_mask(size: int, window: int, shift: int) -> NDArray[np.float32]:
     """(windows, window**2, window**2): -100 where only the roll made tokens neighbours.
@@ -127,10 +156,7 @@ def window_orders(x_BSSC: Tensor, size: int, window: int, shifts: Sequence[int])
     for shift in shifts:
         tokens = window_tokens(size, window, shift, x_BSSC.device)
         scores = torch.linalg.vector_norm(activity[:, tokens], dim=-1)
-        # Of equal windows the first, everywhere: ONNX's TopK does so by itself, and its exporter
-        # knows no stable sort.
-        settings = {} if mode.exporting() else {"stable": True}
-        orders.append(scores.argsort(dim=1, descending=True, **settings))
+        orders.append(descending(scores))
     return orders
 
 

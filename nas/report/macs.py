@@ -38,11 +38,12 @@ def macs_by_resolution(models: Sequence[str], resolutions: Sequence[int]) -> dic
 
     `rows`, models in the order given, resolutions (pixels) ascending, hold for each pair
     `attention_macs` (projections and products), `attention_matmul_macs` (the two products alone)
-    and `macs` (the whole model), all as run: padded windows count. `slopes` are the
-    fitted exponents of each of them against the resolution (None for fewer than two resolutions,
-    or no attention). `half` says from which resolution of the range, to 32 px, attention is at
-    least half of the model (None if nowhere). `reading` puts both into words. Raises `UsageError`,
-    before anything is counted, for a model that does not exist or cannot take a resolution.
+    and `macs` (the whole model), all as run: padding counts where it is run (in Swin's attention).
+    `slopes` are the fitted exponents of each of them against the resolution (None for fewer than
+    two resolutions, or no attention). `half` says from which resolution of the range, to 32 px,
+    attention is at least half of the model (None if nowhere). `reading` puts both into words.
+    Raises `UsageError`, before anything is counted, for a model that does not exist or cannot take
+    a resolution.
     """
     spaces = {model: load_space(model, Classification(1000)) for model in dict.fromkeys(models)}
     sides = sorted(set(resolutions))
