@@ -16,19 +16,32 @@ VitnasError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+_LONGEST = 297  # characters of an error and its fix, without the `; ` between them
+_FIX = 150  # characters of a fix that are kept at the cost of the error
+
+
+def printable(text: object, length: int = 160) -> str:
+    """A text from elsewhere as one line that a terminal can show."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 class VitnasError(Exception):
-    """An error with the fix beside it; the command line prints it as one line."""
+    """An error with the fix beside it; the command line prints it as one line.
+
+    Whatever they are made of, both are printable and together below 300 characters.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, fix: str = "") -> None:
-        super().__init__(f"{message}; {fix}" if fix else message)
-        self.message = message
-        self.fix = fix
+        line = printable(message, len(message))
+        self.fix = printable(fix, max(_FIX, _LONGEST - len(line)))
+        self.message = _without_middle(line, _LONGEST - len(self.fix))
+        super().__init__(f"{self.message}; {self.fix}" if fix else self.message)
 
     @property
     def kind(self) -> str:
@@ -47,14 +60,29 @@ class UnknownNameError(UsageError):
 
     def __init__(self, what: str, name: str, known: Iterable[str], fix: str = "") -> None:
         known = sorted(known)
-        close = get_close_matches(str(name), known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {what} {name!r}", f"{hint} {fix}".strip())
+        close = get_close_matches(str(name)[:200], known, n=3, cutoff=0.4)
+        message = f"unknown {what} {_without_middle(str(name), 80)!r}"
+        room = _LONGEST - len(f"{message}known:  and 9999 more {fix}")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {_first(known, room)}"
+        super().__init__(message, f"{hint} {fix}".strip())
 
     @property
     def kind(self) -> str:
         """The name `unknown_name`: two words, where the class gives one."""
         return "unknown_name"
+
+
+def _without_middle(line: str, length: int) -> str:
+    """A line of at most that length: what is too long begins and ends as it did."""
+    end = (length - 1) // 3
+    return line if len(line) <= length else f"{line[: length - 1 - end]}…{line[len(line) - end :]}"
+
+
+def _first(names: Sequence[str], length: int) -> str:
+    """Names separated by commas; where they are longer than that, the first and how many follow."""
+    shown = [name for i, name in enumerate(names) if len(", ".join(names[: i + 1])) <= length]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 class InfeasibleError(VitnasError):

@@ -1,10 +1,10 @@
-"""Progress bars with rate and remaining time, on stderr."""
+"""What the terminal is shown: text as it is, and progress bars with rate and remaining time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +18,28 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from nas.errors import printable
+
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False)
+
+
+class Terminal(Console):
+    """A console that shows every text as it is: nothing in it is markup, an emoji or a command.
+
+    Names come from tables, devices and folders of other people. A control character in one becomes
+    a space; how a text looks is said beside it, by `style`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """The text without control characters; of cells of tables, too."""
+        shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+        return super().render_str(shown, **settings)
+
+
+console = Terminal(stderr=True)
 
 
 class _Rate(ProgressColumn):
@@ -39,12 +59,12 @@ class Advance(Protocol):
 def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
     """A bar of `total` steps; call what it gives with the steps done and a short note."""
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=18),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", style="cyan"),
+        TextColumn("{task.fields[note]}", style="cyan", markup=False),
     )
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task(title, total=total, note="", unit=unit)
@@ -52,7 +72,7 @@ def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
         def advance(steps: float = 1, note: str = "") -> None:
             progress.update(task, advance=steps)
             if note:
-                progress.update(task, note=note)
+                progress.update(task, note=printable(note))
 
         yield advance
 

@@ -1,19 +1,29 @@
-"""Files that survive anything: atomic writes, append-only journals, fingerprints."""
+"""Files that survive anything: atomic writes, append-only journals, fingerprints.
+
+JSON objects are written with a checksum of their own under the key `check`: a bit that flipped on
+the disk, or a number changed by hand, is noticed when they are read. Objects without one, which
+earlier versions wrote, are read as they are.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 from nas.errors import RunError
+from nas.progress import console
+
+CHECK = "check"  # the key of a checksum
 
 
 @contextmanager
@@ -21,14 +31,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary.touch(exist_ok=False)  # with the permissions that the umask leaves
         try:
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -57,22 +65,60 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write data as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
+    """Write data as indented JSON, whole or not at all; an object gets its checksum."""
+    sealed = {**data, CHECK: _checksum(data)} if isinstance(data, dict) else data
+    write_text(path, json.dumps(sealed, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; `RunError` if it cannot be read or is no JSON."""
+    """What a JSON file holds; `RunError` if it cannot be read, is no JSON, or was altered."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(text)
+    except ValueError as error:
+        raise RunError(f"{path} {error}", "restore it from a copy, or delete it") from None
+
+
+def read_text(path: Path) -> str:
+    """What a text file in UTF-8 holds; `RunError` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except ValueError:
-        raise RunError(f"{path} is not JSON", "delete it, or restore it from a copy") from None
+    except ValueError:  # not UTF-8, or a path with a NUL byte
+        raise RunError(f"{path} is not text", "restore it from a copy, or delete it") from None
+
+
+def parse_json(text: str) -> Any:
+    """What JSON stands for; an object without its checksum.
+
+    Raises `ValueError`, whose words go on after the name of a file: "is not JSON (line 1: ...)".
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise ValueError("is no JSON of ours: it is nested too deep") from None
+    except ValueError:  # of Python, which converts no number of more digits
+        raise ValueError("is no JSON of ours: a number in it has thousands of digits") from None
+    if isinstance(data, dict) and CHECK in data:
+        found = data.pop(CHECK)
+        if found != _checksum(data):
+            raise ValueError("was altered after it was written: its checksum is of other content")
+    return data
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, separators=(",", ":"))
+    return f"{crc32(text.encode()):08x}"
 
 
 class Journal:
-    """One JSON object a line, appended and flushed; a line cut off by a kill is dropped."""
+    """One JSON object a line, with its checksum, appended and flushed.
+
+    A line cut off by a kill is dropped, and so is one that was altered.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,18 +153,31 @@ class Journal:
                             folder.rmdir()
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; lines that were cut off or damaged are left out."""
+        """All whole records; lines that were cut off are left out, damaged ones are counted."""
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        records = []
-        for line in text.split("\n")[:-1]:  # what follows the last end of a line is torn
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise RunError(f"cannot read {self.path}: {error.strerror}", "check the path") from None
+        records, damaged = [], []
+        lines = text.split("\n")[:-1]  # what follows the last end of a line is torn
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
-                continue
+                record = None
             if isinstance(record, dict):
                 records.append(record)
+            else:
+                damaged.append(number)
+        if damaged:
+            console.print(
+                f"{self.path}: {len(damaged)} damaged lines are left out, the first is line "
+                f"{damaged[0]}",
+                style="yellow",
+                soft_wrap=True,
+            )
         return records
 
     def append(self, record: dict[str, Any]) -> None:
@@ -166,7 +225,7 @@ def _locked(file: IO[str]) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, separators=(",", ":")) + "\n"
+    return json.dumps({**record, CHECK: _checksum(record)}, separators=(",", ":")) + "\n"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -181,7 +240,9 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _storage_error(path: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write {path}: {error.strerror or error}",
-        "free some space or choose another place; what was written before is intact",
-    )
+    fix = "choose another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "free some space or choose another place; what was written before is intact"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "allow writing there, or choose another place"
+    return RunError(f"cannot write {path}: {error.strerror or error}", fix)

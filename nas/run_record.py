@@ -8,22 +8,26 @@ stands beside the answers too, and the task adds keys of its own, such as `class
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
 from nas.errors import RunError
 from nas.latency.fit import Calibration
 from nas.records import read_json
 from nas.settings import Settings
 from nas.strategy.quality import Quality
+from nas.typed import MismatchError, decode, encode, mapping
 
 
-def _percent(of: str) -> Any:
+def _percent(of: str, **bounds: float) -> Any:
     """A percentage whose key names the metric of the task, e.g. `search_top1_percent`."""
-    return field(metadata={"key": f"{of}_{{}}_percent"})
+    return field(metadata={"key": f"{of}_{{}}_percent", **bounds})
+
+
+def _score(of: str) -> Any:
+    """A percentage that was scored: from 0 to 100."""
+    return _percent(of, least=0, most=100)
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Candidate:
     predicted_ms: float
     measured_ms: float | None
     measured_p95_ms: float | None
-    search_percent: float = _percent("search")
+    search_percent: float = _score("search")
     expected_percent: float = _percent("expected")
-    test_percent: float | None = _percent("test")
+    test_percent: float | None = _score("test")
     other_devices: dict[str, OtherDevice] = field(
         default_factory=dict, metadata={"only_if_any": True}
     )
@@ -80,7 +84,7 @@ class Winner(Candidate):
 
     measured_ms: float
     measured_p95_ms: float
-    test_percent: float = _percent("test")
+    test_percent: float = _score("test")
     upper_ms: float
     interval_ms: tuple[float, float]
     chance_within_budget: float
@@ -200,9 +204,9 @@ class RunRecord(dict[str, Any]):
 
     def to_json(self) -> dict[str, Any]:
         """The content of `run.json`, its keys in the documented order."""
-        first, *_ = answers = _encode(self.answers, self.metric.name)
+        first, *_ = answers = encode(self.answers, self.metric.name)
         found: dict[str, Any] = {}
-        for key, value in _encode(self, self.metric.name).items():
+        for key, value in encode(self, self.metric.name).items():
             if key == "device":
                 found["budget_ms"] = first["budget_ms"]
                 found |= {"device": value, "budgets": first["budgets"]}
@@ -219,15 +223,18 @@ class RunRecord(dict[str, Any]):
         """The record that `to_json`, or an earlier version, wrote; `RunError` if it is none."""
         version = data.get("vitnas_version", "of unknown version")
         try:
-            metric = _decode(MetricName, data.get("metric", {}), "metric", "").name
-            answers = [_whole(answer, data) for answer in data.get("answers") or [data]]
+            metric = decode(MetricName, data.get("metric", {}), "metric", "").name
+            recorded = data.get("answers") or [data]
+            if not isinstance(recorded, list):
+                raise MismatchError(f"answers must be a list, got {recorded!r:.60}")
+            answers = [_whole(answer, data) for answer in recorded]
             known = {f.name for f in (*fields(cls), *fields(Answer))} - {"task"}
             task = {key: value for key, value in data.items() if key not in known}
-            found: Self = _decode(cls, {**data, "answers": answers, "task": task}, "", metric)
-        except _MismatchError as error:
+            found: Self = decode(cls, {**data, "answers": answers, "task": task}, "", metric)
+        except MismatchError as error:
             raise RunError(
                 f"{file}, written by vitnas {version}: {error}",
-                f"search again, or read the run with vitnas {version}",
+                "restore it, search again, or read the run with the version that wrote it",
             ) from None
         return found
 
@@ -235,94 +242,26 @@ class RunRecord(dict[str, Any]):
     def read(cls, file: Path) -> Self:
         """The record in a file `run.json`."""
         data = read_json(file)
-        return cls.from_json(data if isinstance(data, dict) else {}, file)
+        if not isinstance(data, dict):
+            raise RunError(f"{file} holds no object", "restore it from a copy, or search again")
+        return cls.from_json(data, file)
 
 
 def _whole(answer: Any, run: Mapping[str, Any]) -> dict[str, Any]:
     """An answer with what version 0.1 did not record, or recorded once for a run."""
-    answer = _mapping(answer, "answers")
-    feasible, exported = (_mapping(answer.get(key, {}), key) for key in ("feasible", "exported"))
-    every, fitting = feasible.get("architectures"), feasible.get("within_budget")
+    answer = mapping(answer, "answers")
+    feasible, exported = (mapping(answer.get(key, {}), key) for key in ("feasible", "exported"))
+    every, fitting = (feasible.get(key) for key in ("architectures", "within_budget"))
     counts = {"architectures": every, "within_budget": fitting}
-    share = {"share_within_budget": fitting / every if every and fitting else 0.0}
+    share = {"share_within_budget": 0.0}
+    if isinstance(every, int) and isinstance(fitting, int) and 0 <= fitting <= every and every:
+        share = {"share_within_budget": fitting / every}
     unknown = dict.fromkeys(("bound", "gap", "error", "gain_10_percent"))
     return {
-        "budgets": {run.get("device", ""): answer.get("budget_ms")},
+        "budgets": {str(run.get("device", "")): answer.get("budget_ms")},
         "limit_ms": answer.get("budget_ms"),
         "best_known_percent": None,
         **answer,
         "exported": exported if "folder" in exported else {"differences": exported},
         "quality": answer.get("quality") or {**unknown, **counts, **share},
     }
-
-
-# --- JSON of frozen dataclasses ---
-
-
-class _MismatchError(Exception):
-    """A value in a file that does not match the types."""
-
-
-def _encode(value: Any, metric: str) -> Any:
-    if is_dataclass(value):
-        return {
-            _key(f, metric): _encode(own, metric)
-            for f in fields(value)
-            if (own := getattr(value, f.name)) or not f.metadata.get("only_if_any")
-        }
-    if isinstance(value, dict):
-        return {key: _encode(own, metric) for key, own in value.items()}
-    return [_encode(own, metric) for own in value] if isinstance(value, tuple) else value
-
-
-def _decode(kind: Any, data: Any, where: str, metric: str) -> Any:
-    """A value of this type from its JSON form; `where` it stands is for the error."""
-    origin, arguments = get_origin(kind) or kind, get_args(kind)
-    if origin in (Union, UnionType):
-        (own,) = (a for a in arguments if a is not NoneType)
-        return None if data is None else _decode(own, data, where, metric)
-    if is_dataclass(kind):
-        return _decode_dataclass(kind, _mapping(data, where), where, metric)
-    if origin is tuple:
-        _require(isinstance(data, list), where, "a list", data)
-        return tuple(_decode(arguments[0], x, f"{where}[{i}]", metric) for i, x in enumerate(data))
-    if origin in (dict, Mapping):
-        items = _mapping(data, where).items()
-        return {key: _decode(arguments[1], x, f"{where}.{key}", metric) for key, x in items}
-    if kind is float:
-        real = isinstance(data, int | float) and not isinstance(data, bool)
-        _require(real, where, "a number", data)
-    elif kind is not Any:
-        _require(type(data) is kind, where, f"of the type {kind.__name__}", data)
-    return data
-
-
-def _decode_dataclass(kind: Any, data: Mapping[str, Any], where: str, metric: str) -> Any:
-    types, found = _types(kind), {}
-    for f in fields(kind):
-        key = _key(f, metric)
-        place = f"{where}.{key}" if where else key
-        if key in data:
-            found[f.name] = _decode(types[f.name], data[key], place, metric)
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise _MismatchError(f"the key {place} is missing")
-    return kind(**found)
-
-
-@cache
-def _types(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _key(f: Field[Any], metric: str) -> str:
-    return str(f.metadata.get("key", f.name)).format(metric)
-
-
-def _mapping(data: Any, where: str) -> Mapping[str, Any]:
-    _require(isinstance(data, dict), where, "an object", data)
-    return data  # type: ignore[no-any-return]
-
-
-def _require(holds: bool, where: str, what: str, data: Any) -> None:
-    if not holds:
-        raise _MismatchError(f"{where} must be {what}, got {data!r:.60}")

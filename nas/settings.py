@@ -15,6 +15,7 @@ from nas.budget import positive_number, real_number, whole_number
 from nas.errors import UnknownNameError, UsageError
 from nas.strategy.constraints import SAMPLERS
 from nas.strategy.searchers import searcher_names
+from nas.typed import MismatchError, decode
 
 DEVICE = "torch-cpu"  # that of a budget that names none
 
@@ -132,11 +133,18 @@ class Settings:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The settings in a run's `settings.json`, which holds other keys too.
 
-        Version 0.1 recorded one budget only, and fewer settings: these had today's defaults.
+        Version 0.1 recorded one budget only, and fewer settings: these had today's defaults. Raises
+        `ValueError` or `UsageError` where they are no settings.
         """
-        budgets = data.get("budgets") or [{data["device"]: data["budget_ms"]}]
-        own = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        return cls(**{**own, "budgets": tuple(budgets)})
+        early = {"budgets": [{str(data.get("device")): data.get("budget_ms")}]}
+        found = decode(cls, {**data, **(early if "budgets" not in data else {})})
+        times = [ms for budgets in found.budgets for ms in budgets.values()]
+        devices = {tuple(budgets) for budgets in found.budgets}
+        if not times or len(devices) != 1 or min(times) <= 0:
+            raise MismatchError(
+                "budgets must be positive milliseconds by device, for each the same"
+            )
+        return found
 
 
 @dataclass(frozen=True)

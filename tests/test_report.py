@@ -18,7 +18,7 @@ import nas.run.main
 from nas import cli
 from nas.errors import RunError
 from nas.families import load_space
-from nas.records import read_json, write_json
+from nas.records import Journal, read_json, write_json
 from nas.report import wording as page
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
@@ -201,13 +201,15 @@ def test_the_answers_are_in_order_and_the_first_stays_the_one_exported(finished)
 
 def test_candidates_that_failed_or_lost_a_race_can_be_drawn(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "raced")
-    lines = (folder / "candidates.jsonl").read_text().splitlines()
-    own = [i for i, line in enumerate(lines) if json.loads(line)["origin"] == "search"]
-    lost, failed = (json.loads(lines[i]) for i in own[:2])
-    lines[own[0]] = json.dumps({**lost, "dropped": True})
-    del failed["top1_percent"]
-    lines[own[1]] = json.dumps({**failed, "error": "out of memory"})
-    (folder / "candidates.jsonl").write_text("\n".join(lines) + "\n")
+    journal = Journal(folder / "candidates.jsonl")
+    records = journal.read()
+    own = [record for record in records if record["origin"] == "search"]
+    own[0]["dropped"] = True
+    del own[1]["top1_percent"]
+    own[1]["error"] = "out of memory"
+    journal.path.unlink()
+    for record in records:
+        journal.append(record)
     run = SavedRun.load(folder)
     assert len(run.scored) == len(own) - 1
     assert [candidate.dropped for candidate in run.scored].count(True) == 1

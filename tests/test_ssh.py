@@ -24,9 +24,9 @@ import torch
 
 from nas.agent import client as link_module
 from nas.agent import server as agent_module
-from nas.agent.client import Link, agent_source, printable
+from nas.agent.client import Link, agent_source
 from nas.agent.server import Agent, Refusal, emulator
-from nas.errors import DeviceError, PreparationError, UsageError
+from nas.errors import DeviceError, PreparationError, UsageError, printable
 from nas.families import load_space
 from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable

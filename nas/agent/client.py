@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nas.errors import DeviceError, PreparationError, VitnasError
+from nas.errors import DeviceError, PreparationError, VitnasError, printable
 
 START_S = 60  # for the connection, and Python there
 HELLO_S = 120  # numpy and onnxruntime start slowly from a memory card
@@ -38,12 +38,6 @@ Explain = Callable[[int | None, Sequence[str]], VitnasError]
 def agent_source() -> str:
     """The program of the agent, which is sent to the device with every connection."""
     return Path(__file__).with_name("server.py").read_text()
-
-
-def printable(text: object, length: int = 160) -> str:
-    """A text from elsewhere as one line that a terminal can show."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 class Hello(NamedTuple):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from nas.commands.options import option_of
 from nas.errors import UsageError
+from nas.progress import Terminal
 from nas.settings import Settings
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 an error with its fix, 2 wrong usage, 3 nothing fits the budget. "
     "Add --debug to any command to see where an error came from.",
 )
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+out = Terminal(width=None if sys.stdout and sys.stdout.isatty() else 80)
 
 Space = Annotated[str, option_of(Settings, "space")]
 Data = Annotated[str, option_of(Settings, "data")]

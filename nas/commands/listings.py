@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from nas.budget import readable_ms
 from nas.commands import Json, app, grid_of, out, print_json
@@ -44,7 +43,7 @@ def list_(
     for column, value in zip(grid.columns, shown[0].values()):
         column.justify = "left" if isinstance(value, str) else "right"
     for row in shown:
-        cells = (f"{v:,.3f}" if isinstance(v, float) else escape(str(v)) for v in row.values())
+        cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
         grid.add_row(*cells)
     out.print(grid)
 
@@ -149,20 +148,20 @@ def _supernets() -> list[dict[str, Any]]:
 def _runs() -> list[dict[str, Any]]:
     """A row for each budget of each run."""
     from nas.errors import RunError
-    from nas.records import read_json
+    from nas.report.saved_run import read_settings
     from nas.run_record import RunRecord
-    from nas.settings import Settings
 
     rows = []
     for path in sorted(Path("runs").glob("*/settings.json")):
-        settings = Settings.from_json(read_json(path))
+        done = path.with_name("run.json")
+        try:
+            settings = read_settings(path)
+            record = RunRecord.read(done) if done.exists() else None
+        except RunError as error:  # the other runs are listed all the same
+            print(f"vitnas: {error}", file=sys.stderr)
+            continue
         answered = [(budgets, "unfinished", "") for budgets in settings.budgets]
-        if (done := path.with_name("run.json")).exists():
-            try:
-                record = RunRecord.read(done)
-            except RunError as error:  # the other runs are listed all the same
-                print(f"vitnas: {error}", file=sys.stderr)
-                continue
+        if record is not None:
             how = "" if record.verb == "measured" else f" {record.verb}"
             answered = [
                 (budgets, f"{readable_ms(won.measured_ms)} ms{how}", f"{won.test_percent:.1f} %")

@@ -87,7 +87,7 @@ def search(
 
 def _print_answer(answer: Answer, record: RunRecord) -> None:
     if len(record.answers) > 1:
-        out.print(f"[bold]within {answer.budget_ms:g} ms[/]")
+        out.print(f"within {answer.budget_ms:g} ms", style="bold")
     metric = record.metric.heading
     grid = grid_of("network", "predicted", record.verb, "p95", f"search {metric}", f"test {metric}")
     for i, c in enumerate([answer.winner, *answer.baselines]):

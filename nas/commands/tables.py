@@ -135,8 +135,9 @@ def audit(
         for finding in shortened(findings):
             style = "red" if finding.severity == "error" else "yellow"
             about = f" {finding.row}" if finding.row else ""
-            out.print(f"[{style}]{finding.severity}[/] {finding.rule}:{about}", soft_wrap=True)
-            out.print(f"  {finding.message}; {finding.fix}", soft_wrap=True, markup=False)
+            out.print(finding.severity, style=style, end="")
+            out.print(f" {finding.rule}:{about}", soft_wrap=True)
+            out.print(f"  {finding.message}; {finding.fix}", soft_wrap=True)
         out.print(
             f"{len(table.rows)} rows of {name}: {result['errors']} errors, "
             f"{result['warnings']} warnings"

@@ -79,4 +79,4 @@ def saved_tables() -> Iterator[tuple[Path, LatencyTable]]:
             try:
                 yield manifest.parent, LatencyTable.load(manifest.parent)
             except TableError as error:
-                console.print(f"left out: {error}", style="yellow", markup=False)
+                console.print(f"left out: {error}", style="yellow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import RunError
+from nas.errors import RunError, UsageError, VitnasError, WeightsError
 from nas.families import load_space
 from nas.latency.table import LatencyTable
-from nas.records import Journal, read_json
+from nas.records import Journal, read_json, read_text
 from nas.report.wording import command, ladder
 from nas.run_record import Candidate, RunRecord
 from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.tasks import load_task
+from nas.typed import MismatchError, mapping
 
 if TYPE_CHECKING:
     from nas.network.network import Network
@@ -29,6 +31,16 @@ if TYPE_CHECKING:
 def is_run(folder: Path) -> bool:
     """Whether a folder is the directory of a run, finished or not."""
     return (folder / "settings.json").exists()
+
+
+def read_settings(file: Path) -> Settings:
+    """The settings in a file `settings.json`; `RunError` if they are none."""
+    data = read_json(file)
+    try:
+        return Settings.from_json(mapping(data, "it"))
+    except (MismatchError, UsageError) as error:
+        why = error.message if isinstance(error, UsageError) else error
+        raise RunError(f"{file}: {why}", "restore it from a copy, or search again") from None
 
 
 def known_scores(folder: Path) -> list[dict[str, Any]]:
@@ -42,6 +54,24 @@ def known_scores(folder: Path) -> list[dict[str, Any]]:
         for record in Journal(folder / f"{name}.jsonl").read()
     ]
     return sorted(found, key=lambda record: str(record["id"]))
+
+
+def _numbers(file: Path, *columns: str) -> NDArray[np.float64]:
+    """Two or more columns of a CSV file of numbers (n, columns); `RunError` names a bad line."""
+    lines = csv.DictReader(read_text(file).splitlines())
+    found: list[list[float]] = []
+    try:
+        for cells in lines:
+            found.append([float(cells[column]) for column in columns])
+            if not np.isfinite(found[-1]).all():
+                raise ValueError(f"{found[-1]} are no numbers")
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        why = {KeyError: f"it has no column {error}", TypeError: "it is cut off"}
+        raise RunError(
+            f"{file}, line {lines.line_num}: {why.get(type(error), error)}",
+            "restore it from a copy, or write it again: vitnas search with --resume",
+        ) from None
+    return np.array(found).reshape(-1, len(columns))
 
 
 @dataclass(frozen=True)
@@ -76,18 +106,22 @@ class SavedRun:
             if is_run(folder):
                 fix = f"finish it: vitnas search with its options and --out {folder} --resume"
             raise RunError(f"{folder} is not a finished run", fix)
+        record = RunRecord.read(folder / "run.json")
         return cls(
             folder,
-            RunRecord.read(folder / "run.json"),
-            Settings.from_json(read_json(folder / "settings.json")),
+            record,
+            read_settings(folder / "settings.json"),
             Journal(folder / "candidates.jsonl").read(),
-            np.loadtxt(folder / "cloud.csv", delimiter=",", skiprows=1, ndmin=2),
+            _numbers(folder / "cloud.csv", "predicted_ms", f"search_{record.metric.name}_percent"),
         )
 
     @cached_property
     def space(self) -> SearchSpace:
         """The space that was searched, with its task."""
-        return load_space(self.record.space, load_task(self.record.task))
+        try:
+            return load_space(self.record.space, load_task(self.record.task))
+        except VitnasError as error:
+            raise RunError(f"{self.folder / 'run.json'}: {error.message}", error.fix) from None
 
     @cached_property
     def table(self) -> LatencyTable:
@@ -118,9 +152,7 @@ class SavedRun:
         """
         if not (path := self.folder / "archive.csv").exists():
             return np.zeros((0, 2))
-        columns = ("predicted_ms", f"expected_{self.record.metric.name}_percent")
-        rows = csv.DictReader(path.read_text().splitlines())
-        return np.array([[float(row[column]) for column in columns] for row in rows])
+        return _numbers(path, "predicted_ms", f"expected_{self.record.metric.name}_percent")
 
     @cached_property
     def scored(self) -> list[Scored]:
@@ -142,15 +174,27 @@ class SavedRun:
         return ladder(self.archive.tolist(), lambda ms: self.table.limit(ms, confidence))
 
     def architecture(self, candidate: Candidate) -> Architecture:
-        """The architecture of a network of this run."""
-        return self.space.domain.parse(candidate.architecture)
+        """The architecture of a network of this run; `RunError` if the space has none such."""
+        try:
+            return self.space.parse(json.dumps(candidate.architecture))
+        except UsageError as error:
+            file = self.folder / "run.json"
+            raise RunError(f"{file}, {candidate.name}: {error.message}", error.fix) from None
 
     def winner(self) -> Network:
-        """The winner of the first budget with its weights."""
+        """The winner of the first budget with its weights; `WeightsError` if they are not its."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from nas.network.network import Network
 
         network = Network.empty(self.space, self.architecture(self.record.answers[0].winner))
-        network.load_state_dict(load_file(self.folder / "winner" / "weights.safetensors"))
+        file = self.folder / "winner" / "weights.safetensors"
+        try:
+            network.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise WeightsError(
+                f"cannot load {file}: {str(error).partition(chr(10))[0]}",
+                "write it again: vitnas search with the options of the run, --out and --resume",
+            ) from None
         return network

@@ -169,7 +169,7 @@ def _greet(inputs: Inputs) -> None:
     )
     scores, error = inputs.scores, table.calibration
     console.print(
-        f"[bold]{inputs.space.name}[/] on {table.manifest['device']['processor']}: "
+        f"{inputs.space.name} on {table.manifest['device']['processor']}: "
         f"{feasible.architectures:,} architectures, {readable_ms(feasible.fastest_ms, 1)} to "
         f"{readable_ms(feasible.slowest_ms, 1)} ms; {fitting}\n"
         f"table: {len(table.rows)} rows, error on {error.held_out} other networks "

@@ -85,7 +85,7 @@ class Stopwatch:
                     timed = self._time(device, [candidate.architecture])
                     samples = timed[candidate.architecture]
             except VitnasError as error:
-                console.print(f"{device}: predicted only ({error})", style="yellow", markup=False)
+                console.print(f"{device}: predicted only ({error})", style="yellow")
             known[device] = OtherDevice(
                 budget,
                 round(inputs.predict_ms(candidate.architecture, device), 4),

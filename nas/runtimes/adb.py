@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nas.agent.client import printable
 from nas.errors import (
     DeviceError,
     MissingPackageError,
     PreparationError,
     UsageError,
     VitnasError,
+    printable,
 )
 from nas.lowering.onnx import PACKAGES, VERSION, lower, lower_ahead
 from nas.runtimes import Program, Runtime, Sample

@@ -59,9 +59,9 @@ class Classification(Task):
     def parse(cls, data: Mapping[str, Any]) -> Self:
         """The task of a number of classes or a list of their names, under `classes`."""
         classes = data["classes"]
-        if isinstance(classes, list):
+        if isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes):
             return cls(len(classes), tuple(classes))
-        if not isinstance(classes, int):
+        if type(classes) is not int or classes < 1:
             raise ValueError(f"classes is {classes!r}, neither their number nor a list of names")
         return cls(classes)
 
