@@ -172,6 +172,8 @@ class RunRecord(dict[str, Any]):
     race_error: float = Settings.race_error
     max_params: float | None = Settings.max_params
     max_macs: float | None = Settings.max_macs
+    min_params: float | None = field(default=Settings.min_params, metadata={"only_if_any": True})
+    min_macs: float | None = field(default=Settings.min_macs, metadata={"only_if_any": True})
     fresh: bool = Settings.fresh
     seed: int = Settings.seed
     device_described: dict[str, Any]

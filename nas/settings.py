@@ -96,11 +96,16 @@ class Settings:
         None, "At most so many parameters, e.g. 5M.", counts="parameters"
     )
     max_macs: float | None = option(None, "At most so many MACs, e.g. 300M.", counts="MACs")
+    min_params: float | None = option(
+        None, "At least so many parameters, e.g. 1M.", counts="parameters"
+    )
+    min_macs: float | None = option(None, "At least so many MACs, e.g. 50M.", counts="MACs")
     fresh: bool = option(False, "Ignore the shipped scores.")
-    seed: int = option(0, "Random seed; the same seed gives the same result.", least=0)
+    seed: int = option(0, "Random seed; the same seed gives the same result.")
 
     def __post_init__(self) -> None:
         _check_options(self)
+        whole_number("seed", self.seed, 0)
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if self.searcher not in searcher_names():
@@ -109,6 +114,13 @@ class Settings:
             raise UsageError(
                 f"a confidence is at least 0.5 and below 1, got {self.confidence}", "e.g. 0.95"
             )
+        for counted in ("params", "macs"):
+            low, high = getattr(self, f"min_{counted}"), getattr(self, f"max_{counted}")
+            if low and high and low > high:
+                raise UsageError(
+                    f"min_{counted} is {low:g}, above max_{counted}, which is {high:g}",
+                    f"lower min_{counted}, or raise max_{counted}",
+                )
         if not 0 <= self.race_error < 1:
             raise UsageError(
                 f"the error of races is at least 0 and below 1, got {self.race_error}", "e.g. 0.05"

@@ -29,7 +29,7 @@ from nas.trellis.graph import space_layers
 
 OPTIONS = {
     "search": {"--budget", "--space", "--data", "--device", "--confidence", "--max-params",
-               "--max-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
+               "--max-macs", "--min-params", "--min-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
                "--evaluations", "--search-images", "--test-images", "--searcher", "--sampler",
                "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
                "--gpus-per-worker", "--task-timeout", "--reuse-mb", "--seed", "--json"},
@@ -57,6 +57,8 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=ssh://pi@x=",): "--budget 20ms",
     (*CONTRADICTORY,): "give several budgets for one device only",
     ("--budget=20ms", "--max-params=5X"): "e.g. 5M, 300k or 1.5G",
+    ("--budget=20ms", "--min-params=-3M"): "not a positive number of parameters",
+    ("--budget=20ms", "--min-params=6M", "--max-params=5M"): "lower min_params, or raise max",
     ("--budget=20ms", "--max-macs=-3M"): "not a positive number of MACs",
     ("--budget=20ms", "--searcher=evolutoin"): "did you mean evolution?",
     ("--budget=20ms", "--confidence=1.5"): "e.g. 0.95",
@@ -154,7 +156,7 @@ def test_the_help_of_a_search_reads_at_80_columns(capsys, monkeypatch):
     order = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
     for together in (
         ["--budget", "--space", "--data", "--device"],
-        ["--confidence", "--max-params", "--max-macs"],
+        ["--confidence", "--max-params", "--max-macs", "--min-params", "--min-macs"],
         ["--out", "--resume", "--from", "--fresh"],
         ["--evaluations", "--search-images", "--test-images"],
         ["--searcher", "--sampler", "--batch", "--surrogate", "--race-error"],

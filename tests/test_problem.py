@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from math import comb, isnan, nan
 
 import numpy as np
@@ -757,3 +757,61 @@ def test_a_black_box_may_have_costs_of_zero_and_below(shift, power):
     fitting = {m for m in CUBES if cost(m) <= 0.5}
     assert {c.architecture for c in found.candidates} == fitting
     assert all(c.latency == cost(c.architecture) for c in found.candidates)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("low", "high"), [(6, 6), (3, 9), (10, 11.5), (15, None), (21, None)])
+@pytest.mark.parametrize("kind", ["sum", "table", "black box"])
+def test_a_limit_may_have_a_lower_bound(kind, low, high, whole):
+    """All that fits is found, whatever the costs are, and what does not is counted as what it is."""
+    scale = 1.0 if whole else 1 / 3 + 1e-3
+    table = {name: {v: scale * v for v in range(8)} for name in "abc"}
+    given = {
+        "sum": nas.Additive(lambda name, value: scale * value),
+        "table": table,
+        "black box": lambda m: scale * (m.a + m.b + m.c),
+    }[kind]
+    bounds = (scale * low, None if high is None else scale * high)
+    found = nas.search(99.0, space=CUBE, latency=WHOLE, score=lambda m: 1.0, evaluations=512,
+                       searcher="random", limits={"params": (given, bounds)})  # fmt: skip
+    top = 21 if high is None else high
+    fitting = {m for m in CUBES if low <= m.a + m.b + m.c <= top}
+    assert {c.architecture for c in found.candidates} == fitting
+    assert "under_params" in found.rejections
+    assert found.proposals == len(found.candidates) + sum(found.rejections.values())
+
+
+def test_a_narrow_band_is_proposed_from_and_not_found_by_chance():
+    names = [f"x{i}" for i in range(14)]
+    space = nas.Space(make_dataclass("Long", names, frozen=True),
+                      **dict.fromkeys(names, nas.Choice(*range(6))))  # fmt: skip
+    rng = np.random.default_rng(0)
+    cost = {name: dict(enumerate(np.sort(rng.random(6)).tolist())) for name in names}
+    found = nas.search(1e3, space=space, latency=cost, score=lambda m: -m.x0, evaluations=100,
+                       limits={"params": (cost, (8.9, 8.902))})  # fmt: skip
+    assert len(found.candidates) == 100
+    assert all(8.9 <= c.latency <= 8.902 for c in found.candidates)
+    assert (
+        found.rejections["under_params"] + found.rejections["over_params"] < 2000
+    )  # of 1 in 1,500
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kind", "match"),
+    [
+        (
+            (30, None),
+            InfeasibleError,
+            "nothing has a x of at least 30: the largest possible has 21",
+        ),
+        ((9, 3), UsageError, "lower bound of 9 above the upper one of 3"),
+        ((None, None), UsageError, "must have two bounds"),
+        ((1, 2, 3), UsageError, "must have two bounds"),
+        (("5X", 3), UsageError, "cannot read '5X'"),
+        ((20, 21), InfeasibleError, "can be met, but not together; raise the upper bounds, or"),
+        ((6.2, 6.8), InfeasibleError, "between 6.2 and 6.8"),
+    ],
+)
+def test_bounds_that_cannot_be_kept_are_refused(bounds, kind, match):
+    with pytest.raises(kind, match=match):
+        nas.search(12.0, space=CUBE, latency=WHOLE, score=score, limits={"x": (WHOLE, bounds)})

@@ -450,6 +450,14 @@ def test_further_limits_hold_for_winner_and_candidates(settings, tmp_path):
         assert macs(architecture) <= macs(SPACE.largest) / 2
     with pytest.raises(InfeasibleError, match=r"at most parameters 10: the smallest possible"):
         nas.search(out=tmp_path / "none", max_params=10, **settings)
+    result = nas.search(out=tmp_path / "large", min_params=most, max_params="1G", **settings)
+    for entry in [result["winner"], *result["front"]]:
+        assert params(SPACE.parse(json.dumps(entry["architecture"]))) >= most
+    assert result["min_params"] == most
+    with pytest.raises(
+        InfeasibleError, match=r"parameters of at least 1e.12: the largest possible"
+    ):
+        nas.search(out=tmp_path / "none", min_params="1T", **settings)
 
 
 def test_a_second_device_holds_too_and_is_called_predicted(settings, table, tmp_path):

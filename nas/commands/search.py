@@ -30,9 +30,9 @@ class Format(StrEnum):
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
 @with_options(
-    "budget space data device confidence max_params max_macs supernet table run resume source_run "
-    "fresh evaluations search_images test_images searcher sampler batch surrogate race_error "
-    "workers ray_address gpus timeout_s reuse_mb seed as_json",
+    "budget space data device confidence max_params max_macs min_params min_macs supernet table "
+    "run resume source_run fresh evaluations search_images test_images searcher sampler batch "
+    "surrogate race_error workers ray_address gpus timeout_s reuse_mb seed as_json",
     Settings,
     Distribution,
 )

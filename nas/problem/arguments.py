@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nas.budget import Budget, positive_number, real_number
@@ -34,8 +36,22 @@ def read_budgets(given: str | float | Budget | Sequence[str | float | Budget]) -
     return [positive_number("the budget", number)]
 
 
-def read_limits(given: Any) -> dict[str, tuple[Any, float]]:
-    """The further limits: a cost and its bound for each name."""
+@dataclass(frozen=True)
+class Bounds:
+    """The lowest and the highest that a cost may be: infinite where there is no such bound."""
+
+    low: float
+    high: float
+
+    @property
+    def written(self) -> Any:
+        """The upper bound alone, or both as JSON has them."""
+        low, high = (None if math.isinf(bound) else bound for bound in (self.low, self.high))
+        return high if low is None else [low, high]
+
+
+def read_limits(given: Any) -> dict[str, tuple[Any, Bounds]]:
+    """The further limits: a cost and its bounds for each name."""
     if not isinstance(given, Mapping):
         raise UsageError(
             f"limits must be a mapping of names, got {given!r:.60}",
@@ -48,9 +64,30 @@ def read_limits(given: Any) -> dict[str, tuple[Any, float]]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UsageError(
                 f"the limit {name} must be a cost and its bound, got {pair!r:.60}",
-                'e.g. limits={"memory": (cost, 5.0)}',
+                'e.g. limits={"memory": (cost, 5.0)}, or (cost, (2.0, 5.0))',
             )
-        found[name] = (pair[0], positive_number(f"the limit {name}", pair[1]))
+        found[name] = (pair[0], _bounds(f"the limit {name}", pair[1]))
+    return found
+
+
+def _bounds(name: str, given: Any) -> Bounds:
+    """An upper bound, or a pair of a lower and an upper one, of which one may be None."""
+    if not isinstance(given, tuple | list):
+        return Bounds(-math.inf, positive_number(name, given))
+    if len(given) != 2 or all(bound is None for bound in given):
+        raise UsageError(
+            f"{name} must have two bounds, got {given!r:.60}", "e.g. (4e6, 5e6), or (4e6, None)"
+        )
+    low, high = given
+    found = Bounds(
+        -math.inf if low is None else positive_number(name, low),
+        math.inf if high is None else positive_number(name, high),
+    )
+    if found.low > found.high:
+        raise UsageError(
+            f"{name} has a lower bound of {found.low:g} above the upper one of {found.high:g}",
+            "write the lower one first",
+        )
     return found
 
 

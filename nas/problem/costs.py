@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import UsageError
+from nas.problem.arguments import Bounds
 from nas.problem.members import find
 from nas.records import fingerprint
 from nas.space.domains import Space
@@ -73,13 +74,20 @@ class Cost:
         """Twelve hexadecimal digits that change with the cost of any choice."""
         return fingerprint([costs.tolist() for costs in self.trellis.costs], self.trellis.fixed)
 
-    def limit(self, name: str, bound: float) -> Limit:
-        """The limit that this cost is at most `bound`."""
-        if not self.drawn:
-            return Limit.additive(name, bound, self.trellis)
-        # Paths that are known to fit must be within reach, however wrong their estimate.
-        fitting = [estimate for true, estimate in self.drawn if true <= bound]
-        return Limit(name, bound, self.costs_of, self.trellis, max([bound + self.error, *fitting]))
+    def limits(self, name: str, bounds: Bounds) -> list[Limit]:
+        """The limits that this cost keeps the bounds, the upper one first."""
+        found, (low, high) = [], (bounds.low, bounds.high)
+        if math.isfinite(high):
+            reach = None
+            if self.drawn:
+                # Paths that are known to fit must be within reach, however wrong their estimate.
+                fitting = [estimate for true, estimate in self.drawn if true <= high]
+                reach = max([high + self.error, *fitting])
+            found.append(Limit(name, high, self.costs_of, self.trellis, reach, floor=low))
+        if math.isfinite(low):
+            costs_of = self.costs_of if self.drawn else None
+            found.append(Limit.at_least(name, low, self.trellis, costs_of, self.error))
+        return found
 
 
 def read_cost(

@@ -18,7 +18,7 @@ import numpy as np
 
 from nas.budget import real_number, whole_number
 from nas.errors import RunError
-from nas.problem.arguments import read_budgets, read_limits, read_share, read_space
+from nas.problem.arguments import Bounds, read_budgets, read_limits, read_share, read_space
 from nas.problem.costs import Cost, read_cost
 from nas.problem.members import Checks, Texts, columns_of, value_text
 from nas.problem.result import Answer, Exploration, Found
@@ -55,7 +55,7 @@ def search_space(
     searcher: str = "evolution",
     sampler: str = "trellis",
     noise: float = 0.0,
-    limits: Mapping[str, tuple[Any, float]] | None = None,
+    limits: Mapping[str, tuple[Any, Any]] | None = None,
     batch: int = BATCH,
     workers: int = 0,
     ray_address: str | None = None,
@@ -96,15 +96,19 @@ def search_space(
     read = partial(read_cost, space, positions, graph, permitted=checks, rng=rng)
     cost = read(latency)
     others = {name: read(own) for name, (own, _) in bounds.items()}
-    further = [others[name].limit(name, bound) for name, (_, bound) in bounds.items()]
-    further = [*checks.limits, *further]
-    regions = [Region(graph, [cost.limit("budget", b), *further], sampler) for b in budgets]
+    further = checks.limits
+    for name, (_, own) in bounds.items():
+        further += others[name].limits(name, own)
+    regions = [
+        Region(graph, [*cost.limits("budget", Bounds(-math.inf, b)), *further], sampler)
+        for b in budgets
+    ]
     asked = Searcher(load_propose(searcher), positions, regions, rng)
     function = read_score(score, positions)
     identity = {
         "space": fingerprint([_written(p) for p in positions], _edges(graph)),
         "budget": budgets, "latency": cost.fingerprint,
-        "limits": [[name, others[name].fingerprint, bound] for name, (_, bound) in bounds.items()],
+        "limits": [[n, others[n].fingerprint, own.written] for n, (_, own) in bounds.items()],
         # A function may be mended between a search and its continuation.
         "score": function.fingerprint if isinstance(function, ScoreTable) else "",
         "seed": seed, "searcher": searcher, "sampler": sampler,

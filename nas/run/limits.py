@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 from nas.budget import readable_ms
 from nas.errors import InfeasibleError
@@ -69,15 +70,21 @@ class Limits:
     def counts(self) -> list[Limit]:
         """The limits of parameters and MACs, where there are any."""
         found = []
-        for name, most, count, once in (
-            ("parameters", self.settings.max_params, count_params, True),
-            ("macs", self.settings.max_macs, lambda layer: count_macs(layer).total, False),
+        own = self.settings
+        for name, least, most, count, once in (
+            ("parameters", own.min_params, own.max_params, count_params, True),
+            ("macs", own.min_macs, own.max_macs, lambda layer: count_macs(layer).total, False),
         ):
-            if most:
+            if least or most:
                 layers = self.graph.items()
                 counted = track(layers.items(), name, len(layers), "layers")
                 costs = {key: float(count(layer)) for key, layer in counted}
-                found.append(Limit.additive(name, most, _counted(self.graph, costs, once)))
+                trellis = _counted(self.graph, costs, once)
+                if most:
+                    floor = least or -inf
+                    found.append(Limit(name, most, trellis.costs_of, trellis, floor=floor))
+                if least:
+                    found.append(Limit.at_least(name, least, trellis))
         return found
 
     def goal(self, budgets: dict[str, float]) -> Goal:

@@ -43,6 +43,8 @@ def search_networks(
     confidence: float = Settings.confidence,
     max_params: float | str | None = Settings.max_params,
     max_macs: float | str | None = Settings.max_macs,
+    min_params: float | str | None = Settings.min_params,
+    min_macs: float | str | None = Settings.min_macs,
     supernet: str | Path = Settings.supernet,
     table: str | Path | Sequence[str | Path] = (),
     out: str | Path | None = None,
@@ -80,8 +82,10 @@ def search_networks(
         space=space,
         data=data,
         confidence=confidence,
-        max_params=None if max_params is None else positive_number("max_params", max_params),
-        max_macs=None if max_macs is None else positive_number("max_macs", max_macs),
+        max_params=_count("max_params", max_params),
+        max_macs=_count("max_macs", max_macs),
+        min_params=_count("min_params", min_params),
+        min_macs=_count("min_macs", min_macs),
         supernet=str(supernet),
         source_run=str(source_run),
         fresh=fresh,
@@ -104,6 +108,10 @@ def search_networks(
     )
     with claimed_folder(settings, out, resume) as folder:
         return run(Request(settings, folder, distribution, resume, asked.described, asked.given))
+
+
+def _count(name: str, given: float | str | None) -> float | None:
+    return None if given is None else positive_number(name, given)
 
 
 def run(request: Request) -> RunRecord:

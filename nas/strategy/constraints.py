@@ -8,6 +8,7 @@ each proposal with every limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,7 +30,11 @@ class Limit:
 
     `costs_of` gives the true costs (n,) of paths (n, positions). `trellis` holds the same costs, or
     an estimate of them as a sum over the choices: then `reach` is the highest estimate of a path
-    that is still proposed. Rejections are counted as `counted`, if given.
+    that is still proposed. What costs less than `floor` is not proposed either: another limit
+    rejects it. Rejections are counted as `counted`, if given.
+
+    A lower bound is a limit, too (`at_least`): what a path costs less than a `total` that none
+    exceeds must be at most the rest.
     """
 
     name: str
@@ -39,16 +44,41 @@ class Limit:
     reach: float | None = None
     unit: str = ""
     counted: str = ""
+    floor: float = -math.inf
+    total: float | None = None
 
     @classmethod
     def additive(cls, name: str, bound: float, trellis: Trellis, unit: str = "") -> Limit:
         """A limit on a cost that the trellis holds exactly."""
         return cls(name, bound, trellis.costs_of, trellis, unit=unit)
 
+    @classmethod
+    def at_least(
+        cls,
+        name: str,
+        least: float,
+        trellis: Trellis,
+        costs_of: Callable[[Ints], Floats] | None = None,
+        error: float = 0.0,
+        unit: str = "",
+    ) -> Limit:
+        """The limit that a cost is at least so much.
+
+        The trellis holds it, or where `costs_of` is given estimates it with that `error`.
+        """
+        mirrored, total = trellis.mirrored
+        bound, own = total - least, costs_of or trellis.costs_of
+        if abs(bound - mirrored.fastest) <= ROUNDING * abs(total):
+            bound = mirrored.fastest  # asked for is exactly the largest possible
+        reach = None if costs_of is None else bound + error
+        return cls(
+            name, bound, lambda paths: total - own(paths), mirrored, reach, unit, total=total
+        )
+
     @property
     def cause(self) -> str:
         """The name under which rejections by this limit are counted, e.g. `over_budget`."""
-        return self.counted or f"over_{self.name}"
+        return self.counted or f"{'over' if self.total is None else 'under'}_{self.name}"
 
     @property
     def exact(self) -> bool:
@@ -57,21 +87,36 @@ class Limit:
 
     def keeps(self, costs: Floats) -> NDArray[np.bool_]:
         """Which of the costs (n,) are at most the bound, but for the rounding of sums."""
-        return costs <= self.bound + ROUNDING * abs(self.bound)
+        return costs <= self.bound + ROUNDING * max(abs(self.bound), abs(self.total or 0.0))
 
     def within(self) -> Within | None:
-        """The paths that the trellis lets through; None without a trellis."""
-        if self.trellis is None:
+        """The paths that the trellis lets through, and no fewer; None without a trellis."""
+        trellis = self.trellis
+        if trellis is None:
             return None
-        reach = self.bound if self.reach is None else self.reach
-        return self.trellis.within(max(reach, self.trellis.fastest), ticks=_TICKS)
+        reach = max(self.bound if self.reach is None else self.reach, trellis.fastest)
+        floor = self.floor if self.reach is None else self.floor - (self.reach - self.bound)
+        if floor <= trellis.fastest or floor > reach:
+            return trellis.within(reach, ticks=_TICKS)
+        # In a band costs are rounded up, by less than a tick at each position.
+        n = len(trellis.costs)
+        rounded = n / max(_TICKS - n, 1) * (reach - trellis.fastest)
+        try:
+            return trellis.within(reach + rounded, floor, ticks=_TICKS)
+        except InfeasibleError:
+            if self.exact:
+                raise
+            return trellis.within(reach, ticks=_TICKS)  # an estimate proves nothing
+
+    def said(self, cost: float) -> str:
+        """A cost of the trellis as the user knows it: with its unit, and not mirrored."""
+        own = cost if self.total is None else self.total - cost
+        return f"{own:.6g}{self.unit and ' ' + self.unit}"
 
     def __str__(self) -> str:
-        return (
-            self.name
-            if self.counted
-            else f"{self.name} {self.bound:.6g}{self.unit and ' ' + self.unit}"
-        )
+        if self.total is not None:
+            return f"{self.name} of at least {self.said(self.bound)}"
+        return self.name if self.counted else f"{self.name} {self.said(self.bound)}"
 
 
 @dataclass(eq=False)
@@ -125,18 +170,27 @@ def _require_possible(limits: Sequence[Limit]) -> None:
     """Raise `InfeasibleError` where one limit, or all together, provably cannot be kept."""
     exact = [(limit, limit.trellis) for limit in limits if limit.exact and limit.trellis]
     for limit, trellis in exact:
-        if not limit.keeps(np.array([trellis.fastest])).all():
-            unit = limit.unit and " " + limit.unit
+        if limit.keeps(np.array([trellis.fastest])).all():
+            continue
+        if limit.total is not None:
             raise InfeasibleError(
-                f"nothing has at most {limit}: the smallest possible has "
-                f"{trellis.fastest:.6g}{unit}",
-                f"allow at least {trellis.fastest * 1.1:.3g}{unit}",
+                f"nothing has a {limit}: the largest possible has {limit.said(trellis.fastest)}",
+                f"ask for {limit.said(trellis.fastest)} or less",
             )
+        unit = limit.unit and " " + limit.unit
+        raise InfeasibleError(
+            f"nothing has at most {limit}: the smallest possible has {trellis.fastest:.6g}{unit}",
+            f"allow at least {trellis.fastest * 1.1:.3g}{unit}",
+        )
+    exact = [(limit, trellis) for limit, trellis in exact if limit.bound > 0]
     if len(exact) > 1:
         over = contradiction([t for _, t in exact], [limit.bound for limit, _ in exact])
         if over > 1 + 1e-9:
             names = " and ".join(str(limit) for limit, _ in exact)
+            both = any(limit.total is not None for limit, _ in exact)
             raise InfeasibleError(
                 f"each of {names} can be met, but not together",
-                f"raise them by {100 * (over - 1) + 0.05:.1f} % or more",
+                "raise the upper bounds, or lower the lower ones"
+                if both
+                else f"raise them by {100 * (over - 1) + 0.05:.1f} % or more",
             )

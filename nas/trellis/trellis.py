@@ -14,6 +14,7 @@ best; what is drawn or varied keeps account of the real costs, and leaves out no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -90,6 +91,16 @@ class Trellis:
             best.insert(0, before)
         return best
 
+    @cached_property
+    def mirrored(self) -> tuple[Trellis, float]:
+        """The trellis of what a path costs less than a total, and that total.
+
+        No path costs more. So a lower bound on the cost is an upper bound on this one.
+        """
+        most = [float(costs.max(initial=0.0)) for costs in self.costs]
+        rest = [top - costs for top, costs in zip(most, self.costs)]
+        return Trellis(self.graph, rest), self.fixed + sum(most)
+
     def costs_of(self, paths: Ints) -> Floats:
         """The cost (n,) of each of `paths` (n, positions); infinite where there is no such path."""
         state = np.zeros(len(paths), np.int64)
@@ -135,7 +146,7 @@ class Trellis:
         excess = self._excess()
         costs = self._in_ticks(excess, tick, ticks, lambda x: np.ceil(x - _SLACK))
         top = min(budget, self.fastest + ticks * tick)
-        band = ticks if floor <= self.fastest else int((top - floor) / tick + _SLACK)
+        band = ticks if floor <= self.fastest else math.floor((top - floor) / tick + _SLACK)
         room = None
         if tick != self.step and band == ticks and not weights:
             more = ROUNDING * abs(budget)
