@@ -1,6 +1,6 @@
 """Are the timed layers of two checkouts the same code? Then tables of the one hold for the other.
 
-    python experiments/same_layers.py OLD [NEW] [--spaces swin:micro ...]
+    python experiments/same_layers.py OLD [NEW] [--spaces swin:micro ...] [--answers NETWORKS]
 
 NEW is by default the checkout that this file is in.
 
@@ -12,9 +12,14 @@ operators with the shapes and strides of their tensors, and bit by bit in the ou
 stamped with a fingerprint of the layers' code; after a change of that code alone, this is the
 reason to stamp it again.
 
+Scores need less: where layers run in another way and so take another time, but whole networks
+answer the same, tables are measured anew and scores stay. With `--answers` so many architectures
+of each space, drawn from all sizes, answer two seeded images each, one by one and as a batch; only
+their outputs are compared, bit by bit.
+
 One core of an Intel Xeon: about two minutes for the three spaces with shipped tables, which have
-1,800 rows. Expected: every row the same; it ends with exit code 1 and the first differences
-otherwise.
+1,800 rows, and half a minute for 200 networks of `swin:micro`. Expected: every row the same; it
+ends with exit code 1 and the first differences otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from random import Random
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -151,11 +157,38 @@ def run(layer: Any, build: Callable[..., Any], deploy: Callable[..., Any], expli
     return {"layouts and inputs": copies, "operators": operators, "output": [output, again]}
 
 
-def worker(spaces: list[str], out: Path) -> None:
-    """Run all rows of the spaces with the packages of this process, and write what they did."""
+def answers(space: Any, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What networks of drawn architectures answer, by architecture and kernel."""
+    import torch
+
+    from nas.layers.attention import explicit, fused
+    from nas.network.network import Network
+
+    rng = Random(0)
+    for number in range(count):
+        architecture = (space.largest, space.smallest)[number] if number < 2 else space.draw(rng)
+        network = Network.empty(space, architecture)
+        fill(network)
+        torch.manual_seed(number)
+        images = torch.randn(2, *space.example(architecture))
+        for name, kernel in (("explicit", explicit), ("fused", fused)):
+            network.use_in_windows(kernel)
+            with torch.inference_mode():
+                outputs = [network(images.clone()), *(network(i[None].clone()) for i in images)]
+            yield f"{architecture} {name}", {"output": [digest(y) for y in outputs]}
+
+
+def worker(spaces: list[str], out: Path, networks: int) -> None:
+    """Run rows or networks of the spaces with this process's packages; write what they did."""
     import torch
 
     torch.set_num_threads(1)
+    if networks:
+        from nas.families import load_space
+
+        pairs = ((s, pair) for s in spaces for pair in answers(load_space(s), networks))
+        out.write_text(json.dumps({f"{s} {key}": record for s, (key, record) in pairs}))
+        return
     layers_of, build, deploy = checkout()
     found = {}
     for space in spaces:
@@ -172,10 +205,11 @@ def worker(spaces: list[str], out: Path) -> None:
 # --- the comparison ---
 
 
-def records(folder: Path, spaces: list[str], out: Path) -> dict[str, Any]:
-    """What the layers of a checkout do, found by a process that imports it."""
+def records(folder: Path, spaces: list[str], out: Path, networks: int) -> dict[str, Any]:
+    """What the layers or networks of a checkout do, found by a process that imports it."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--worker", str(out), "--spaces", *spaces]
+    command += ["--answers", str(networks)]
     subprocess.run(command, env=environment, cwd=folder, check=True)
     found: dict[str, Any] = json.loads(out.read_text())
     out.unlink()
@@ -188,7 +222,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         yield f"{key}: only in the {'old' if key in old else 'new'} checkout"
     for key in sorted(old.keys() & new.keys()):
         for what in ("layouts and inputs", "operators", "output"):
-            if old[key][what] != new[key][what]:
+            if old[key].get(what) != new[key].get(what):
                 pairs = zip(old[key]["first"], new[key]["first"])
                 first = next((f": {a} became {b}" for a, b in pairs if a != b), "")
                 yield f"{key}: other {what}{first if what == 'operators' else ''}"
@@ -201,16 +235,24 @@ def main() -> None:
     parser.add_argument("old", nargs="?", type=Path)
     parser.add_argument("new", nargs="?", type=Path, default=ROOT)
     parser.add_argument("--spaces", nargs="+", default=sorted(shipped()))
+    parser.add_argument("--answers", type=int, default=0, metavar="NETWORKS")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.spaces, options.worker)
+        worker(options.spaces, options.worker, options.answers)
         return
     if options.old is None:
         parser.error("give the old checkout")
     scratch = Path(f"same_layers_{os.getpid()}.json").resolve()
-    old, new = (records(c.resolve(), options.spaces, scratch) for c in (options.old, options.new))
+    old, new = (
+        records(c.resolve(), options.spaces, scratch, options.answers)
+        for c in (options.old, options.new)
+    )
     wrong = list(differences(old, new))
+    if options.answers:
+        print(f"{len(new) // 2} networks of {', '.join(options.spaces)}, each with two kernels")
+        print("\n".join(wrong[:20]) or "all answer the same")
+        sys.exit(bool(wrong))
     wanted = {f"{s} {key} fused" for s, keys in shipped().items() for key in keys}
     missing = [key for key in sorted(wanted - new.keys()) if key.split()[0] in options.spaces]
     wrong += [f"{key}: a shipped row that no checkout runs" for key in missing]
