@@ -3,75 +3,183 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nas.deployment import CARD, IR_VERSION, OPSET, OUTPUTS, Card, Written, pages
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
 from nas.lowering.onnx import quiet
 from nas.network.network import Network
-from nas.records import atomic_path, write_text
+from nas.records import atomic_path, read_json, remove_left, write_json, write_text
 from nas.space.architecture import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
 _NUDGES, _NUDGE = 4, 1e-5  # how often and how far (relative) images move in `tolerance`
+_ANY = (1, 2, 5)  # the batches at which a file for any batch is compared
 
 
 def export_network(
-    network: Network, images: Tensor, expected: Tensor, folder: Path, formats: Sequence[str]
+    network: Network,
+    images: Tensor,
+    expected: Tensor,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    card: Card | None = None,
+    dtype: str = "float32",
+    any_batch: bool = False,
+    device: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Write `architecture.json` and a file for each of `formats` (safetensors, pt2, onnx).
+    """Write a network as a folder that can be used without this package.
+
+    It gets `architecture.json`, `preprocess.json` (`card`, by default one without pictures), a page
+    with what the latency measured on `device` needs, and a file for each of `formats` (safetensors,
+    pt2, onnx), with an example. Programs take batches like `images`, or any where the layers allow
+    it, in this data type; ONNX is written in float32 only, weights always are float32.
 
     Returns for each file the largest difference of an output from `expected`, which the supernet
-    gave for `images` (one example of what the network takes); raises `EvaluationError` if one is
-    over 1e-3 (for int8 networks: over twice what the last digits of `images` change, see
-    `tolerance`).
+    gave for `images` (examples of what the network takes); raises `EvaluationError` if one is
+    over 1e-3 (for int8 and bfloat16: over twice what the last digits of `images` change, see
+    `tolerance`), or where a file cannot be written so.
     """
     if unknown := [f for f in formats if f not in WRITERS]:
         raise UnknownNameError("format", unknown[0], WRITERS)
-    write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
-    deployed = deepcopy(network).deploy()
+    card = card or Card.of(network.space, network.architecture, None)
+    deployed = deepcopy(network).deploy().requires_grad_(False)
+    form = Form(card, getattr(torch, dtype), any_batch)
+    if any_batch:
+        images, expected = images[:1].expand(2, *images.shape[1:]).contiguous(), expected[:1]
     with torch.no_grad():
-        deployed(images)  # packs the int8 weights, which the exporters then see as constants
-    allowed = tolerance(deployed, images, expected)
+        # Packs the int8 weights, which the exporters then see as constants; then in its data type.
+        deployed(images)
+        deployed.to(form.dtype)
+    allowed = tolerance(deployed, images, expected, form.dtype)
+    _drop_others(folder, network)
+    write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
     differences = {}
     for name in formats:
         file, write, read = WRITERS[name]
-        with atomic_path(folder / file) as temporary:
-            with torch.no_grad():
-                write(network if name == "safetensors" else deployed, images, temporary)
-                output = read(network, images, temporary)
-            difference = float((output - expected).abs().max())
+        if name == "onnx" and dtype != "float32":
+            continue
+        with atomic_path(folder / file) as temporary, torch.no_grad():
+            try:
+                write(network if name == "safetensors" else deployed, images, temporary, form)
+            except VitnasError:
+                raise
+            except Exception as error:  # exporters raise whatever they like
+                raise _unwritable(file, form, network, error) from error
+            difference = 0.0
+            for given in form.trials(images):
+                output = read(network, given, temporary, form)
+                difference = max(difference, float((output.float() - expected).abs().max()))
             if not difference <= allowed:
                 raise EvaluationError(
                     f"{file} gives logits that differ from the supernet's by {difference:.2g}",
                     "please report this with the architecture.json beside it",
                 )
         differences[file] = difference
+    _describe(folder, card, differences, None if any_batch else len(images), dtype, device or {})
     return differences
 
 
+@dataclass(frozen=True)
+class Form:
+    """The form of exported programs: their card, data type, and whether they take any batch."""
+
+    card: Card
+    dtype: torch.dtype
+    any_batch: bool
+
+    @property
+    def shapes(self) -> tuple[dict[int, Any], ...] | None:
+        """Which axes of the input may have any length, as the exporters want it."""
+        return ({0: torch.export.Dim("batch")},) if self.any_batch else None
+
+    def trials(self, images: Tensor) -> list[Tensor]:
+        """The batches at which a file is compared."""
+        if not self.any_batch:
+            return [images]
+        return [images[:1].expand(n, *images.shape[1:]).contiguous() for n in _ANY]
+
+    def metadata(self) -> dict[str, str]:
+        """What a file says of itself."""
+        return {"preprocess": json.dumps(self.card.to_json())}
+
+
+def _unwritable(file: str, form: Form, network: Network, error: Exception) -> EvaluationError:
+    if form.any_batch:
+        return EvaluationError(
+            f"{file} cannot take any batch: layers of {network.space.name} compute with the batch "
+            "that they were exported for",
+            "give the batch as a number, e.g. --batch 8",
+        )
+    why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+    return EvaluationError(f"{file} cannot be written: {why}", "choose other formats")
+
+
+def _drop_others(folder: Path, network: Network) -> None:
+    """Remove the files of another network, and what a killed export has left."""
+    architecture, files = folder / "architecture.json", [file for file, *_ in WRITERS.values()]
+    if not architecture.exists():
+        return
+    other = architecture.read_text(errors="replace").strip() != network.architecture.to_json()
+    for file in files:
+        remove_left(folder / file)
+        if other:
+            (folder / file).unlink(missing_ok=True)
+    if other:
+        (folder / CARD).unlink(missing_ok=True)
+
+
+def _describe(
+    folder: Path,
+    card: Card,
+    differences: Mapping[str, float],
+    batch: int | None,
+    dtype: str,
+    device: Mapping[str, Any],
+) -> None:
+    """Write `preprocess.json`, the examples and the page of a folder."""
+    known = read_json(folder / CARD).get("files", {}) if (folder / CARD).exists() else {}
+    files = {file: Written(**own) for file, own in known.items() if (folder / file).exists()}
+    for file in differences:
+        weights = file == WRITERS["safetensors"][0]
+        files[file] = Written(None, "float32") if weights else Written(batch, dtype)
+    own = {file: asdict(written) for file, written in files.items()}
+    write_json(folder / CARD, {**card.to_json(), "files": own})
+    for name, text in pages(card, files, device).items():
+        write_text(folder / name, text)
+
+
 @torch.no_grad()
-def tolerance(network: Network, images: Tensor, expected: Tensor) -> float:
-    """By how much a logit of a right file may differ from `expected`, the network's for `images`.
+def tolerance(
+    network: Network, images: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32
+) -> float:
+    """By how much a logit of a right file may differ from `expected`, the outputs for `images`.
 
     In int8 an input between two steps goes either way by its last digit, and the layers after it
     follow. So how far the logits go is measured, with images that differ from `images` by 1e-5 of
     their values, and twice as far is allowed. Of 84 right files the worst went 1.15 times as far;
     of 84 outputs of int8 kernels that saturate 96 % are refused (`experiments/int8_files.py`).
+    A `network` in bfloat16 is itself that far from `expected`, and its files must not be further.
     """
-    if not _is_int8(network):
+    if dtype == torch.float32 and not _is_int8(network):
         return _TOLERANCE
     generator = torch.Generator().manual_seed(0)
     moved = 0.0
     for _ in range(_NUDGES):
         nudged = images * (1 + _NUDGE * torch.randn(images.shape, generator=generator))
-        moved = max(moved, float((network(nudged) - expected).abs().max()))
+        outputs = network(nudged.to(dtype)).float()
+        moved = max(moved, float((outputs - expected).abs().max()))
     return max(_TOLERANCE, 2 * moved)
 
 
@@ -80,43 +188,88 @@ def _is_int8(network: Network) -> bool:
     return network.architecture != at_precision(network.architecture, "fp32")
 
 
-def _write_safetensors(network: Network, images: Tensor, path: Path) -> None:
-    path.write_bytes(save({k: v.contiguous() for k, v in network.state_dict().items()}))
+def _write_safetensors(network: Network, images: Tensor, path: Path, form: Form) -> None:
+    tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
+    path.write_bytes(save(tensors, form.metadata()))
 
 
-def _read_safetensors(network: Network, images: Tensor, path: Path) -> Tensor:
+def _read_safetensors(network: Network, images: Tensor, path: Path, form: Form) -> Tensor:
     plain = Network.empty(network.space, network.architecture)
     plain.load_state_dict(load_file(path))
     return plain(images)  # type: ignore[no-any-return]
 
 
-def _write_pt2(network: Network, images: Tensor, path: Path) -> None:
+def _write_pt2(network: Network, images: Tensor, path: Path, form: Form) -> None:
     with quiet():
+        program = _program(network, images.to(form.dtype), form)
+        for node in program.graph_module.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
         buffer = io.BytesIO()
-        torch.export.save(torch.export.export(network, (images,)), buffer)
+        torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
 
 
-def _read_pt2(network: Network, images: Tensor, path: Path) -> Tensor:
-    with quiet():
+def _program(network: Network, images: Tensor, form: Form) -> torch.export.ExportedProgram:
+    """The network as torch exports it.
+
+    `len` of a tensor becomes a number when the layers are run to be recorded, but not when their
+    code is read, which takes longer; so this is tried second where any batch is wanted.
+    """
+    for strict in (False, True) if form.any_batch else (False,):
+        try:
+            return torch.export.export(
+                network, (images,), dynamic_shapes=form.shapes, strict=strict
+            )
+        except Exception as error:
+            failed = error
+    raise failed
+
+
+def _read_pt2(network: Network, images: Tensor, path: Path, form: Form) -> Tensor:
+    with quiet(), torch.enable_grad():  # as it is called where nobody thought of gradients
         program = torch.export.load(io.BytesIO(path.read_bytes()))
-        return program.module()(images)  # type: ignore[no-any-return]
+        return program.module()(images.to(form.dtype))  # type: ignore[no-any-return]
 
 
-def _write_onnx(network: Network, images: Tensor, path: Path) -> None:
+def _write_onnx(network: Network, images: Tensor, path: Path, form: Form) -> None:
     _onnxruntime()
     with quiet():
-        program: Any = torch.onnx.export(network, (images,), dynamo=True, verbose=False)
-        path.write_bytes(program.model_proto.SerializeToString())
+        model: Any = network
+        if form.any_batch:
+            # By itself the exporter would fix a batch that it cannot leave open, without a word.
+            with patch("torch.onnx.is_in_onnx_export", lambda: True):
+                model = _program(network, images, form)
+        program: Any = torch.onnx.export(
+            model, (images,), dynamo=True, verbose=False, opset_version=OPSET,
+            input_names=[form.card.input.name], output_names=[OUTPUTS],
+        )  # fmt: skip
+        path.write_bytes(_plain(program.model_proto, form).SerializeToString())
 
 
-def _read_onnx(network: Network, images: Tensor, path: Path) -> Tensor:
+def _plain(model: Any, form: Form) -> Any:
+    """The ONNX model without what the exporter notes for itself, such as paths of this machine."""
+    graph = model.graph
+    for item in (
+        graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output
+    ):  # fmt: skip
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    if form.any_batch:
+        for item in (*graph.input, *graph.output):
+            item.type.tensor_type.shape.dim[0].dim_param = "batch"
+    model.ir_version = IR_VERSION
+    for key, value in form.metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    return model
+
+
+def _read_onnx(network: Network, images: Tensor, path: Path, form: Form) -> Tensor:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     if _is_int8(network):  # as the file says: fused int8 kernels saturate on x86 without VNNI
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(path.read_bytes(), options)
-    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    (output,) = session.run([OUTPUTS], {form.card.input.name: images.numpy()})
     return torch.from_numpy(output)
 
 

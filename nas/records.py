@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,25 +24,58 @@ from zlib import crc32
 from nas.errors import RunError
 from nas.progress import console
 
+try:
+    import fcntl
+except ImportError:  # not on this system
+    _LOCKS = False
+else:
+    _LOCKS = True
+
 CHECK = "check"  # the key of a checksum
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    It is locked meanwhile: what a killed process has left is not, and is removed by the next.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        temporary.touch(exist_ok=False)  # with the permissions that the umask leaves
-        try:
-            yield temporary
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        remove_left(path)
+        with _temporary(path) as held:
+            temporary = Path(held.name)
+            try:
+                yield temporary
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _storage_error(path, error) from error
+
+
+def _temporary(path: Path) -> IO[str]:
+    """A new file beside `path`, with the permissions that the umask leaves, locked."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        file = temporary.open("x")
+        if _locked(file) and temporary.exists():
+            return file
+        file.close()  # another process took it for one that was left
+
+
+def remove_left(path: Path) -> None:
+    """Remove temporary files of `path` whose process has ended."""
+    if not _LOCKS:
+        return
+    left = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}")
+    for name in os.listdir(path.parent):
+        if left.fullmatch(name):
+            with suppress(OSError), path.with_name(name).open("r+") as file:
+                if _locked(file):
+                    path.with_name(name).unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -214,11 +248,8 @@ class Journal:
 def _locked(file: IO[str]) -> bool:
     """Lock a file until it is closed; False where another process has it locked."""
     try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # not on this system
-        pass
+        if _LOCKS:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

@@ -212,7 +212,7 @@ def measure_as_predicted(
 def export_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a search export its winners as weights and no more: other formats take seconds each."""
 
-    def export_weights(network, images, expected, folder, formats):
-        return export_network(network, images, expected, folder, ["safetensors"])
+    def export_weights(network, images, expected, folder, formats, **more):
+        return export_network(network, images, expected, folder, ["safetensors"], **more)
 
     monkeypatch.setattr("nas.export.export_network", export_weights)

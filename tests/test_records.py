@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
+import sys
 
 import pytest
 from rich.table import Table
@@ -32,6 +34,45 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise ZeroDivisionError
     assert read_json(path) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from nas.records import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def writer(path):
+    """A process in the middle of writing a file."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    return process
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    path = tmp_path / "model.pt2"
+    (tmp_path / ".model.pt2.notes").write_text("of the user")
+    (tmp_path / ".model.onnx.0123abcd").write_text("of another file")
+    with writer(path) as killed, writer(path) as alive:
+        try:
+            killed.kill()
+            killed.wait()
+            assert len(list(tmp_path.glob(".model.pt2.*"))) == 3
+            write_text(path, "whole")
+            left = [p for p in tmp_path.glob(".model.pt2.*") if p.name != ".model.pt2.notes"]
+            assert [p.read_text() for p in left] == ["half"]  # of the one that is alive
+        finally:
+            alive.kill()
+            alive.wait()
+    write_text(path, "again")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"model.pt2", ".model.pt2.notes", ".model.onnx.0123abcd"}
 
 
 def test_no_space_left_is_one_line_with_the_fix(tmp_path, monkeypatch):

@@ -222,18 +222,29 @@ def _export_winners(inputs: Inputs, outcomes: Sequence[Outcome]) -> Mapping[Arch
 
 
 def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[str, float]:
-    """Write a network to a folder; the largest difference of an output, by file."""
+    """Write a network to a folder as it was measured; the largest difference of an output, by file.
+
+    What runs in torch has the batch and the data type of the device; other runtimes take float32
+    files, and convert them themselves.
+    """
     import torch
 
+    from nas.deployment import Card
     from nas.export import default_formats, export_network
 
-    parts, data = inputs.space.parts, inputs.data
-    first = data.first(data.test, 1, inputs.space.largest.resolution)
-    example = parts.resized(first[parts.takes], architecture.resolution).contiguous()
+    space, data = inputs.space, inputs.data
+    device = inputs.described[inputs.settings.device]
+    first = data.first(data.test, device["batch"], space.largest.resolution)
+    some = space.parts.resized(first[space.parts.takes], architecture.resolution)
+    examples = some[torch.arange(device["batch"]) % len(some)]  # a small split may have fewer
     plain = inputs.evaluator.subnet(architecture)
     with torch.no_grad():
-        expected = plain(example)
-    return export_network(plain, example, expected, folder, default_formats())
+        expected = plain(examples)
+    return export_network(
+        plain, examples, expected, folder, default_formats(),
+        card=Card.of(space, architecture, data), device=device,
+        dtype=device["dtype"] if device["runtime"].startswith("torch") else "float32",
+    )  # fmt: skip
 
 
 class Clock:
