@@ -10,6 +10,7 @@ sixteenth, where to look is learned last.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +19,15 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from nas.data import Dataset, Tensors
 from nas.errors import RunError, UnknownNameError, VitnasError
 from nas.network.network import Network
 from nas.progress import bar
-from nas.records import Journal, read_json, write_bytes, write_json
+from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
 from nas.space.architecture import Architecture
 from nas.training.objectives import Made, Objective
 
@@ -71,6 +73,17 @@ class Recipe:
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+class DivergedError(VitnasError):
+    """A loss or its gradients that became infinite or no numbers; the weights are as before."""
+
+    def __init__(self, step: int, loss: float, rate: float) -> None:
+        super().__init__(
+            f"the loss or its gradient is not finite at step {step} (loss {loss:.3g}, learning "
+            f"rate {rate:.2g}); the last checkpoint is kept",
+            "train anew with a lower learning_rate or clip_norm (nas.Recipe), or mend the data",
+        )
 
 
 class Trainer:
@@ -128,7 +141,9 @@ class Trainer:
             for subnet in (space.smallest, *drawn):
                 small = self._made(self.network, subnet, batch, size)
                 self.objective.distil(small, target).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
+        if not (loss.detach() + norm).isfinite():  # before the weights are lost
+            raise DivergedError(self.step + 1, float(loss.detach()), recipe.rate(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -250,11 +265,28 @@ def fit(
     bf16 = saved["bf16"] if saved else faster_in_bf16(next(network.parameters()).device)
     trainer = Trainer(network, data, recipe, objective, teacher, bf16)
     if saved:
-        weights = load_file(out / f"checkpoint-{saved['step']}.safetensors")
-        trainer.load_state(weights, saved["step"])
+        _go_on(trainer, saved, out)
     saved = {"step": 0, "seconds": 0.0, **(saved or {}), **identity, "bf16": bf16}
-    _loop(trainer, saved, out, checkpoint_s, stop)
+    with Journal(out / "loss.jsonl").locked():
+        _loop(trainer, saved, out, checkpoint_s, stop)
+    saved.pop("weights_fingerprint", None)
     return saved if trainer.step == sum(recipe.steps()) else None
+
+
+def _go_on(trainer: Trainer, saved: Mapping[str, Any], out: Path) -> None:
+    """Load the last checkpoint; `RunError` if its file is missing or is not what was written."""
+    file = out / f"checkpoint-{saved['step']}.safetensors"
+    try:
+        content = file.read_bytes()
+        written = saved.get("weights_fingerprint", "")  # which older checkpoints do not have
+        if written and written != fingerprint(content):
+            raise ValueError("its content has changed")
+        trainer.load_state(load(content), saved["step"])
+    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise RunError(
+            f"cannot go on from {file}: {reason}", "restore it, or train anew in another --out"
+        ) from None
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
@@ -270,10 +302,10 @@ def _loop(
 ) -> None:
     """Train to the end, or until `stop`; keeps `saved` and the files in `out` up to date."""
     recipe, log = trainer.recipe, Journal(out / "loss.jsonl")
-    log.keep(lambda record: record["step"] <= trainer.step)
+    log.keep(lambda record: isinstance(at := record.get("step"), int) and at <= trainer.step)
     started = last = time.monotonic()
     before_s = saved["seconds"]
-    images_of = [recipe.batches[recipe.phase(s)] for s in range(sum(recipe.steps()))]
+    images_of = [batch for batch, n in zip(recipe.batches, recipe.steps()) for _ in range(n)]
     losses = []
     with bar("train", sum(images_of), "images") as advance:
         advance(sum(images_of[: trainer.step]))
@@ -295,8 +327,11 @@ def _loop(
 def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Path) -> None:
     """Write weights and moments, then what they are of; from then on they count."""
     name = f"checkpoint-{trainer.step}.safetensors"
-    write_bytes(out / name, save(trainer.state()))
-    saved.update(step=trainer.step, seconds=seconds)
+    content = save(trainer.state())
+    write_bytes(out / name, content)
+    saved.update(
+        step=trainer.step, seconds=seconds, weights_fingerprint=fingerprint(content)
+    )
     write_json(out / "checkpoint.json", saved)
     for old in out.glob("checkpoint-*.safetensors"):
         if old.name != name:
@@ -322,7 +357,10 @@ def faster_in_bf16(device: torch.device) -> bool:
 
 def check_device(name: str) -> None:
     """Raise `VitnasError` unless training can run on the device: `cpu`, `cuda` or `cuda:N`."""
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UnknownNameError("training device", name, ["cpu", "cuda"])
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,3}))?", name):
+        raise UnknownNameError("training device", name, ["cpu", "cuda", "cuda:0"])
     if name != "cpu" and not torch.cuda.is_available():
         raise VitnasError("torch sees no CUDA device", "use --device cpu, or install a CUDA build")
+    number = int(name.partition(":")[2] or 0)
+    if name != "cpu" and number >= (count := torch.cuda.device_count()):
+        raise VitnasError(f"torch sees {count} CUDA devices, none is {name}", "use --device cuda:0")
