@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -123,7 +122,9 @@ def train(
     space: Space = Settings.space,
     data: Data = Settings.data,
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
-    images: Annotated[int, typer.Option(min=200, help="Training images in all.")] = 271_200,
+    images: Annotated[
+        int, typer.Option(min=200, max=10**9, help="Training images in all.")
+    ] = 271_200,
     init: Annotated[
         str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
     ] = "",
@@ -137,14 +138,17 @@ def train(
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
     from nas.data import load_data
+    from nas.records import read_json
     from nas.tasks import load_task
+    from nas.training.supernet import check_training
     from nas.training.supernet import train as run_train
     from nas.training.trainer import Recipe, check_device
 
     check_device(device)
+    check_training(space, Path(folder), resume, init, objective)
     recipe = Recipe(seed=seed).scaled(images)
     where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init, objective)
-    card = json.loads((where / "supernet.json").read_text())
+    card = read_json(where / "supernet.json")
     if as_json:
         return print_json(card)
     score = f"search_{load_task(card).metric.key}"

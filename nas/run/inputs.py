@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nas.data import Dataset, load_data
-from nas.errors import RunError, TableError
+from nas.errors import RunError, TableError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
 from nas.families import load_space
@@ -34,8 +34,9 @@ from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
-from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.supernet import load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
+from nas.typed import MismatchError, decode
 from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
 from nas.workers.ledger import Ledger, Record
@@ -92,18 +93,20 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     `timed("table")` is the context in which tables are found or measured.
     """
     s, folder = request.settings, request.folder
+    if s.supernet:
+        read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
     space = load_space(s.space, data.task)
     source = Path(s.supernet) if s.supernet else supernet_folder(space.name, data)
     _check_base(request)
+    network, card = load_supernet(source, space.name, data)
+    shipped = [] if s.fresh else shipped_scores(source, space, card, data, s.search_images)
     with timed("table"):
         tables = {device: _table(request, space, device) for device in s.devices}
     limits = Limits(s, space, tables)
     goals = tuple(map(limits.goal, s.budgets))
-    network, card = load_supernet(source, space.name, data)
-    identity = _identity(s, space, data, source, tables)
+    identity = _identity(s, space, data, card, tables)
     imported = _imported(request, identity)
-    shipped = [] if s.fresh else shipped_scores(source, space, card, data, s.search_images)
     identity["scores_fingerprint"] = fingerprint([*shipped, *imported])
     kernel = _kernel(request, identity)
     network.use_in_windows(kernel)
@@ -169,7 +172,7 @@ def _identity(
     settings: Settings,
     space: SearchSpace,
     data: Dataset,
-    source: Path,
+    card: dict[str, Any],
     tables: dict[str, LatencyTable],
 ) -> Record:
     """What determines the result of a run, as its `settings.json` holds it."""
@@ -178,7 +181,7 @@ def _identity(
         **settings.to_json(),
         "space_fingerprint": fingerprint([[p.name, repr(p.values)] for p in space.positions]),
         "data_fingerprint": data.fingerprint,
-        "weights_fingerprint": fingerprint((source / "weights.safetensors").read_bytes()),
+        "weights_fingerprint": card["fingerprint"],
         "table_fingerprint": {device: _predictions(table) for device, table in tables.items()},
         "layer_code": layers,
         "code_fingerprint": fingerprint(layers, search_code(), installed("torch")),
@@ -206,6 +209,17 @@ def _imported(request: Request, identity: Record) -> list[Record]:
     return known_scores(request.base)
 
 
+@dataclass(frozen=True)
+class _Score:
+    """What a line of the journal beside the weights must hold."""
+
+    architecture: str
+    drawn: str
+    percent: float = field(metadata={"key": "{}_percent", "least": 0, "most": 100})
+    images: int = field(default=1, metadata={"least": 1})
+    variance: float = field(default=0.0, metadata={"least": 0})
+
+
 def shipped_scores(
     source: Path, space: SearchSpace, card: dict[str, Any], data: Dataset, images: int
 ) -> list[Record]:
@@ -219,13 +233,23 @@ def shipped_scores(
         "search_images": images,
         "layer_code": layer_code(space.family),
     }
+    head = head if isinstance(head, dict) else {}
     if any(head.get(key) != value for key, value in same.items()):
         console.print(
-            f"the shipped scores are of {head['search_images']} images of the search split, "
-            "or of other weights, layers or data: they are not used"
+            f"the shipped scores are of {head.get('search_images', 'other')} images of the search "
+            "split, or of other weights, layers or data: they are not used"
         )
         return []
-    return Journal(source / "scores.jsonl").read()
+    records, file = Journal(source / "scores.jsonl").read(), source / "scores.jsonl"
+    for record in records:
+        try:
+            decode(_Score, record, metric=space.task.metric.name)
+            space.parse(record["architecture"])
+        except (MismatchError, UsageError) as error:
+            why = error.message if isinstance(error, UsageError) else error
+            fix = "restore it from a copy, or search with --fresh"
+            raise WeightsError(f"a score in {file} cannot be used: {why}", fix) from None
+    return records
 
 
 def _kernel(request: Request, identity: Record) -> Kernel:

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from nas.data import Dataset
-from nas.errors import WeightsError
+from nas.errors import VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
+from nas.extensions import load_member
 from nas.families import load_space
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.tasks import load_task
+from nas.training import objectives
+from nas.training.checkpoint_files import read_checkpoint
 from nas.training.objectives import load_objective
 from nas.training.pretrained import load_weights
 from nas.training.trainer import Recipe, fit, last_checkpoint
+from nas.typed import MismatchError, decode, mapping
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
+
+
+def check_training(space_name: str, out: Path, resume: bool, init: str, objective: str) -> None:
+    """Raise what can be said of a training before its images are read."""
+    load_space(space_name)
+    load_member("objective", objectives.__name__, objective, "OBJECTIVE")
+    if last_checkpoint(out, resume) is None and init:
+        read_checkpoint(init)
 
 
 def train(
@@ -66,8 +79,13 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
     Statistics of norms and ranges of int8 layers are those of the largest network.
     """
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             parameter.copy_(parameter.half())
+            if not parameter.isfinite().all():
+                raise WeightsError(
+                    f"{name} holds values that half precision has not, at most 65504",
+                    "train again with a lower learning rate or more weight decay",
+                )
     first = data.first(data.train, 256, network.architecture.resolution)
     inputs = first[network.space.parts.takes].to(next(network.parameters()).device)
     if network.batch_norms:
@@ -97,6 +115,29 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
     write_json(folder / "supernet.json", card)
 
 
+@dataclass(frozen=True)
+class _Test:
+    """The score of the largest network on the test split."""
+
+    images: int = field(metadata={"least": 1})
+    percent: float = field(metadata={"key": "{}_percent", "least": 0, "most": 100})
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What `supernet.json` holds, besides its task."""
+
+    space: str
+    data: str
+    data_fingerprint: str
+    fingerprint: str
+    search_images: int = field(metadata={"least": 1})
+    largest: float = field(metadata={"key": "largest_search_{}_percent", "least": 0, "most": 100})
+    smallest: float = field(metadata={"key": "smallest_search_{}_percent", "least": 0, "most": 100})
+    training: dict[str, Any]
+    largest_test: _Test = field(default=_Test(1, 0.0))
+
+
 def supernet_folder(space_name: str, data: Dataset) -> Path:
     """The shipped supernet of a space for a data set; `WeightsError` if there is none."""
     base = load_space(space_name).base
@@ -104,26 +145,50 @@ def supernet_folder(space_name: str, data: Dataset) -> Path:
     fix = f"train one: vitnas train --space {base} --data {data.name} --out supernet"
     if not (folder / "supernet.json").exists():
         raise WeightsError(f"no supernet is shipped for {space_name}", fix)
-    if read_json(folder / "supernet.json")["data"] != data.name:
+    if read_card(folder, space_name)["data"] != data.name:
         raise WeightsError(f"the shipped supernet of {space_name} is not for {data.name}", fix)
     return folder
 
 
+def read_card(folder: Path, space_name: str) -> dict[str, Any]:
+    """The card of a finished supernet of a space; `WeightsError` if the folder holds none."""
+    base, file = load_space(space_name).base, folder / "supernet.json"
+    if not _is_file(file):
+        stopped = _is_file(folder / "checkpoint.json")
+        raise WeightsError(
+            f"no finished supernet in {folder}",
+            f"{'finish it' if stopped else 'train one'}: vitnas train --space {base} "
+            f"--out {folder}{' --resume' if stopped else ''}",
+        )
+    try:
+        card = read_json(file)
+        metric = load_task(mapping(card, "it")).metric
+        decode(_Card, card, metric=metric.name)
+    except (MismatchError, VitnasError) as error:
+        why = error.message if isinstance(error, VitnasError) else str(error)
+        why = why.removeprefix(f"{file} ")
+        raise WeightsError(f"{file}: {why}", "restore it from a copy, or train again") from None
+    if card["space"] != base:
+        raise WeightsError(
+            f"the supernet in {folder} has the space {card['space']}, not {base}",
+            f"use --space {card['space']}, or another --supernet",
+        )
+    return dict(card)
+
+
 def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network, dict[str, Any]]:
-    """The supernet in `folder` and its card; `WeightsError` if it is not of this space and data."""
-    if not (folder / "supernet.json").exists():
-        fix = f"finish it: vitnas train --space {space_name} --out {folder} --resume"
-        raise WeightsError(f"no finished supernet in {folder}", fix)
-    card = read_json(folder / "supernet.json")
+    """The supernet in `folder` and its card; `WeightsError` if it is not of this space and data.
+
+    Its weights must be those that the card is of, and numbers.
+    """
+    card = read_card(folder, space_name)
     theirs = load_task(card).describe()
-    for what, want, got in (
-        ("space", load_space(space_name).base, card["space"]),
-        *((key, own, theirs.get(key)) for key, own in data.task.describe().items()),
-    ):
-        if want != got:
+    for key, own in data.task.describe().items():
+        if own != theirs.get(key):
             raise WeightsError(
-                f"the supernet in {folder} has the {what} {got}, not {want}",
-                f"use --space {card['space']} and the data it was trained on, or train another",
+                f"the supernet in {folder} has the {key} {_shown(theirs.get(key))}, not "
+                f"{_shown(own)}",
+                f"use the data it was trained on ({card['data']}), or train another",
             )
     if card["data_fingerprint"] != data.fingerprint:
         raise WeightsError(
@@ -133,12 +198,30 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
         )
     space = load_space(space_name, data.task)
     network = Network.empty(space, space.largest)
+    file = folder / "weights.safetensors"
     try:
-        weights = load_file(folder / "weights.safetensors")
+        content = file.read_bytes()
+        if fingerprint(content) != card["fingerprint"]:
+            raise ValueError("these are not the weights that supernet.json was written for")
+        weights = load(content)
         network.load_state_dict({k: v.float() for k, v in weights.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise WeightsError(
-            f"cannot load {folder}/weights.safetensors: {str(error).splitlines()[0]}",
-            "restore the file, or train again",
-        ) from None
+        if broken := [k for k, v in network.state_dict().items() if not v.isfinite().all()]:
+            raise ValueError(f"{broken[0]} holds values that are no numbers")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise WeightsError(f"cannot load {file}: {why}", "restore it, or train again") from None
     return network.eval(), card
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a path may be, or in a folder that may not be read
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value of a task, of many classes the first ones and their number."""
+    if not isinstance(value, list) or len(value) <= 4:
+        return str(value)
+    return f"{', '.join(map(str, value[:3]))}, ... ({len(value)})"

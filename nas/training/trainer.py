@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,6 +30,7 @@ from nas.progress import bar
 from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
 from nas.space.architecture import Architecture
 from nas.training.objectives import Made, Objective
+from nas.typed import MismatchError, decode, mapping
 
 _LOGGED = 20  # steps between two entries of the loss curve
 
@@ -216,16 +217,38 @@ class Trainer:
         self.step = step
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What `checkpoint.json` holds, besides what determines the training."""
+
+    step: int = field(metadata={"least": 0})
+    seconds: float = field(metadata={"least": 0})
+    bf16: bool
+    weights_fingerprint: str = ""
+
+
 def last_checkpoint(out: Path, resume: bool) -> dict[str, Any] | None:
     """What the last checkpoint in a folder says of its training; None where there is none.
 
     Raises `RunError` for a folder that is in use, unless its training is to be resumed.
     """
-    if out.exists() and any(out.iterdir()) and not resume:
+    try:
+        taken = out.exists() and any(out.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot use {out}: {error.strerror}", "choose another --out") from None
+    if taken and not resume:
         raise RunError(f"{out} exists already", "add --resume to go on, or choose another --out")
     file = out / "checkpoint.json"
+    if not taken or not file.exists():
+        return None
+    try:
+        saved = mapping(read_json(file), "it")
+        decode(_Checkpoint, saved)
+    except MismatchError as error:
+        fix = "restore it, or train anew in another --out"
+        raise RunError(f"{file}: {error}", fix) from None
     # Before there were other objectives, checkpoints did not name theirs.
-    return {"objective": "supervised", **read_json(file)} if file.exists() else None
+    return {"objective": "supervised", **saved}
 
 
 def fit(
@@ -280,7 +303,9 @@ def _go_on(trainer: Trainer, saved: Mapping[str, Any], out: Path) -> None:
         content = file.read_bytes()
         written = saved.get("weights_fingerprint", "")  # which older checkpoints do not have
         if written and written != fingerprint(content):
-            raise ValueError("its content has changed")
+            raise ValueError("its content is not what was written")
+        if saved["step"] > sum(trainer.recipe.steps()):
+            raise ValueError(f"step {saved['step']} is beyond the end of the training")
         trainer.load_state(load(content), saved["step"])
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
@@ -329,9 +354,7 @@ def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Pa
     name = f"checkpoint-{trainer.step}.safetensors"
     content = save(trainer.state())
     write_bytes(out / name, content)
-    saved.update(
-        step=trainer.step, seconds=seconds, weights_fingerprint=fingerprint(content)
-    )
+    saved.update(step=trainer.step, seconds=seconds, weights_fingerprint=fingerprint(content))
     write_json(out / "checkpoint.json", saved)
     for old in out.glob("checkpoint-*.safetensors"):
         if old.name != name:
