@@ -204,6 +204,21 @@ def test_a_domain_without_the_skeleton_is_named():
         check_family(space_of(Whole(), stages(Choice(4), widths)))
 
 
+def test_what_no_family_can_keep_is_refused_and_checks_of_blocks_are_kept():
+    """A check of whole architectures would not be asked when networks are drawn."""
+    for domain in (
+        one_stage().where(lambda a: a.resolution == 4),
+        stages(SIZES, dict(one_stage().domains)["stages"].items[0].where(lambda s: s.width == 3)),
+    ):
+        with pytest.raises(UsageError, match=r"only its blocks may have checks"):
+            check_family(space_of(Whole(), domain))
+    block = Space(Block, scale=Choice(1, 2), precision=FLOAT, sparsity=DENSE)
+    blocks = Repeat(block.where(lambda b: b.scale == 2), Choice(1, 2))
+    space = space_of(Whole(), stages(SIZES, Space(Stage, width=Choice(3), blocks=blocks)))
+    check_family(space)
+    assert space.smallest.stages[0].blocks[0].scale == 2
+
+
 def test_int8_of_a_family_without_precision_is_refused():
     @dataclass(frozen=True)
     class Plain:

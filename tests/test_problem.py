@@ -15,6 +15,7 @@ import pytest
 import nas
 from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
 from nas.records import Journal
+from nas.space.domains import restrict
 from nas.strategy.features import Fields
 
 
@@ -521,6 +522,12 @@ def test_slots_and_classes_as_values_are_values():
 
 
 @dataclass(frozen=True)
+class Bench:
+    legs: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Table:
     """Refuses whatever has more legs than it is wide."""
 
@@ -546,6 +553,66 @@ def test_what_the_dataclass_refuses_is_rejected_and_counted(latency):
     none = nas.Space(Table, legs=nas.Choice(5), width=nas.Choice(1, 2))
     with pytest.raises((InfeasibleError, UsageError), match=r"refused|refuses"):
         nas.search(9.0, space=none, latency=latency, score=score)
+
+
+def low(t):
+    return t.legs <= t.width
+
+
+@pytest.mark.parametrize(
+    "latency", [nas.Additive(lambda n, v: float(v)), lambda t: float(t.legs + t.width)]
+)
+def test_combinations_are_forbidden_by_a_predicate(latency):
+    """Like what a dataclass refuses, without a dataclass that does."""
+    side = nas.Choice(*range(8))
+    space = nas.Space(Bench, legs=side, width=side).where(low, lambda t: t.width != 3)
+    fitting = {Bench(a, b) for a in range(8) for b in range(8) if a <= b and b != 3 and a + b <= 9}
+    settings = dict(latency=latency, score=lambda t: 1.0, evaluations=100, searcher="random")
+    found = nas.search(9.0, space=space, **settings)
+    assert {c.architecture for c in found.candidates} == fitting
+    assert found.rejections["refused"] > 0
+    assert found.proposals == len(found.candidates) + sum(found.rejections.values())
+    assert nas.search(9.0, space=space, **settings).candidates == found.candidates
+    with pytest.raises(UsageError, match="architecture: the check low does not hold"):
+        space.parse({"legs": 3, "width": 2})
+
+
+def test_a_predicate_on_what_is_one_choice_leaves_it_out_of_the_trellis():
+    bench = nas.Space(Bench, legs=nas.Choice(1, 2, 3), width=nas.Choice(1, 2, 3)).where(low)
+    space = nas.Space(Chain, ops=nas.Repeat(bench, nas.Choice(1, 2)))
+    found = nas.search(9.0, space=space, latency=nas.Additive(lambda n, v: 1.0),
+                       score=lambda m: 1.0, evaluations=50, searcher="random")  # fmt: skip
+    assert len(found.candidates) == found.answers[0].quality.within_budget == 6 + 36
+    assert "refused" not in found.rejections
+    one = nas.Space(Chain, ops=nas.Choice(*bench.values()))
+    assert nas.Graph.choices(one).count == 6
+    with pytest.raises(UsageError, match=r"has no value: the check <lambda> does not hold"):
+        bench.where(lambda b: b.legs > 3).values()
+
+
+def test_a_predicate_of_a_part_holds_wherever_the_part_is():
+    pair = nas.Space(Bench, legs=nas.Choice(1, 2), width=nas.Choice(1, 2)).where(low)
+    for domain in (nas.Fixed(pair, pair), nas.Fixed(nas.Fixed(pair), pair)):
+        space = nas.Space(Chain, ops=domain)
+        found = nas.search(9.0, space=space, latency=nas.Additive(lambda n, v: 1.0),
+                           score=lambda m: 1.0, evaluations=50, searcher="random")  # fmt: skip
+        assert len(found.candidates) == 9
+    assert restrict(nas.Space(Chain, ops=nas.Fixed(pair)), "legs", 2).choices[0].values == (2,)
+    assert restrict(pair, "legs", 2).checks == pair.checks
+
+
+@pytest.mark.parametrize(
+    ("check", "match"),
+    [
+        (3, "a check must be a function of a Bench, got 3"),
+        (lambda b: b.height > 1, "check <lambda> raised AttributeError for Bench.*no attribute"),
+    ],
+)
+def test_a_predicate_that_cannot_be_used_is_named(check, match):
+    space = nas.Space(Bench, legs=nas.Choice(1, 2), width=nas.Choice(1, 2))
+    with pytest.raises(UsageError, match=match):
+        nas.search(9.0, space=space.where(check), score=lambda m: 1.0,
+                   latency=nas.Additive(lambda n, v: 1.0))  # fmt: skip
 
 
 def test_a_table_of_more_members_than_floats_hold():

@@ -111,7 +111,7 @@ def find(cell: Any, values: Sequence[Any]) -> int | None:
 
 
 class Checks:
-    """What the dataclasses of a space refuse by a `ValueError`, as a cost of paths: 0, or 1."""
+    """What the checks of a space and its dataclasses refuse, as a cost of paths: 0, or 1."""
 
     def __init__(self, space: Any) -> None:
         self._space = space
@@ -131,6 +131,8 @@ class Checks:
                 self._known[path] = 0.0
             except (ValueError, AssertionError):
                 self._known[path] = 1.0
+            except UsageError:  # of a check that raises
+                raise
             except Exception as error:
                 raise UsageError(
                     f"a member cannot be made: {type(error).__name__}: {error}",
@@ -141,14 +143,15 @@ class Checks:
     @property
     def limits(self) -> list[Limit]:
         """The limit that members can be made, where their dataclasses check anything."""
-        name = "what its dataclasses allow"
+        name = "what the space allows"
         return [Limit(name, 0.0, self, counted="refused")] if self.any else []
 
 
 def _checked(domain: Any) -> bool:
     """Whether a dataclass checks a combination of choices; items of a `Repeat` are one choice."""
     if isinstance(domain, Space):
-        return hasattr(domain.of, "__post_init__") or any(_checked(d) for _, d in domain.domains)
+        own = bool(domain.checks) or hasattr(domain.of, "__post_init__")
+        return own or any(_checked(d) for _, d in domain.domains)
     return isinstance(domain, Fixed) and any(map(_checked, domain.items))
 
 

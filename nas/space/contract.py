@@ -50,6 +50,8 @@ def _domain(domain: Any) -> Iterator[str]:
     if not isinstance(domains.get("stages"), Fixed):
         yield "the `stages` of its domain must be Fixed(...)"
     stages: Any = domains["stages"]
+    if domain.checks or any(getattr(stage, "checks", ()) for stage in stages.items):
+        yield "only its blocks may have checks (`where`): other rules are an Along, or its parts'"
     for i, stage in enumerate(stages.items):
         inner = dict(stage.domains) if isinstance(stage, Space) else {}
         if not isinstance(inner.get("width"), Choice) or not isinstance(

@@ -94,10 +94,11 @@ class Choice:
 
 @dataclass(frozen=True, init=False)
 class Space(Generic[S]):
-    """A domain for every field of the dataclass `of`."""
+    """A domain for every field of the dataclass `of`, and what its values must be (`where`)."""
 
     of: type[S]
     domains: tuple[tuple[str, Domain], ...]
+    checks: tuple[Callable[[S], bool], ...]
 
     def __init__(self, of: type[S], /, **domains: Domain) -> None:
         if not (isinstance(of, type) and is_dataclass(of)):
@@ -112,6 +113,23 @@ class Space(Generic[S]):
             )
         object.__setattr__(self, "of", of)
         object.__setattr__(self, "domains", tuple((name, domains[name]) for name in names))
+        object.__setattr__(self, "checks", ())
+
+    def where(self, *checks: Callable[[S], bool]) -> Space[S]:
+        """The part of this space whose values make every check true: functions of a value.
+
+        What the checks of the whole space refuse is drawn, rejected and counted; those of an item
+        of a `Repeat`, which is one choice, leave its values out before anything is drawn.
+        """
+        for check in checks:
+            if not callable(check):
+                raise UsageError(
+                    f"a check must be a function of a {self.of.__name__}, got {check!r:.60}",
+                    "e.g. .where(lambda net: net.depth * net.width <= 512)",
+                )
+        narrowed = copy(self)
+        object.__setattr__(narrowed, "checks", (*self.checks, *checks))
+        return narrowed
 
     def positions(self, name: str = "") -> Iterator[Position]:
         """Yield the positions of all fields, in the order of the dataclass."""
@@ -129,8 +147,26 @@ class Space(Generic[S]):
             yield from domain.flatten(getattr(value, field))
 
     def assemble(self, values: Iterator[Any]) -> S:
-        """Make an instance of the dataclass; it may refuse the choices by a `ValueError`."""
-        return self.of(**{field: domain.assemble(values) for field, domain in self.domains})
+        """Make an instance of the dataclass; `ValueError` where it or a check refuses the choices.
+
+        A check that raises anything is a `UsageError`.
+        """
+        made = self.of(**{field: domain.assemble(values) for field, domain in self.domains})
+        self._require(made)
+        return made
+
+    def _require(self, made: S) -> None:
+        for check in self.checks:
+            name = getattr(check, "__name__", repr(check))
+            try:
+                holds = bool(check(made))
+            except Exception as error:
+                raise UsageError(
+                    f"the check {name} raised {type(error).__name__} for {made!r:.100}: {error}",
+                    "mend the function: it is called with a value of its space",
+                ) from error
+            if not holds:
+                raise ValueError(f"the check {name} does not hold")
 
     def parse(self, data: Any, name: str = "architecture") -> S:
         """The value that `data` (parsed JSON) describes; raises `UsageError` naming the field."""
@@ -138,7 +174,12 @@ class Space(Generic[S]):
         if not isinstance(data, dict) or set(data) != set(names):
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise UsageError(f"{name} must be an object with the keys {names}, got {got}")
-        return self.of(**{f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains})
+        made = self.of(**{f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains})
+        try:
+            self._require(made)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}", "choose another combination") from None
+        return made
 
     def values(self) -> tuple[S, ...]:
         """Every value, first field slowest; for small spaces such as that of one block.
@@ -359,7 +400,7 @@ def rewrite(domain: Any, field: str, change: Callable[[Choice], Choice]) -> Any:
             name: change(inner) if name == field else rewrite(inner, field, change)  # type: ignore[arg-type]
             for name, inner in domain.domains
         }
-        return Space(domain.of, **domains)
+        return Space(domain.of, **domains).where(*domain.checks)
     if isinstance(domain, Fixed):
         return Fixed(*(rewrite(item, field, change) for item in domain.items), rules=domain.rules)
     if isinstance(domain, Repeat):
