@@ -21,11 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from nas.latency.library import shipped_folder
 from nas.latency.table import LatencyTable
-from nas.records import read_json, write_json, write_text
+from nas.records import read_json, write_json
 from nas.training.supernet import ASSETS
 from nas.versions import layer_code
 
@@ -38,10 +36,10 @@ def restamp(folder: Path, why: str, proof: str) -> str:
         if stamp(head, read_json(folder / "supernet.json")["space"], why, proof):
             write_json(folder / "scores.json", head)
         return before
-    manifest = LatencyTable.load(folder).manifest
-    before = str(manifest["layer_code"])
-    if stamp(manifest, manifest["space"], why, proof):
-        write_text(folder / "manifest.toml", tomli_w.dumps(manifest))
+    table = LatencyTable.load(folder)
+    before = str(table.manifest["layer_code"])
+    if stamp(table.manifest, table.manifest["space"], why, proof):
+        table.save(folder)
     return before
 
 

@@ -15,6 +15,7 @@ from scipy.stats import kendalltau
 
 from nas.errors import TableError, UnknownNameError
 from nas.families import load_space
+from nas.latency.audit import audit
 from nas.latency.files import forget
 from nas.latency.fit import Calibration, kendall_tau
 from nas.latency.profiling import profile
@@ -135,7 +136,7 @@ def test_a_damaged_table_is_an_error_with_the_fix(table, tmp_path):
     ("change", "why"),
     [
         ({"classes": "ten"}, "is damaged .*classes is 'ten'"),
-        ({"classes": None}, "is damaged .*lacks 'classes'"),
+        ({"classes": None}, "is damaged .*the key 'classes' is missing"),
         ({"task": "telepathy"}, "is damaged .*unknown task 'telepathy'"),
         ({"task": "my_lab.tasks"}, "VITNAS_EXTENSIONS does not list"),
     ],
@@ -218,3 +219,23 @@ def test_a_killed_profile_goes_on_with_the_next_round(tmp_path):
 def test_a_named_model_is_measured_and_not_profiled(tmp_path):
     with pytest.raises(TableError, match="vitnas measure swin_tiny"):
         profile(load_space("swin_tiny_patch4_window7_224", Classification(2)), folder=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["manifest.toml", "rows.csv", "networks.csv"])
+def test_a_table_that_was_altered_by_hand_is_read_but_not_searched_with(table, tmp_path, file):
+    """A digit in any of its files is noticed; without the fingerprint it is a table of before."""
+    table.save(tmp_path)
+    described = load_runtime("torch-cpu").describe()
+    LatencyTable.load(tmp_path).check(SPACE, described)
+    text = (tmp_path / file).read_text()
+    number = {"manifest.toml": "mape_percent = ", "rows.csv": "\n", "networks.csv": "held-out,"}
+    start = text.rindex(number[file], 0, -20) + len(number[file])
+    digit = next(i for i in range(start, len(text)) if text[i].isdigit())
+    (tmp_path / file).write_text(f"{text[:digit]}{9 - int(text[digit])}{text[digit + 1 :]}")
+    altered = LatencyTable.load(tmp_path)
+    assert altered.altered
+    with pytest.raises(TableError, match="was altered after it was measured; restore"):
+        altered.check(SPACE, described)
+    assert "edited" in {finding.rule for finding in audit(altered, space=SPACE)}
+    (tmp_path / file).write_text(text)
+    assert not LatencyTable.load(tmp_path).altered

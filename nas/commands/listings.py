@@ -117,10 +117,11 @@ def _tables() -> list[dict[str, Any]]:
     rows = []
     for folder, table in saved_tables():
         m, c = table.manifest, table.calibration
+        states = ["stale"] * (not table.current) + ["altered"] * table.altered
         rows.append(
             {
                 "table": f"{m['device']['name']}/{m['space']}",
-                "source": m["source"] if table.current else f"{m['source']}, stale",
+                "source": ", ".join([m["source"], *states]),
                 "rows": len(table.rows),
                 "MAPE %": c.mape_percent,
                 "p95 %": c.p95_percent,

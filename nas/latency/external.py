@@ -16,22 +16,27 @@ Once-for-all and ProxylessNAS: YAML, `{"expanded_conv-input:...": {mean: 5.6, co
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nas.errors import MissingPackageError, TableError, UnknownNameError, UsageError
+import yaml
+
+from nas.errors import TableError, UnknownNameError, UsageError, printable
 from nas.latency.files import SCHEMA
 from nas.latency.rows import Row
 from nas.latency.table import LatencyTable
-from nas.records import fingerprint
+from nas.records import fingerprint, parse_json
 
 PREFIX = "external:"
 MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
+_LONGEST_KEY, _LONGEST_MS, _DEEPEST = 1000, 1e12, 20
 NORMAL_P20, NORMAL_IQR = 0.84162, 1.34898  # standard deviations
 
 
@@ -44,7 +49,7 @@ class _Entry(NamedTuple):
     p20: float | None = None
     iqr: float = 0.0
     cpu_median: float = 0.0
-    samples: int = 0
+    samples: float = 0
     note: str = ""
 
 
@@ -54,7 +59,7 @@ class _File(NamedTuple):
     column: str  # the one to read, in files of several devices; "" for the only one
 
     def error(self, line: int, why: str, fix: str = "mend the line, or leave it out") -> TableError:
-        return TableError(f"{self.path}, line {line}: {why}", fix)
+        return TableError(f"{self.path}, line {line}: {printable(why)}", fix)
 
     def line_of(self, text: str) -> int:
         """Where a text first stands, for formats whose parser does not say."""
@@ -77,13 +82,17 @@ def import_table(path: Path, form: str = "", unit: str = "", device: str = "") -
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise TableError(f"cannot read {path} ({why})", "check the path") from None
+    if longest := _longest_number(text):
+        line = text.count("\n", 0, longest) + 1
+        raise TableError(f"{path}, line {line}: a number of hundreds of digits", "mend the line")
     read, known = FORMATS[form]
     file = _File(path, text, device)
     entries, found = read(file)
     unit = _unit(file, unit, found or known, certain=bool(found))
     rows: dict[str, Row] = {}
     for entry in entries:
-        row = _row(file, f"{PREFIX}{form}:{entry.key}", entry, MILLISECONDS[unit])
+        key = f"{PREFIX}{form}:{printable(entry.key, _LONGEST_KEY)}"
+        row = _row(file, key, entry, MILLISECONDS[unit])
         if row.key in rows:
             raise file.error(entry.line, f"{entry.key} is there twice")
         rows[row.key] = row
@@ -108,9 +117,15 @@ def _row(file: _File, key: str, entry: _Entry, scale: float) -> Row:
     p20 = entry.median if entry.p20 is None else entry.p20
     if not (0 <= p20 <= entry.median and 0 <= entry.iqr < math.inf):
         raise file.error(entry.line, f"percentiles of {entry.key} cannot be")
+    if not 0 <= entry.cpu_median < math.inf:
+        raise file.error(entry.line, f"{entry.key} took {entry.cpu_median:g} of processor time")
+    if not 0 <= entry.samples < 10**9:
+        raise file.error(entry.line, f"{entry.key} has {entry.samples:g} samples")
     numbers = (entry.median, p20, entry.iqr, entry.cpu_median)
     median, p20, iqr, cpu_median = (round(scale * number, 9) for number in numbers)
-    return Row(key, median, p20, iqr, cpu_median, entry.samples, entry.note)
+    if not 0 < median < _LONGEST_MS or max(iqr, cpu_median) >= _LONGEST_MS:
+        raise file.error(entry.line, f"{entry.key} costs {median:g} ms: is the unit right?")
+    return Row(key, median, p20, iqr, cpu_median, int(entry.samples), printable(entry.note))
 
 
 def _manifest(file: _File, form: str, unit: str, device: str) -> dict[str, Any]:
@@ -123,9 +138,13 @@ def _manifest(file: _File, form: str, unit: str, device: str) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "vitnas_version": version("vitnas"),
         "layer_code": "",
-        "protocol": f"imported from {file.path.name}, format {form}, in {unit}",
+        "protocol": printable(f"imported from {file.path.name}, format {form}, in {unit}"),
         "campaign": fingerprint(file.text),
-        "device": {"name": device or file.path.stem, "processor": "unknown", "runtime": "unknown"},
+        "device": {
+            "name": printable(device or file.path.stem),
+            "processor": "unknown",
+            "runtime": "unknown",
+        },
         # No network was run: nothing is known of what a sum of these rows predicts.
         "calibration": {"scale": 1.0, "overhead": 0.0, "fitted_on": 0, "held_out": 0}
         | dict.fromkeys(unknown, math.nan),
@@ -137,8 +156,11 @@ _NUMBERS = ("median", "p20", "iqr", "cpu_median")
 
 
 def _csv(file: _File) -> tuple[Iterator[_Entry], str]:
-    reader = csv.DictReader(file.text.splitlines())
-    header = list(reader.fieldnames or [])
+    reader = csv.DictReader(io.StringIO(file.text, newline=""))
+    try:
+        header = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise file.error(1, str(error)) from None
     units = [unit for unit in MILLISECONDS if f"median_{unit}" in header]
     unit = units[0] if units else "ms"
     allowed = {"key", "samples", "note", *(f"{name}_{unit}" for name in _NUMBERS)}
@@ -152,7 +174,7 @@ def _csv(file: _File) -> tuple[Iterator[_Entry], str]:
 
 
 def _csv_entries(file: _File, reader: csv.DictReader[str], unit: str) -> Iterator[_Entry]:
-    for cells in reader:
+    for cells in _rows(file, reader):
         line = reader.line_num
         if None in cells or None in cells.values():
             raise file.error(line, "more or fewer cells than columns")
@@ -163,10 +185,23 @@ def _csv_entries(file: _File, reader: csv.DictReader[str], unit: str) -> Iterato
         }
         if "median" not in numbers:
             raise file.error(line, f"{cells['key']} has no median")
-        samples = int(_number(file, line, cells.get("samples") or "0"))
+        samples = _number(file, line, cells.get("samples") or "0")
         yield _Entry(
             line, cells["key"], **numbers, samples=samples, note=cells.get("note") or ""
         )  # fmt: skip
+
+
+def _rows(file: _File, reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a cell of more than 131,072 characters, for example
+        raise file.error(reader.line_num + 1, str(error)) from None
+
+
+def _longest_number(text: str) -> int:
+    """Where a number begins that has more digits than any that is one; 0 if there is none."""
+    found = re.search(r"\d{400}", text)
+    return found.start() if found else 0
 
 
 def _number(file: _File, line: int, text: str) -> float:
@@ -183,13 +218,13 @@ def _nn_meter(file: _File) -> tuple[Iterator[_Entry], str]:
 def _profiled(file: _File) -> Iterator[_Entry]:
     """Rows of kernels, rule tests and look-up tables: the numbers are leaves of nested objects."""
     try:
-        data = json.loads(file.text)
-    except json.JSONDecodeError as error:
-        raise file.error(error.lineno, f"not JSON: {error.msg}") from None
+        data = parse_json(file.text)
+    except ValueError as error:
+        raise TableError(f"{file.path} {error}", "is it a table of nn-Meter?") from None
     if not isinstance(data, dict):
         raise file.error(1, "not an object of kernels", "is it a table of nn-Meter?")
     seen: set[str] = set()
-    for path, leaf, sizes in _leaves(data, ()):
+    for path, leaf, sizes in _leaves(file, data, ()):
         line = file.line_of(json.dumps(path[-1]))
         # Profiled kernels are called by random ids; what tells them apart is their sizes.
         plain = "/".join(path[:-1] if "(" in sizes and len(path) > 1 else path) + sizes
@@ -201,15 +236,18 @@ def _profiled(file: _File) -> Iterator[_Entry]:
 
 
 def _leaves(
-    data: Mapping[str, Any], path: tuple[str, ...], sizes: str = ""
+    file: _File, data: Mapping[str, Any], path: tuple[str, ...], sizes: str = ""
 ) -> Iterator[tuple[tuple[str, ...], Any, str]]:
     for name, value in data.items():
         here = (*path, name)
+        if len(here) > _DEEPEST:
+            why = "objects in objects, more than in any table of nn-Meter"
+            raise file.error(file.line_of(json.dumps(name)), why)
         if isinstance(value, dict):
             own = _sizes(value) or sizes
             measured = value.get("latency", value)
             if isinstance(measured, dict):
-                yield from _leaves(measured, here, own)
+                yield from _leaves(file, measured, here, own)
             else:
                 yield here, measured, own
         elif not isinstance(value, bool | list | None) and name not in ("model", "obey"):
@@ -233,7 +271,7 @@ def _data_set(file: _File) -> Iterator[_Entry]:
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             name = str(record["id"])
         except (ValueError, KeyError, TypeError):
             raise file.error(line, "not a JSON object with an id") from None
@@ -246,7 +284,7 @@ def _data_set(file: _File) -> Iterator[_Entry]:
             yield _Entry(line, f"network/{name}", value, note="a whole network")
 
 
-def _mean(line: int, key: str, mean: float, sigma: float | None, count: int) -> _Entry:
+def _mean(line: int, key: str, mean: float, sigma: float | None, count: float) -> _Entry:
     """A row from a mean and its deviation: percentiles are of a normal, and the note says so."""
     if sigma is None or not 0 < sigma < mean:
         return _Entry(line, key, mean, samples=count, note="mean")
@@ -266,16 +304,12 @@ def _blocks(file: _File) -> Iterator[_Entry]:
     written in any way.
     """
     try:
-        import yaml
-    except ImportError:
-        raise MissingPackageError(
-            "reading YAML needs PyYAML", "pip install 'vitnas[import]'"
-        ) from None
-    try:
         root = yaml.compose(file.text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise file.error(mark.line + 1 if mark else 1, "not YAML") from None
+    except (RecursionError, ValueError):
+        raise file.error(1, "not YAML of blocks: it is nested too deep, or has odd text") from None
     if not isinstance(root, yaml.MappingNode):
         raise file.error(1, "not a mapping of blocks", "is it a table of once-for-all?")
     for name, value in root.value:
@@ -287,7 +321,7 @@ def _blocks(file: _File) -> Iterator[_Entry]:
             raise file.error(line, f"{name.value} has no mean")
         numbers = {k: _number(file, line, v) for k, v in fields.items() if k in _STATISTICS}
         sigma = math.sqrt(numbers["var"]) if numbers.get("var", 0) > 0 else None
-        yield _mean(line, str(name.value), numbers["mean"], sigma, int(numbers.get("count", 0)))
+        yield _mean(line, str(name.value), numbers["mean"], sigma, numbers.get("count", 0.0))
 
 
 _STATISTICS = ("mean", "var", "count")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def known_table(space: SearchSpace, runtime: Runtime) -> LatencyTable | None:
 
 def find_table(name: str) -> LatencyTable:
     """The table in a folder, or the one that `vitnas list tables` shows as DEVICE/SPACE."""
-    if (Path(name) / "manifest.toml").exists():
+    if os.path.exists(Path(name) / "manifest.toml"):  # False for a path that cannot be
         return LatencyTable.load(Path(name))
     tables = sorted((t for _, t in saved_tables()), key=lambda t: (t.current, t.manifest["date"]))
     known = {f"{t.manifest['device']['name']}/{t.manifest['space']}": t for t in tables}

@@ -278,10 +278,10 @@ def check(
     counts = manifest["source"] == "emulated-count" and unit == "ms"
     if table.unit != unit and not counts:
         raise TableError(f"cannot port {table.unit} to {unit}", fix)
-    if table.unit == unit and manifest["context"] != context:
+    if table.unit == unit and manifest.get("context") != context:
         raise TableError(
-            f"cannot port rows timed {manifest['context']} to rows timed {context}",
-            f"time them alike: --context {manifest['context']}",
+            f"cannot port rows timed {manifest.get('context')} to rows timed {context}",
+            f"time them alike: --context {manifest.get('context')}",
         )
     if manifest["layer_code"] != layer_code:
         raise TableError("the table to port is of layers of another version", fix)

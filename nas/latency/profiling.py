@@ -83,7 +83,7 @@ def _complete(
     """Whether a table is what was asked for: all rows of the graph, timed so, in enough rounds."""
     manifest = table.manifest
     return (
-        context in ("", manifest["context"])
+        context in ("", manifest.get("context"))
         and ported == ("port" in manifest)
         and manifest.get("rounds", 0) >= (0 if runtime.exact else rounds)
         and graph.items().keys() <= table.rows.keys()
@@ -92,7 +92,7 @@ def _complete(
 
 def _context(runtime: Runtime, asked: str, sibling: LatencyTable | None) -> str:
     """How rows are timed: as asked, else like those of the sibling, else as the runtime is best."""
-    alike = sibling.manifest["context"] if sibling and sibling.unit == runtime.unit else ""
+    alike = sibling.manifest.get("context", "") if sibling and sibling.unit == runtime.unit else ""
     return check_option("context", asked or alike or runtime.context, CONTEXTS)
 
 

@@ -31,11 +31,15 @@ from nas.versions import layer_code
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Rows of one device and runtime, with the manifest that says where they come from."""
+    """Rows of one device and runtime, with the manifest that says where they come from.
+
+    One that was `altered` has files that are not as they were written.
+    """
 
     rows: dict[str, Row]
     manifest: dict[str, Any]
     references: tuple[Reference, ...] = ()
+    altered: bool = False
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -126,14 +130,26 @@ class LatencyTable:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a table; `TableError` names the line of a file that is no table."""
-        manifest, rows, references = read(folder)
-        return cls(rows, manifest, references)
+        found = read(folder)
+        return cls(found.rows, found.manifest, found.references, found.altered)
+
+    def require_unaltered(self) -> None:
+        """Raise `TableError` if the files of the table are not as they were written."""
+        if self.altered:
+            device, space = self.manifest["device"]["name"], self.manifest["space"]
+            raise TableError(
+                f"the table of {device} for {space} was altered after it was measured",
+                "restore its files or measure it again: vitnas profile --again; vitnas audit says "
+                "what is wrong with it",
+            )
 
     def check(self, space: SearchSpace, described: dict[str, Any]) -> None:
         """Raise `TableError` if the table is not of this device, space and layer code.
 
-        `described` is what `Runtime.describe` says. Rows that cannot be times are refused, too.
+        `described` is what `Runtime.describe` says. Rows that cannot be times, and a table that was
+        altered, are refused, too.
         """
+        self.require_unaltered()
         wanted = {**described, "layer_code": layer_code(space.family)}
         found = {**self.manifest["device"], "layer_code": self.manifest["layer_code"]}
         wanted, found = ({k: v for k, v in d.items() if k != "name"} for d in (wanted, found))

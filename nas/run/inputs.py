@@ -152,6 +152,7 @@ def _table(request: Request, space: SearchSpace, device: str) -> LatencyTable:
     if folder is None and request.base and (request.base / name / "manifest.toml").exists():
         folder = request.base / name
     table = profile(space, device) if folder is None else find_table(str(folder))
+    table.require_unaltered()
     if folder is not None and device in request.described:
         table.check(space, request.described[device])
     elif folder is not None and table.manifest["space"] != space.name:

@@ -22,6 +22,7 @@ __all__ = ["ERROR", "WARNING", "Finding", "as_json", "audit", "shortened"]
 
 RULES: tuple[Callable[[Subject], Found], ...] = (
     origin.source,
+    origin.altered,
     origin.device,
     origin.calibration,
     origin.coverage,

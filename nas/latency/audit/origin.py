@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import TableError
+from nas.errors import TableError, UsageError
 from nas.latency.audit.copies import copied, repeated
 from nas.latency.audit.subject import ERROR, EXACT, SLIP, SURE, WARNING, Finding, Found, Subject
 from nas.latency.fit import Calibration
@@ -103,6 +103,13 @@ def source(s: Subject) -> Found:
         yield Finding("source", ERROR, ported[0].key, message, 'write source = "ported"')
 
 
+def altered(s: Subject) -> Found:
+    """Find a table whose files are not as they were written."""
+    if s.table.altered:
+        message = "its files are not those that were written when it was measured"
+        yield Finding("edited", ERROR, "", message, f"restore them, or: {s.again}")
+
+
 def device(s: Subject) -> Found:
     """Find rows and a manifest that are not of one campaign."""
     stored = s.manifest.get("wall_over_cpu")
@@ -165,7 +172,12 @@ def _refit(s: Subject, stored: Calibration) -> dict[str, float]:
 
 
 def _layers(space: SearchSpace, s: Subject, run: Reference) -> tuple[Layer, ...]:
-    return space.layers(space.parse(run.architecture))
+    try:
+        return space.layers(space.parse(run.architecture))
+    except UsageError as error:
+        raise TableError(
+            f"networks.csv has a network that {space.name} has not: {error.message}", s.mend
+        ) from None
 
 
 def _sums(s: Subject) -> Found:
