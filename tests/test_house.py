@@ -13,6 +13,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +52,30 @@ def circle(*roots):
         for room in rooms:
             graph.squash_module(room)
     return []
+
+
+# Advisories as far as they are known here: the first release in which all of a package are mended.
+MENDED = {
+    "torch": "2.8.0",  # CVE-2025-32434 (weights_only), CVE-2025-3730
+    "pillow": "12.2.0",  # CVE-2025-48379 (DDS), CVE-2026-25990 (PSD), FITS
+    "jinja2": "3.1.6",  # CVE-2025-27516 (sandbox)
+    "pyyaml": "5.4",  # CVE-2020-14343 (full_load)
+    "onnx": "1.21.0",  # CVE-2025-51480 and its successors (paths of external data)
+    "ray": "2.60.0",  # CVE-2025-62593 (2.52); tokens by default for a Ray that is started here
+    "pytest": "9.0.3",  # CVE-2025-71176 (folders in /tmp)
+}
+
+
+def test_no_dependency_may_have_a_known_vulnerability():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = [Requirement(text) for group in groups for text in group]
+    for name, mended in MENDED.items():
+        bounds = [one.specifier for one in asked if one.name == name]
+        assert bounds
+        for bound in bounds:
+            lowest = min(Version(s.version) for s in bound if s.operator in (">=", "=="))
+            assert lowest >= Version(mended), name
 
 
 def test_no_import_goes_in_a_circle():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import resource
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +182,58 @@ def test_ray_gives_the_same_values_in_few_calls_and_maps_arrays(local_ray, tmp_p
         pool.submit("late", ("table", 1))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says who listens")
+def test_workers_listen_on_the_loopback_alone_and_ask_for_a_token(local_ray, tmp_path: Path):
+    with open_pool(make, (TABLE, tmp_path), workers=2) as pool:
+        workers = {str(pid) for pid, *_ in from_both(pool)}
+        everyone = descendants(str(os.getpid()))
+        found = listening(everyone)
+        assert workers <= everyone
+        assert workers <= found.keys()  # each takes calls
+        assert any("gcs_server" in name for pid in found for name in words_of(pid))
+        assert {a for own in found.values() for a in own if not is_loopback(a)} == set()
+        for pid in workers:
+            assert "RAY_AUTH_MODE=token" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert is_loopback("::ffff:127.0.0.1")
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.0.2.2", "::ffff:192.0.2.2")))
+
+
+def descendants(pid: str) -> set[str]:
+    """A process and all that it has started, and they."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = {child for task in tasks for child in task.read_text().split()}
+    return {pid}.union(*map(descendants, children))
+
+
+def words_of(pid: str) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def listening(pids: set[str]) -> dict[str, set[str]]:
+    """The addresses on which processes take connections, by process."""
+    sockets = {}
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(file).read_text().splitlines()[1:]:
+            address, state, inode = (line.split()[i] for i in (1, 3, 9))
+            reversed_words = bytes.fromhex(address.partition(":")[0])
+            words = [reversed_words[i : i + 4][::-1] for i in range(0, len(reversed_words), 4)]
+            if state == "0A":  # LISTEN
+                sockets[f"socket:[{inode}]"] = str(ipaddress.ip_address(b"".join(words)))
+    found: dict[str, set[str]] = {}
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    if address := sockets.get(os.readlink(handle)):
+                        found.setdefault(pid, set()).add(address)
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    own = ipaddress.ip_address(address)
+    return (getattr(own, "ipv4_mapped", None) or own).is_loopback
+
+
 def test_failing_tasks_are_set_aside_and_the_others_are_done(local_ray, tmp_path: Path):
     bad = {
         "raises": ("raise", 0),
@@ -333,7 +386,7 @@ with open_pool(make, workers=1) as pool:
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed():
+def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed(tmp_path: Path):
     with ExitStack() as stack:
         programs = [
             stack.enter_context(
@@ -343,6 +396,7 @@ def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed():
                     stderr=subprocess.DEVNULL,
                     text=True,
                     start_new_session=True,
+                    env={**os.environ, "HOME": str(tmp_path)},
                 )
             )
             for _ in range(2)
@@ -351,6 +405,7 @@ def test_nothing_is_left_of_a_program_that_is_interrupted_or_killed():
             stack.callback(program.kill)  # a failure must not wait for it
         raylets = [Path(f"/proc/{int(program.stdout.readline())}") for program in programs]
         assert all("raylet" in (raylet / "cmdline").read_text() for raylet in raylets)
+        assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0  # others cannot read
         begin = time.monotonic()
         os.killpg(programs[0].pid, signal.SIGINT)  # as Ctrl-C does
         programs[1].kill()

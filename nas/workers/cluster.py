@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,12 @@ from nas.workers.backlog import one_line
 SOCKET_S = 5
 JOIN_S = 25  # Ray itself goes on for minutes
 STORE_BYTES = 512 << 20  # beside the arguments; pages that nobody writes cost nothing
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# What the processes of a Ray of our own inherit: one thread for products of matrices, and that they
+# listen on the loopback. (Ray does so by default on Windows and macOS; on Linux it does not.)
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_INHERITED = {_LOOPBACK: "0"} | dict.fromkeys(_THREADS, "1")
+_AUTH = "RAY_AUTH_MODE"
 # The client's greeting of HTTP/2 with empty settings: a gRPC server answers with its settings.
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 SETTINGS = 4
@@ -69,9 +74,13 @@ def import_ray() -> Any:
 
 
 def start(ray: Any, workers: int, cargo: Sequence[Any]) -> None:
-    """A Ray of this process, with as many cores as workers, whatever the machine has."""
+    """A Ray of this process, with as many cores as workers, whatever the machine has.
+
+    Nobody else can use it: it listens on the loopback only, and asks for a token that only this
+    user can read. Its processes run on one thread each.
+    """
     try:
-        with one_thread_each():
+        with inherited(_INHERITED), private(ray):
             ray.init(
                 address="local",
                 num_cpus=workers,
@@ -89,10 +98,25 @@ def start(ray: Any, workers: int, cargo: Sequence[Any]) -> None:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Processes that are started meanwhile inherit one thread for products of matrices."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+def private(ray: Any) -> Iterator[None]:
+    """A Ray that is started meanwhile is for this user on this machine only."""
+    if os.environ.get(_AUTH) != "token":
+        os.environ.pop(_AUTH, None)  # Ray then makes a token
+    constants = ray._private.ray_constants  # these have read the environment when Ray was imported
+    cluster, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    umask = os.umask(0o077)  # for the file of the token, among others
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        constants.ENABLE_RAY_CLUSTER = cluster
+
+
+@contextmanager
+def inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started meanwhile inherit these variables."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     try:
         yield
     finally:
