@@ -402,7 +402,10 @@ def test_inspect_names_the_field_the_value_and_what_is_allowed(capsys):
     architecture["stages"][0]["width"] = 9
     code, _, err = call(capsys, "inspect", json.dumps(architecture), "--space", "vit:debug")
     assert code == 2
-    assert err == "vitnas: architecture.stages[0].width must be one of 8, 12, got 9\n"
+    assert (
+        err
+        == "vitnas: architecture.stages[0].width must be one of 8, 12, got 9; the closest is 8\n"
+    )
 
 
 def test_named_models_are_listed_with_their_family_and_size(capsys):

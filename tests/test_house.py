@@ -16,7 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import nas.errors
+
 ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for package in ("nas", "search_spaces") for path in (ROOT / package).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,23 @@ def test_what_experiments_import_is_there():
                 names = [alias.name for alias in node.names]
                 missing = set(names) - set(dir(importlib.import_module(node.module)))
                 assert not missing, f"{path.name}: {node.module} has no {missing}"
+
+
+def test_every_error_names_its_fix():
+    """A layer that does not run is no error of a user, but a note in a table."""
+    kinds = {kind.__name__ for kind in vars(nas.errors).values() if isinstance(kind, type)}
+    kinds -= {"PreparationError", "VitnasError"}
+    without = [
+        f"{path}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in kinds
+        and len(node.args) + len(node.keywords) < 2
+        and not any(isinstance(a, ast.Starred) for a in node.args)
+    ]
+    assert without == []
 
 
 def test_the_table_of_floors_is_that_of_the_import_contracts():

@@ -298,7 +298,8 @@ def test_a_broken_rule_is_named_with_what_broke_it():
     with pytest.raises(UsageError) as error:
         NET.parse(asdict(net), "net")
     assert (
-        str(error.value) == "net.stages[0]: a must not decrease from one to the next (<=), got 2, 1"
+        str(error.value)
+        == "net.stages[0]: a must not decrease from one to the next (<=), got 2, 1; choose a in that order"
     )
 
 

@@ -160,7 +160,7 @@ class Link:
         if kind == "missing":
             fix = "run there: python3 -m pip install onnxruntime (or name its Python: ,python=PATH)"
             return DeviceError(f"the Python on {self.name} cannot import onnxruntime: {text}", fix)
-        return DeviceError(f"{self.name} refused {do}: {text}")
+        return DeviceError(f"{self.name} refused {do}: {text}", "look there, and try again")
 
     def _garbage(self, what: str) -> DeviceError:
         return DeviceError(f"{self.name} answered with what no agent answers: {what}", SILENT)

@@ -109,7 +109,8 @@ def _measure(request: dict[str, Any]) -> None:
             split = networks if request["layers"] else []
             parts = [runtime.prepare(layers, fused=False) for layers in split]
         except PreparationError as error:
-            raise EvaluationError(error.message, error.fix) from None
+            fix = error.fix or "measure it on another device: vitnas list devices"
+            raise EvaluationError(error.message, fix) from None
         samples: list[list[Sample]] = [[] for _ in networks]
         parted: list[list[list[Sample]]] = [[[] for _ in own] for own in networks]
         warm_up = 0 if runtime.exact else WARM_UP

@@ -207,8 +207,10 @@ def _options(device: str, factory: Factory, words: Sequence[str]) -> dict[str, A
         if not equals or key not in known:
             raise UsageError(f"{device!r} has no option {key!r}", f"its options: {shown}")
         if known[key].annotation is int:
-            if not value.isdecimal() or int(value) < 1:
-                raise UsageError(f"{key} of {device!r} is a number from 1 on, got {value!r}")
+            if not value.isdecimal() or len(value) > 9 or int(value) < 1:
+                raise UsageError(
+                    f"{key} of {device!r} is a number from 1 on, got {value!r}", f"e.g. {key}=1"
+                )
             options[key] = int(value)
         else:
             options[key] = value

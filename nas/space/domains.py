@@ -11,9 +11,11 @@ allow each other is a matter of `rules` (see `nas.space.rules`).
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
@@ -85,11 +87,21 @@ class Choice:
 
     def parse(self, data: Any, name: str) -> Any:
         """Return the value equal to `data`; raises `UsageError` if there is none."""
-        if data not in self.values:
-            raise UsageError(
-                f"{name} must be one of {', '.join(map(str, self.values))}, got {data!r}"
-            )
-        return self.values[self.values.index(data)]
+        for value in self.values:
+            if value == data and isinstance(value, bool) == isinstance(data, bool):
+                return value
+        raise UsageError(
+            f"{name} must be one of {', '.join(map(str, self.values))}, got {reprlib.repr(data)}",
+            f"the closest is {self._closest(data)}",
+        )
+
+    def _closest(self, data: Any) -> Any:
+        """The value that `data` was perhaps meant to be."""
+        numbers = [v for v in self.values if isinstance(v, int | float)]
+        if numbers and isinstance(data, int | float):
+            return min(numbers, key=lambda v: abs(v - data) if abs(data) < 1e15 else 0)
+        close = get_close_matches(str(data)[:40], map(str, self.values), n=1, cutoff=0)
+        return close[0] if close else self.values[0]
 
 
 @dataclass(frozen=True, init=False)
@@ -172,12 +184,20 @@ class Space(Generic[S]):
         """The value that `data` (parsed JSON) describes; raises `UsageError` naming the field."""
         names = [field for field, _ in self.domains]
         if not isinstance(data, dict) or set(data) != set(names):
-            got = sorted(data) if isinstance(data, dict) else type(data).__name__
-            raise UsageError(f"{name} must be an object with the keys {names}, got {got}")
-        made = self.of(**{f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains})
+            given = list(data) if isinstance(data, dict) else []
+            missing = [key for key in names if key not in given]
+            more = [key for key in given if key not in names]
+            changes = (("add", missing), ("leave out", more))
+            got = ", ".join(map(str, given)) if given else reprlib.repr(data)
+            raise UsageError(
+                f"{name} must be an object with the keys {', '.join(names)}, got {got}",
+                " and ".join(f"{verb} {', '.join(keys)}" for verb, keys in changes if keys),
+            )
+        chosen = {f: d.parse(data[f], f"{name}.{f}") for f, d in self.domains}
         try:
+            made = self.of(**chosen)
             self._require(made)
-        except ValueError as error:
+        except (ValueError, AssertionError) as error:
             raise UsageError(f"{name}: {error}", "choose another combination") from None
         return made
 
@@ -221,7 +241,10 @@ class Fixed:
     def parse(self, data: Any, name: str) -> Any:
         """Make the tuple of a list; raises `UsageError` if it breaks a rule."""
         if not isinstance(data, Sequence) or len(data) != len(self.items):
-            raise UsageError(f"{name} must be a list of {len(self.items)} entries, got {data!r}")
+            raise UsageError(
+                f"{name} must be a list of {len(self.items)} entries, got {reprlib.repr(data)}",
+                _other_length(data, len(self.items)),
+            )
         return _parse_items(self, data, name)
 
 
@@ -282,7 +305,10 @@ class Repeat:
         """Make the tuple of a list; raises `UsageError` if it breaks a rule."""
         if not isinstance(data, Sequence) or len(data) not in self.times.values:
             lengths = ", ".join(map(str, self.times.values))
-            raise UsageError(f"{name} must be a list of {lengths} blocks, got {data!r}")
+            raise UsageError(
+                f"{name} must be a list of {lengths} blocks, got {reprlib.repr(data)}",
+                _other_length(data, *self.times.values),
+            )
         return _parse_items(self, data, name)
 
 
@@ -327,6 +353,14 @@ def _allowed(positions: tuple[Position, ...]) -> Iterator[tuple[Any, ...]]:
             dead.add((index, last))
 
     return onward(0, None)
+
+
+def _other_length(data: Any, *lengths: int) -> str:
+    """The advice for what is no list of one of these lengths."""
+    if not isinstance(data, list | tuple):
+        return "write a list: [...]"
+    more = min(lengths, key=lambda length: abs(length - len(data))) - len(data)
+    return f"add {more}" if more > 0 else f"leave out {-more}"
 
 
 def _is_collection(value: Any) -> bool:

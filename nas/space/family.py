@@ -231,8 +231,12 @@ class SearchSpace:
         """The architecture that JSON `text` describes; `UsageError` names what is wrong."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"the architecture is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            why = "it is nested too deep" if isinstance(error, RecursionError) else error
+            raise UsageError(
+                f"the architecture is not JSON: {why}",
+                "an example is the file architecture.json of a winner",
+            ) from None
         architecture = self.domain.parse(data)
         _layers(self, architecture)
         return architecture

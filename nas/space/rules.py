@@ -105,7 +105,8 @@ class Along:
             got = ", ".join(map(str, self.reads(name, value)))
             raise UsageError(
                 f"{name}: {self.field} {_RELATIONS[self.relation][1]} from one to the next "
-                f"({self.relation}), got {got}"
+                f"({self.relation}), got {got}",
+                f"choose {self.field} in that order",
             )
 
 
