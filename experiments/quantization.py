@@ -67,7 +67,7 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
     with bar(f"train {name}", total, "steps") as advance:
         losses = []
         while trainer.step < total:
-            losses.append(trainer.train_step())
+            losses.append(float(trainer.train_step()))
             advance(1, f"canvas {recipe.phase(trainer.step - 1) + 1}/3 loss {losses[-1]:.2f}")
             if trainer.step % 200 == 0:
                 print(f"{name} {trainer.step}/{total} {np.mean(losses[-200:]):.3f}", flush=True)

@@ -45,7 +45,7 @@ def trained(network: Network, data, recipe: Recipe, title: str) -> Evaluator:
     trainer = Trainer(network, data, recipe, Supervised(network.space), bf16=bf16)
     with bar(title, sum(recipe.steps()), "steps") as advance:
         for _ in range(sum(recipe.steps())):
-            loss = trainer.train_step()
+            loss = float(trainer.train_step())
             advance(1, f"loss {loss:.2f}")
     return Evaluator(network, data, data.search, 1000)
 

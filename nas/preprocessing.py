@@ -53,13 +53,13 @@ class PictureReader:
         return np.ascontiguousarray(pixels)
 
 
-def normalised(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pixels (n, channels, side, side) as floats (n, 3, side, side), grey ones repeated.
 
     `mean` and `std` are those of the channels of pixels scaled to [0, 1].
     """
-    x = torch.from_numpy(pixels).float() / 255
-    x = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    x = pixels.float() / 255
+    x = (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
     return x.expand(-1, 3, -1, -1)
 
 

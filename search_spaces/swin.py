@@ -414,10 +414,19 @@ MICRO = stages(
     stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),
     stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), _RATIOS, FIFTHS),
 )
+# Windows about as wide as what is looked for, in every stage: 16, 32 and 64 pixels, so that the last
+# still has 16 of them. No choice of it pads a map.
+MICRO_WINDOW4 = stages(
+    Choice(128, 192, 256),
+    stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), _RATIOS, FIFTHS),
+    stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),
+    stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), _RATIOS, FIFTHS),
+)
 
 PRESETS = {
     "debug": (DEBUG, Swin(patch=2, window=3, head_dim=4)),
     "micro": (MICRO, Swin(head_dim=16, patch_norm=False)),
+    "micro-window4": (MICRO_WINDOW4, Swin(window=4, head_dim=16, patch_norm=False)),
     "tiny": paper(96, 3),
     "small": paper(96, 9),
     "base": paper(128, 9),

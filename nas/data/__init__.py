@@ -75,15 +75,15 @@ class Dataset:
     reader: PictureReader | None = None
     augment: Callable[[Tensors, Random], Tensors] | None = None
 
-    def prepare(self, batch: Arrays) -> Tensors:
-        """The arrays of a batch as tensors.
+    def prepare(self, batch: Arrays | Tensors) -> Tensors:
+        """The arrays of a batch as tensors; what is on a device stays there.
 
         `images` become normalised floats (samples, 3, side, side), grey ones repeated over the
         channels; other arrays keep their values and types.
         """
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        tensors = {name: torch.as_tensor(array) for name, array in batch.items()}
         if "images" in tensors:
-            tensors["images"] = normalised(batch["images"], self.mean, self.std)
+            tensors["images"] = normalised(tensors["images"], self.mean, self.std)
         return tensors
 
     def first(self, split: Split, count: int, size: int) -> Tensors:

@@ -91,11 +91,13 @@ class _Files(Split):
     def __init__(self, name: str, files: list[tuple[Path, int]], reader: PictureReader) -> None:
         super().__init__(name, len(files))
         self.files, self.reader = files, reader
-        self._pool = ThreadPoolExecutor(4)
         self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        images = list(self._pool.map(lambda i: self._load(i, size), indices))
+        # Threads of its own for each batch: processes that load beside a training are forked, and
+        # would wait for the threads of a pool that stayed behind.
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(lambda i: self._load(i, size), indices))
         labels = np.array([self.files[i][1] for i in indices])
         return {"images": np.stack(images), "labels": labels}
 

@@ -1,10 +1,9 @@
 """The loop that trains a network, a supernet as well as a plain one, and its checkpoints.
 
-Sandwich rule and in-place distillation (BigNAS, Yu et al., ECCV 2020): each step of a supernet
-trains the largest network on the objective, the smallest and random ones on what it makes of the
-batch. Every subnet draws its own window schedule (sparsity-aware adaptation, SparseViT, CVPR 2023,
-section 3.2). Small inputs come first: what an item looks like is learned where a step costs a
-sixteenth, where to look is learned last.
+In-place distillation (BigNAS, Yu et al., ECCV 2020): each step of a supernet trains the largest
+network on the objective, and a few subnets (`nas.training.subnets`) on what it makes of the batch.
+Small inputs come first: what an item looks like is learned where a step costs a sixteenth, where to
+look is learned last.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,17 +22,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from nas.data import Dataset, Tensors
+from nas.data import Dataset, Split, Tensors
 from nas.errors import RunError, UnknownNameError, VitnasError
+from nas.evaluation.accuracy import cores
 from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal, fingerprint, read_json, write_bytes, write_json
 from nas.space.architecture import Architecture
 from nas.training.objectives import Made, Objective
+from nas.training.subnets import Subnets
 from nas.typed import MismatchError, decode, mapping
 
 _LOGGED = 20  # steps between two entries of the loss curve
+_AHEAD = 4  # batches that each process has loaded before they are needed
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Recipe:
     """How a network is trained; the defaults made the shipped supernet.
 
     `images` are the numbers of samples seen at a quarter, a half and the whole of the largest size
-    of the input, in this order, and `batches` their batch sizes.
+    of the input, in this order, and `batches` their batch sizes. `subnets` says how many of each
+    kind a step trains besides the largest, see `nas.training.subnets.Subnets`.
     """
 
     images: tuple[int, int, int] = (143_000, 96_200, 32_000)
@@ -49,13 +54,16 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: float = 0.03
     clip_norm: float = 1.0
-    random_subnets: int = 1
+    subnets: Mapping[str, float] = field(default_factory=lambda: {"smallest": 1.0, "random": 1.0})
     seed: int = 0
 
     def scaled(self, images: int) -> Recipe:
         """The same recipe with another total number of images."""
         total = sum(self.images)
-        a, b, c = (max(batch, n * images // total) for n, batch in zip(self.images, self.batches))
+        a, b, c = (
+            max(batch, n * images // total) if n else 0
+            for n, batch in zip(self.images, self.batches)
+        )
         return replace(self, images=(a, b, c))
 
     def steps(self) -> list[int]:
@@ -98,6 +106,7 @@ class Trainer:
         objective: Objective,
         teacher: Network | None = None,
         bf16: bool = False,
+        workers: int = 0,
     ) -> None:
         self.device = next(network.parameters()).device
         self.network, self.objective = network, objective.to(self.device)
@@ -109,20 +118,25 @@ class Trainer:
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            groups,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type == "cuda",
         )
-        self.step = 0
+        self.step, self.workers = 0, workers
+        self.subnets = Subnets(network.space, recipe.subnets, recipe.seed)
+        self._samples: Iterator[Tensors] | None = None
 
-    def train_step(self) -> float:
-        """Train one step; returns the loss of the network as it was built.
+    def train_step(self) -> Tensor:
+        """Train one step; returns the loss (a scalar) of the network as it was built.
 
-        That network learns from the objective, and from the teacher if there is one. Of a supernet
-        the smallest and random subnets then learn from what it made (the sandwich).
+        That network learns from the objective, and from the teacher if there is one. Subnets of a
+        supernet then learn from what it made.
         """
         recipe, space, own = self.recipe, self.network.space, self.network.architecture
         phase = recipe.phase(self.step)
         size = space.largest.resolution // (4, 2, 1)[phase]
-        batch = self._batch(size, recipe.batches[phase])
+        batch = self._batch()
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
         self.network.train()
@@ -136,10 +150,8 @@ class Trainer:
             loss = loss + self.objective.distil(made, theirs)
         loss.backward()  # type: ignore[no-untyped-call]
         if phase and own == space.largest:  # in the first phase there is nothing to distil yet
-            rng = Random(f"{recipe.seed} {self.step}")
             target = tuple(x.detach() for x in made)
-            drawn = [space.draw(rng) for _ in range(recipe.random_subnets)]
-            for subnet in (space.smallest, *drawn):
+            for subnet in self.subnets.of(self.step):
                 small = self._made(self.network, subnet, batch, size)
                 self.objective.distil(small, target).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
@@ -148,7 +160,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
     def _made(
         self, network: Network, architecture: Architecture, batch: Tensors, size: int
@@ -164,20 +176,28 @@ class Trainer:
             made: Made = self.objective(network, replace(architecture, resolution=own), batch, rng)
         return made
 
-    def _batch(self, size: int, count: int) -> Tensors:
-        """The samples of this step, their inputs of a size."""
-        split = self.data.train
-        first = self.step * count
-        epoch, offset = divmod(first, split.size)
-        order: Sequence[int] = range(split.size)
-        if split.size < 10**7:  # an endless split is already in random order
-            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            order = torch.randperm(split.size, generator=generator).tolist()
-        picked = [order[(offset + i) % split.size] for i in range(count)]
-        batch = self.data.prepare(split.batch(picked, size))
+    def _batch(self) -> Tensors:
+        """The samples of this step, as they were prepared beside the steps before."""
+        if self._samples is None:
+            numbers = range(self.step, sum(self.recipe.steps()))
+            steps = _Steps(self.data.train, self.recipe, self.network.space.largest.resolution)
+            self._samples = iter(
+                DataLoader(
+                    steps,
+                    batch_size=None,
+                    sampler=numbers,
+                    num_workers=self.workers,
+                    multiprocessing_context="fork" if self.workers else None,
+                    prefetch_factor=_AHEAD if self.workers else None,
+                    pin_memory=self.device.type == "cuda",
+                )
+            )
+        loaded = next(self._samples)
+        moved = {name: x.to(self.device, non_blocking=True) for name, x in loaded.items()}
+        batch = self.data.prepare(moved)
         if self.data.augment:
             batch = self.data.augment(batch, Random(f"crop {self.recipe.seed} {self.step}"))
-        return {name: x.to(self.device) for name, x in batch.items()}
+        return batch
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name: the network's parameters, then those of the objective."""
@@ -214,7 +234,27 @@ class Trainer:
             if f"exp_avg/{name}" in tensors
         }
         self.optimizer.load_state_dict(state)
-        self.step = step
+        self.step, self._samples = step, None
+
+
+class _Steps(torch.utils.data.Dataset[Tensors]):
+    """The samples of each step as they are stored, by the number of the step."""
+
+    def __init__(self, split: Split, recipe: Recipe, largest: int) -> None:
+        self.split, self.recipe, self.largest = split, recipe, largest
+
+    def __getitem__(self, step: int) -> Tensors:
+        recipe, split = self.recipe, self.split
+        phase = recipe.phase(step)
+        count = recipe.batches[phase]
+        epoch, offset = divmod(step * count, split.size)
+        order: Sequence[int] = range(split.size)
+        if split.size < 10**7:  # an endless split is already in random order
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+            order = torch.randperm(split.size, generator=generator).tolist()
+        picked = [order[(offset + i) % split.size] for i in range(count)]
+        arrays = split.batch(picked, self.largest // (4, 2, 1)[phase])
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -286,7 +326,7 @@ def fit(
             "resume with the same options, or choose another --out",
         )
     bf16 = saved["bf16"] if saved else faster_in_bf16(next(network.parameters()).device)
-    trainer = Trainer(network, data, recipe, objective, teacher, bf16)
+    trainer = Trainer(network, data, recipe, objective, teacher, bf16, loading_processes())
     if saved:
         _go_on(trainer, saved, out)
     saved = {"step": 0, "seconds": 0.0, **(saved or {}), **identity, "bf16": bf16}
@@ -331,14 +371,14 @@ def _loop(
     started = last = time.monotonic()
     before_s = saved["seconds"]
     images_of = [batch for batch, n in zip(recipe.batches, recipe.steps()) for _ in range(n)]
-    losses = []
+    losses: list[Tensor] = []
     with bar("train", sum(images_of), "images") as advance:
         advance(sum(images_of[: trainer.step]))
         while trainer.step < len(images_of) and not stop():
             losses.append(trainer.train_step())
             at, phase, note = trainer.step, recipe.phase(trainer.step - 1), ""
             if at % _LOGGED == 0 or at == len(images_of):
-                mean = sum(losses) / len(losses)
+                mean = float(torch.stack(losses).mean())
                 log.append({"step": at, "canvas": phase, "loss": round(mean, 6)})
                 losses, note = [], f"canvas {phase + 1}/3 loss {mean:.3f}"
             advance(images_of[at - 1], note)
@@ -359,6 +399,11 @@ def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Pa
     for old in out.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()
+
+
+def loading_processes() -> int:
+    """How many processes load samples beside the training: as many as cores, four at most."""
+    return min(4, cores()) if "fork" in get_all_start_methods() else 0
 
 
 def faster_in_bf16(device: torch.device) -> bool:

@@ -1,0 +1,102 @@
+"""Which subnets a step of a supernet trains besides the largest.
+
+The smallest and random ones are the sandwich of BigNAS (Yu et al., ECCV 2020). Uniform draws hardly
+ever are large and pruned at once, which is what a search picks; so the largest sizes are drawn
+under schedules of their own (sparsity-aware adaptation, SparseViT, CVPR 2023, section 3.2). And
+draws come from one band of cost for some steps, since gradients conflict the more the further the
+costs of two subnets are apart (ElasticViT, Tang et al., ICCV 2023, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from nas.network.macs import count_macs
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.trellis.graph import Floats, Graph, decode
+from nas.trellis.trellis import Trellis
+from nas.trellis.within import Within
+
+_BANDS = 6  # of costs, each as much dearer than the one before
+_STAY = 16  # steps that draw from one band
+_TICKS = 256
+
+
+class Subnets:
+    """Draws subnets of a space for training steps; the same seed and step draw the same ones.
+
+    `rates` says how many of each kind a step trains on average: `smallest`; `random`, each choice
+    uniform; `scheduled`, the largest sizes at any resolution of the space under a random schedule;
+    `band`, uniform among all whose MACs lie in one of six bands.
+    """
+
+    def __init__(self, space: SearchSpace, rates: Mapping[str, float], seed: int = 0) -> None:
+        self.space, self.rates, self.seed = space, dict(rates), seed
+
+    def of(self, step: int) -> list[Architecture]:
+        """The subnets of a step."""
+        rng = Random(f"{self.seed} {step}")
+        found = []
+        for kind, rate in self.rates.items():
+            for _ in range(int(rate) + (rng.random() < rate % 1)):
+                found.append(getattr(self, f"_{kind}")(step, rng))
+        return found
+
+    def _smallest(self, step: int, rng: Random) -> Architecture:
+        return self.space.smallest
+
+    def _random(self, step: int, rng: Random) -> Architecture:
+        return self.space.draw(rng)
+
+    def _scheduled(self, step: int, rng: Random) -> Architecture:
+        return self._sample(self._schedules, rng)
+
+    def _band(self, step: int, rng: Random) -> Architecture:
+        band = Random(f"band {self.seed} {step // _STAY}").randrange(_BANDS)
+        return self._sample(self._bands[band], rng)
+
+    def _sample(self, within: Within, rng: Random) -> Architecture:
+        path = within.sample(1, np.random.default_rng(rng.getrandbits(64)))[0]
+        architecture: Architecture = decode(self.space, path)
+        return architecture
+
+    @cached_property
+    def _trellis(self) -> Trellis:
+        """What architectures cost in millions of MACs."""
+        graph = Graph.of(self.space)
+        millions = {key: count_macs(own).total / 1e6 for key, own in graph.items().items()}
+        return Trellis(graph, lambda layer: millions[layer.key])
+
+    @cached_property
+    def _schedules(self) -> Within:
+        """Architectures of the largest sizes, under any schedule and at any resolution."""
+        largest = self.space.domain.flatten(self.space.largest)
+        weights: list[Floats] = [
+            np.array([i == 0 or _as_large(value, most) for value in position.values], float)
+            for i, (position, most) in enumerate(zip(self.space.positions, largest))
+        ]
+        return self._trellis.within(self._trellis.slowest, ticks=1, weights=weights)
+
+    @cached_property
+    def _bands(self) -> list[Within]:
+        edges = np.geomspace(self._trellis.fastest, self._trellis.slowest, _BANDS + 1)
+        return [
+            self._trellis.within(float(high), floor=float(low) if i else -np.inf, ticks=_TICKS)
+            for i, (low, high) in enumerate(pairwise(edges))
+        ]
+
+
+def _as_large(value: Any, most: Any) -> bool:
+    """Whether a choice differs from the largest one by its sparsity only."""
+    if value == most:
+        return True
+    pruned = is_dataclass(value) and type(value) is type(most) and hasattr(value, "sparsity")
+    return pruned and replace(value, sparsity=most.sparsity) == most  # type: ignore[type-var,attr-defined]
