@@ -69,11 +69,15 @@ class Subnets:
         return architecture
 
     @cached_property
+    def _graph(self) -> Graph:
+        return Graph.of(self.space)
+
+    @cached_property
     def _trellis(self) -> Trellis:
         """What architectures cost in millions of MACs."""
-        graph = Graph.of(self.space)
-        millions = {key: count_macs(own).total / 1e6 for key, own in graph.items().items()}
-        return Trellis(graph, lambda layer: millions[layer.key])
+        layers = self._graph.items().items()
+        millions = {key: count_macs(layer).total / 1e6 for key, layer in layers}
+        return Trellis(self._graph, lambda layer: millions[layer.key])
 
     @cached_property
     def _schedules(self) -> Within:
@@ -83,7 +87,7 @@ class Subnets:
             np.array([i == 0 or _as_large(value, most) for value in position.values], float)
             for i, (position, most) in enumerate(zip(self.space.positions, largest))
         ]
-        return self._trellis.within(self._trellis.slowest, ticks=1, weights=weights)
+        return Trellis(self._graph, lambda _: 0.0).within(0.0, ticks=1, weights=weights)
 
     @cached_property
     def _bands(self) -> list[Within]:
@@ -99,4 +103,4 @@ def _as_large(value: Any, most: Any) -> bool:
     if value == most:
         return True
     pruned = is_dataclass(value) and type(value) is type(most) and hasattr(value, "sparsity")
-    return pruned and replace(value, sparsity=most.sparsity) == most  # type: ignore[type-var,attr-defined]
+    return pruned and replace(value, sparsity=most.sparsity) == most

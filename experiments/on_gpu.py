@@ -1,0 +1,330 @@
+"""What one GPU does in ten minutes that no CPU could: supernets, their scores, tables, speed-ups.
+
+    python experiments/on_gpu.py --out DIR [--minutes 8] [--parts supernets,tables,speedups,tests]
+
+Supernets of all spaces are trained at the same time, each by a process of its own: the networks are
+small, so that one alone leaves the GPU waiting for the next kernel. Each first measures how fast it
+trains beside the others, and chooses the number of images that fills its time. Then it scores
+architectures on the search split: the uniform ones that every search starts from, and draws from
+bands of cost. After that, with nothing else running, tables are measured and pruned networks timed.
+
+Writes at most eight files to DIR: one archive for each supernet and one with all tables, and
+`results.json`, from which the table at the end is printed. What is already in DIR is not done again.
+`--init DIR` goes on from the supernets of an earlier run with the same recipe at a fresh cosine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import load_file
+
+from nas.data import Dataset, load_data
+from nas.evaluation.accuracy import Evaluator
+from nas.families import load_space
+from nas.latency.profiling import profile
+from nas.network.network import Network
+from nas.records import Journal, read_json, write_json
+from nas.run.search import sparsities, uniform
+from nas.runtimes import load_runtime
+from nas.training.objectives import load_objective
+from nas.training.subnets import Subnets
+from nas.training.supernet import save_supernet
+from nas.training.trainer import Recipe, Trainer, fit
+from nas.versions import layer_code
+
+SPACES = ("swin:micro-window4", "vit:micro", "mobilevit:micro", "efficientvit:micro", "mobilenetv3:micro")
+RECIPE = Recipe(
+    batches=(256, 128, 96),
+    learning_rate=1.5e-3,
+    subnets={"scheduled": 1.0, "band": 1.0, "smallest": 0.25},
+)
+PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the whole size
+SEARCH_IMAGES = 400  # as in a search, so that its scores go on where these end
+TABLES = (
+    ("swin:micro-window4", "torch-cuda-graph", "float32", 1),
+    ("swin:micro-window4", "torch-cuda", "float32", 1),
+    ("swin:micro-window4", "torch-cuda-graph", "bfloat16", 64),
+    ("vit:micro", "torch-cuda-graph", "float32", 1),
+    ("vit:micro", "torch-cuda", "float32", 1),
+    ("vit:micro", "torch-cuda-graph", "bfloat16", 64),
+)
+
+
+def main() -> None:
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.child:
+        return one_supernet(options.child, options)
+    start = time.monotonic()
+    for part in options.parts.split(","):
+        try:
+            PARTS[part](options)
+        except Exception as error:  # what the other parts give is still wanted
+            print(f"{part} failed: {type(error).__name__}: {error}", flush=True)
+        print(f"{part}: ended after {time.monotonic() - start:.0f} s", flush=True)
+    for line in _lines(options.out):
+        print(line)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="folder with archives of supernets to go on from")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training")
+    parser.add_argument("--parts", default="supernets,tables,speedups,tests")
+    parser.add_argument("--spaces", default=",".join(SPACES))
+    parser.add_argument("--tables", type=int, default=len(TABLES), help="the first so many")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scores", type=int, default=600, help="architectures of each supernet")
+    parser.add_argument("--recipe", default="{}", help="JSON: fields of the recipe that differ")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def supernets(options: argparse.Namespace) -> None:
+    """Train and score the supernet of each space in a process of its own, all at the same time."""
+    running = {}
+    for name in options.spaces.split(","):
+        if not _archive(options.out, name).exists():
+            command = [sys.executable, __file__, *sys.argv[1:], "--child", name]
+            log = (options.out / f"{_slug(name)}.log").open("w")
+            running[name] = subprocess.Popen(command, stdout=log, stderr=log)
+    for name, process in running.items():
+        process.wait()
+        log = options.out / f"{_slug(name)}.log"
+        print(f"{name}: exit {process.returncode}", flush=True)
+        if process.returncode:
+            print(log.read_text()[-1500:], flush=True)
+        log.unlink()
+
+
+def one_supernet(name: str, options: argparse.Namespace) -> None:
+    """Train, save and score one supernet; its archive is written last."""
+    recipe = replace(RECIPE, **json.loads(options.recipe))
+    folder = options.out / _slug(name)
+    data = load_data("scenes")
+    start = time.monotonic()
+    network = _supernet(name, data, options.device, options.init)
+    recipe = _filling(name, data, options.device, recipe, options.minutes * 60 - 5)
+    deadline = start + options.minutes * 60 + 20
+    objective = load_objective("supervised", network.space)
+    training = fit(
+        network, data, recipe, objective, folder,
+        settings={"init": _card(options.init, name).get("fingerprint", "")},
+        checkpoint_s=1e9, stop=lambda: time.monotonic() > deadline,
+    )  # fmt: skip
+    if training is None:
+        training = {**read_json(folder / "checkpoint.json"), "planned_steps": sum(recipe.steps())}
+    training["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    save_supernet(folder, network, data, training)
+    for checkpoint in folder.glob("checkpoint*"):
+        checkpoint.unlink()
+    result = {"seconds": training["seconds"], "images": list(recipe.images), **_score(network, data, folder, options.scores)}
+    write_json(folder / "result.json", result)
+    with tarfile.open(_archive(options.out, name), "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"{folder.name}/{file.name}")
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def _supernet(name: str, data: Dataset, device: str, init: Path | None) -> Network:
+    torch.manual_seed(0)
+    space = load_space(name, data.task)
+    network = Network(space, space.largest)
+    if init is not None:
+        folder = init / _slug(name)
+        if not folder.exists():
+            with tarfile.open(_archive(init, name)) as archive:
+                archive.extractall(init, filter="data")
+        weights = load_file(folder / "weights.safetensors")
+        network.load_state_dict({k: v.float() for k, v in weights.items()})
+    return network.to(device)
+
+
+def _card(init: Path | None, name: str) -> dict:
+    return read_json(init / _slug(name) / "supernet.json") if init else {}
+
+
+def _filling(name: str, data: Dataset, device: str, recipe: Recipe, seconds: float) -> Recipe:
+    """The recipe with as many images in each phase as take its share of the time, as measured."""
+    from nas.training.trainer import faster_in_bf16, loading_processes
+
+    begun = time.monotonic()
+    warm, timed = 4, 12
+    shares = [share if n else 0.0 for share, n in zip(PHASES, recipe.images)]
+    took = []
+    for phase, batch in enumerate(recipe.batches):
+        images = [0, 0, 0]
+        images[phase] = batch * (warm + timed)
+        network = _supernet(name, data, device, None)
+        network.to(device)
+        own = replace(recipe, images=tuple(images))
+        objective = load_objective("supervised", network.space)
+        bf16 = faster_in_bf16(torch.device(device))
+        trainer = Trainer(network, data, own, objective, None, bf16, loading_processes())
+        for step in range(warm + timed):
+            if step == warm:
+                _wait(device)
+                start = time.monotonic()
+            trainer.train_step()
+        _wait(device)
+        took.append((time.monotonic() - start) / timed)
+    left = seconds - (time.monotonic() - begun)
+    print(f"{name}: {[round(t * 1e3, 1) for t in took]} ms a step, {left:.0f} s left", flush=True)
+    images = [
+        max(1, round(left * share / sum(shares) / t)) * batch if share else 0
+        for share, t, batch in zip(shares, took, recipe.batches)
+    ]
+    return replace(recipe, images=tuple(images))
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:
+    """Score what a search starts from; returns the figures of uniform sparsities."""
+    space = network.space
+    card = read_json(folder / "supernet.json")
+    head = {
+        "weights_fingerprint": card["fingerprint"],
+        "data_fingerprint": data.fingerprint,
+        "search_images": SEARCH_IMAGES,
+        "layer_code": layer_code(space.family),
+        "scored_on": str(next(network.parameters()).device.type),
+    }
+    write_json(folder / "scores.json", head)
+    journal, known = Journal(folder / "scores.jsonl"), set()
+    evaluator = Evaluator(network, data, data.search, SEARCH_IMAGES)
+    figures = {}
+
+    def add(architecture, drawn: str) -> None:
+        if architecture.to_json() not in known:
+            known.add(architecture.to_json())
+            percent = evaluator.percent(architecture)
+            journal.append({"architecture": architecture.to_json(), "drawn": drawn, "top1_percent": percent})
+            if drawn == "uniform":
+                figures[f"{architecture.resolution}@{sparsity}"] = round(percent, 2)
+
+    for sparsity in sparsities(space):
+        for resolution in space.positions[0].values:
+            add(uniform(space, resolution, sparsity), "uniform")
+    sparsity = 0
+    add(space.smallest, "smallest")
+    dense = space.restrict("sparsity", 0)
+    kinds = [(space, "scheduled", "scheduled"), (space, "band", "random"), (dense, "band", "dense"), (space, "band", "random")]
+    drawing = [(Subnets(part, {kind: 1.0}, seed=7), drawn) for part, kind, drawn in kinds]
+    begun = time.monotonic()
+    for i in range(count):
+        subnets, drawn = drawing[i % len(drawing)]
+        add(subnets.of(i * 16)[0], drawn)  # another band each time
+    return {"uniform_percent": figures, "scored": len(known), "scoring_s": round(time.monotonic() - begun, 1)}
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Measure latency tables one after the other; each is kept as soon as it is complete."""
+    archive = options.out / "tables.tar"
+    results = _results(options.out)
+    for space_name, device, dtype, batch in TABLES[: options.tables]:
+        name = f"{device},dtype={dtype},batch={batch}"
+        if options.device == "cpu":
+            name = "torch-cpu"
+        key = f"{name} {space_name}"
+        if key in results.get("tables", {}):
+            continue
+        space = load_space(space_name, load_data("scenes").task)
+        folder = options.out / "tables" / f"{name}-{_slug(space_name)}".replace(",", "_")
+        started = time.monotonic()
+        try:
+            table = profile(space, name, folder, rounds=options.rounds)
+        except Exception as error:
+            print(f"{key}: {type(error).__name__}: {error}", flush=True)
+            continue
+        error = table.manifest["error"]
+        results.setdefault("tables", {})[key] = {"seconds": round(time.monotonic() - started, 1), "rows": len(table.rows), **error}
+        write_json(options.out / "results.json", results)
+        with tarfile.open(archive, "a") as tar:
+            for file in sorted(folder.iterdir()):
+                if file.name in ("manifest.toml", "rows.csv", "networks.csv"):
+                    tar.add(file, f"{folder.name}/{file.name}")
+        print(f"{key}: {results['tables'][key]}", flush=True)
+
+
+def speedups(options: argparse.Namespace) -> None:
+    """Time the largest networks at uniform sparsities, in turns, captured and eager."""
+    import numpy as np
+
+    results = _results(options.out)
+    task = load_data("scenes").task
+    for space_name, resolution in (("swin:micro-window4", 256), ("vit:micro", 224), ("swin:tiny", 448)):
+        space = load_space(space_name, task).at(resolution)
+        for device, dtype, batch in (("torch-cuda-graph", "float32", 1), ("torch-cuda", "float32", 1), ("torch-cuda-graph", "bfloat16", 64)):
+            name = f"{device},dtype={dtype},batch={batch}" if options.device == "cuda" else "torch-cpu"
+            key = f"{name} {space_name}@{resolution}"
+            if key in results.get("speedups", {}):
+                continue
+            with load_runtime(name) as runtime, torch.inference_mode():
+                layers = [space.layers(space.restrict("sparsity", s).largest) for s in sparsities(space)]
+                programs = [runtime.prepare(own, fused=True) for own in layers]
+                samples = np.array([[p()[0].wall for p in programs] for _ in range(25)])
+            median = np.median(samples, axis=0)
+            results.setdefault("speedups", {})[key] = {
+                str(s): {"ms": round(float(ms), 4), "of_dense": round(float(r), 3)}
+                for s, ms, r in zip(sparsities(space), median, np.median(samples / samples[:, :1], axis=0))
+            }
+            write_json(options.out / "results.json", results)
+            print(f"{key}: {results['speedups'][key]}", flush=True)
+
+
+def tests(options: argparse.Namespace) -> None:
+    """Run the tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-W", "default", "tests/test_torch_cuda.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    print(done.stdout[-3000:])
+    results = _results(options.out)
+    results["tests"] = done.stdout.strip().splitlines()[-1]
+    write_json(options.out / "results.json", results)
+
+
+PARTS = {"supernets": supernets, "tables": tables, "speedups": speedups, "tests": tests}
+
+
+def _results(out: Path) -> dict:
+    return read_json(out / "results.json") if (out / "results.json").exists() else {}
+
+
+def _lines(out: Path):
+    """The summary, a line for each result."""
+    for path in sorted(out.glob("supernet-*.tar")):
+        with tarfile.open(path) as archive:
+            member = next(m for m in archive.getmembers() if m.name.endswith("result.json"))
+            yield f"{path.stem}: {archive.extractfile(member).read().decode()}".replace("\n", "")
+    for part, found in _results(out).items():
+        for key, value in found.items() if isinstance(found, dict) else [("", found)]:
+            yield f"{part} {key}: {json.dumps(value)}"
+
+
+def _slug(name: str) -> str:
+    return name.replace(":", "-")
+
+
+def _archive(out: Path, name: str) -> Path:
+    return out / f"supernet-{_slug(name)}.tar"
+
+
+if __name__ == "__main__":
+    main()
