@@ -9,7 +9,7 @@ architectures on the search split: the uniform ones that every search starts fro
 bands of cost. After that, with nothing else running, tables are measured and pruned networks timed.
 
 Writes at most eight files to DIR: one archive for each supernet and one with all tables, and
-`results.json`, from which the table at the end is printed. What is already in DIR is not done again.
+`results.json`, from which the table at the end is printed. What is in DIR is not done again.
 `--init DIR` goes on from the supernets of an earlier run with the same recipe at a fresh cosine.
 """
 
@@ -23,7 +23,6 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import torch
 from safetensors.torch import load_file
@@ -42,7 +41,13 @@ from nas.training.supernet import save_supernet
 from nas.training.trainer import Recipe, Trainer, fit
 from nas.versions import layer_code
 
-SPACES = ("swin:micro-window4", "vit:micro", "mobilevit:micro", "efficientvit:micro", "mobilenetv3:micro")
+SPACES = (
+    "swin:micro-window4",
+    "vit:micro",
+    "mobilevit:micro",
+    "efficientvit:micro",
+    "mobilenetv3:micro",
+)
 RECIPE = Recipe(
     batches=(256, 128, 96),
     learning_rate=1.5e-3,
@@ -130,7 +135,11 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
     save_supernet(folder, network, data, training)
     for checkpoint in folder.glob("checkpoint*"):
         checkpoint.unlink()
-    result = {"seconds": training["seconds"], "images": list(recipe.images), **_score(network, data, folder, options.scores)}
+    result = {
+        "seconds": training["seconds"],
+        "images": list(recipe.images),
+        **_score(network, data, folder, options.scores),
+    }
     write_json(folder / "result.json", result)
     with tarfile.open(_archive(options.out, name), "w") as archive:
         for file in sorted(folder.iterdir()):
@@ -216,7 +225,9 @@ def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:
         if architecture.to_json() not in known:
             known.add(architecture.to_json())
             percent = evaluator.percent(architecture)
-            journal.append({"architecture": architecture.to_json(), "drawn": drawn, "top1_percent": percent})
+            journal.append(
+                {"architecture": architecture.to_json(), "drawn": drawn, "top1_percent": percent}
+            )
             if drawn == "uniform":
                 figures[f"{architecture.resolution}@{sparsity}"] = round(percent, 2)
 
@@ -226,13 +237,22 @@ def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:
     sparsity = 0
     add(space.smallest, "smallest")
     dense = space.restrict("sparsity", 0)
-    kinds = [(space, "scheduled", "scheduled"), (space, "band", "random"), (dense, "band", "dense"), (space, "band", "random")]
+    kinds = [
+        (space, "scheduled", "scheduled"),
+        (space, "band", "random"),
+        (dense, "band", "dense"),
+        (space, "band", "random"),
+    ]
     drawing = [(Subnets(part, {kind: 1.0}, seed=7), drawn) for part, kind, drawn in kinds]
     begun = time.monotonic()
     for i in range(count):
         subnets, drawn = drawing[i % len(drawing)]
         add(subnets.of(i * 16)[0], drawn)  # another band each time
-    return {"uniform_percent": figures, "scored": len(known), "scoring_s": round(time.monotonic() - begun, 1)}
+    return {
+        "uniform_percent": figures,
+        "scored": len(known),
+        "scoring_s": round(time.monotonic() - begun, 1),
+    }
 
 
 def tables(options: argparse.Namespace) -> None:
@@ -255,7 +275,11 @@ def tables(options: argparse.Namespace) -> None:
             print(f"{key}: {type(error).__name__}: {error}", flush=True)
             continue
         error = table.manifest["error"]
-        results.setdefault("tables", {})[key] = {"seconds": round(time.monotonic() - started, 1), "rows": len(table.rows), **error}
+        results.setdefault("tables", {})[key] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "rows": len(table.rows),
+            **error,
+        }
         write_json(options.out / "results.json", results)
         with tarfile.open(archive, "a") as tar:
             for file in sorted(folder.iterdir()):
@@ -270,21 +294,35 @@ def speedups(options: argparse.Namespace) -> None:
 
     results = _results(options.out)
     task = load_data("scenes").task
-    for space_name, resolution in (("swin:micro-window4", 256), ("vit:micro", 224), ("swin:tiny", 448)):
+    for space_name, resolution in (
+        ("swin:micro-window4", 256),
+        ("vit:micro", 224),
+        ("swin:tiny", 448),
+    ):
         space = load_space(space_name, task).at(resolution)
-        for device, dtype, batch in (("torch-cuda-graph", "float32", 1), ("torch-cuda", "float32", 1), ("torch-cuda-graph", "bfloat16", 64)):
-            name = f"{device},dtype={dtype},batch={batch}" if options.device == "cuda" else "torch-cpu"
+        for device, dtype, batch in (
+            ("torch-cuda-graph", "float32", 1),
+            ("torch-cuda", "float32", 1),
+            ("torch-cuda-graph", "bfloat16", 64),
+        ):
+            name = (
+                f"{device},dtype={dtype},batch={batch}" if options.device == "cuda" else "torch-cpu"
+            )
             key = f"{name} {space_name}@{resolution}"
             if key in results.get("speedups", {}):
                 continue
             with load_runtime(name) as runtime, torch.inference_mode():
-                layers = [space.layers(space.restrict("sparsity", s).largest) for s in sparsities(space)]
+                layers = [
+                    space.layers(space.restrict("sparsity", s).largest) for s in sparsities(space)
+                ]
                 programs = [runtime.prepare(own, fused=True) for own in layers]
                 samples = np.array([[p()[0].wall for p in programs] for _ in range(25)])
             median = np.median(samples, axis=0)
             results.setdefault("speedups", {})[key] = {
                 str(s): {"ms": round(float(ms), 4), "of_dense": round(float(r), 3)}
-                for s, ms, r in zip(sparsities(space), median, np.median(samples / samples[:, :1], axis=0))
+                for s, ms, r in zip(
+                    sparsities(space), median, np.median(samples / samples[:, :1], axis=0)
+                )
             }
             write_json(options.out / "results.json", results)
             print(f"{key}: {results['speedups'][key]}", flush=True)
@@ -292,7 +330,19 @@ def speedups(options: argparse.Namespace) -> None:
 
 def tests(options: argparse.Namespace) -> None:
     """Run the tests that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-W", "default", "tests/test_torch_cuda.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "tests/test_torch_cuda.py",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     print(done.stdout[-3000:])
     results = _results(options.out)

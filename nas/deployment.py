@@ -68,7 +68,7 @@ class Pictures:
         """Picture files as pixels in [0, 1] and as inputs, both (n, 3, input_side, input_side)."""
         pixels = np.stack([self.reader.pixels(path, self.side) for path in paths])
         shown = torch.from_numpy(pixels).float().expand(-1, 3, -1, -1) / 255
-        both = shown, normalised(pixels, self.mean, self.std)
+        both = shown, normalised(torch.from_numpy(pixels), self.mean, self.std)
         seen, inputs = (Images().resized(x, self.input_side).contiguous() for x in both)
         return seen.clamp(0, 1), inputs
 

@@ -414,8 +414,8 @@ MICRO = stages(
     stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),
     stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), _RATIOS, FIFTHS),
 )
-# Windows about as wide as what is looked for, in every stage: 16, 32 and 64 pixels, so that the last
-# still has 16 of them. No choice of it pads a map.
+# Windows about as wide as what is looked for in every stage: 16, 32 and 64 pixels. The last stage
+# still has 16 of them, and no choice pads a map.
 MICRO_WINDOW4 = stages(
     Choice(128, 192, 256),
     stage(Choice(32, 48), Choice(1, 2), Choice(2, 3), _RATIOS, FIFTHS),
