@@ -10,6 +10,8 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from nas import export
@@ -23,8 +25,9 @@ from nas.layers.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, r
 from nas.lowering.onnx import quiet
 from nas.network.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
 from nas.network.network import Network
-from nas.quantization import quantize, subject
+from nas.quantization import changed_percent, quantize, subject
 from nas.space.architecture import at_precision
+from nas.space.task import Task
 from nas.tasks.classification import Classification
 
 
@@ -236,6 +239,15 @@ def observed(x, method):
     return observer.clip(method)
 
 
+def observed_in(calls, method):
+    from nas.network.calibration import _Observer
+
+    observer = _Observer()
+    for x in calls:
+        observer(x)
+    return observer.clip(method)
+
+
 def test_minmax_keeps_everything_and_percentile_cuts_outliers():
     x = torch.rand(400, 1000, generator=torch.Generator().manual_seed(0))
     x[0, 0], x[0, 1] = 50.0, -50.0
@@ -243,6 +255,74 @@ def test_minmax_keeps_everything_and_percentile_cuts_outliers():
     low, high = observed(x, "percentile")
     assert low == pytest.approx(0.0, abs=1e-3)
     assert high == pytest.approx(1.0, abs=1e-3)
+
+
+def normal(n, seed=0):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+SEEN = {
+    "one large call": lambda: [normal(6_000_000)],
+    "many calls": lambda: list(normal(2_000_000).split(1_999)),
+    "calls of every size": lambda: list(normal(500_000).split([1, 99, 9_900, 490_000])),
+    "calls of different ranges": lambda: [10.0**i * normal(200_000, i) for i in range(-4, 4)],
+    "all large values in one call": lambda: [normal(300_000) + 50, normal(3_000_000), -normal(9)],
+    "a long tail": lambda: [normal(1_000_000).mul(3).exp()],
+    "what a GELU leaves": lambda: [torch.nn.functional.gelu(normal(1_000_000, i)) for i in (1, 2)],
+    "positive values": lambda: [normal(400_000).abs() + 3],
+    "negative values": lambda: [-normal(400_000).abs() - 3],
+    "mostly zeros": lambda: [normal(500_000) * (torch.arange(500_000) % 1_000 == 0)],
+    "tiny values": lambda: [normal(100_000) * 1e-30],
+    "half precision": lambda: [normal(100_000).bfloat16()],
+    "a constant": lambda: [torch.full((70_000,), 0.3), torch.full((7,), 0.3)],
+    "two values": lambda: [torch.tensor([-1.25, 2.5])],
+    "one value": lambda: [torch.tensor([-0.7])],
+    "10,000 values": lambda: [normal(10_000)],
+    "10,001 values": lambda: [normal(10_001)],
+    "not contiguous": lambda: [normal(400_000).view(200, 2_000).t()[::3]],
+}
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_percentile_is_numpys_quantile(seen):
+    """At most one value in ten thousand is cut at each end; the range is at most 0.1 % wider."""
+    calls = SEEN[seen]()
+    values = np.concatenate([x.float().flatten().numpy() for x in calls]).astype(np.float64)
+    low, high = observed_in(calls, "percentile")
+    exact = (
+        np.quantile(values, 1e-4, method="lower"),
+        np.quantile(values, 1 - 1e-4, method="higher"),
+    )
+    slack = 2.0**-10 * np.abs(exact)
+    assert exact[0] - slack[0] <= low <= exact[0]
+    assert exact[1] <= high <= exact[1] + slack[1]
+    assert (values < low).sum() <= 1e-4 * len(values)
+    assert (values > high).sum() <= 1e-4 * len(values)
+    if len(values) <= 10_000:
+        assert (low, high) == (values.min(), values.max())
+    mirrored = observed_in([-x for x in calls], "percentile")
+    assert mirrored == (-high, -low)
+    assert observed_in(calls, "minmax") == (values.min(), values.max())
+
+
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(FLOATS, min_size=1), min_size=1, max_size=4))
+def test_few_values_are_all_kept_and_every_method_stays_within_them(calls):
+    calls = [torch.tensor(x) for x in calls]
+    values = torch.cat(calls)
+    ends = values.min().item(), values.max().item()
+    assert observed_in(calls, "percentile") == observed_in(calls, "minmax") == ends
+    low, high = observed_in(calls, "mse")
+    assert min(ends[0], 0) <= low <= high <= max(ends[1], 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_have_no_range(value):
+    with pytest.raises(EvaluationError, match="not finite"):
+        observed_in([torch.ones(5), torch.tensor([1.0, value])], "minmax")
 
 
 def test_mse_is_the_best_range_of_a_fine_grid():
@@ -335,9 +415,31 @@ def test_quantize_compares_all_methods_and_never_sees_the_test_split(debug_super
     assert min(result["measured_ms"].values()) > 0
 
 
+class TwoByTwo(Classification):
+    """Two answers of two bits each, by the signs of its outputs."""
+
+    def answers(self, outputs):
+        return outputs.view(-1, 2, 2) > 0
+
+
+def test_changed_answers_are_counted_as_the_task_reads_them():
+    before = torch.tensor([[3.0, -1.0, 2.0, -2.0], [1.0, 2.0, 3.0, -1.0]])
+    after = torch.tensor([[3.0, -1.0, 2.0, 0.5], [1.0, 2.0, -1.0, -1.0]])
+    assert changed_percent(Classification(4), before, after) == 50.0  # class 2 became class 1
+    assert changed_percent(TwoByTwo(4), before, after) == 25.0  # two signs of eight
+    assert changed_percent(TwoByTwo(4), before, before) == 0.0
+    silent = Classification(4)
+    object.__setattr__(silent, "answers", lambda outputs: Task.answers(silent, outputs))
+    assert changed_percent(silent, before, after) is None
+
+
 def test_quantize_on_the_command_line(debug_supernet, photos, tmp_path, capsys):
     arguments = ["quantize", "--space", "swin:debug", "--data", f"imagefolder:{photos}"]
     arguments += ["--supernet", str(debug_supernet), "--images", "10", "--calibration", "4"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code
+    assert "relative squared error" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--out", str(tmp_path / "q"), "--json"])
     assert not stop.value.code

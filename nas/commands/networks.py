@@ -173,16 +173,19 @@ def quantize(
     grid = grid_of("ranges", f"search {metric.heading or metric.name}", "answers changed")
     grid.add_row("float32", f"{result['fp32'][metric.key]:.1f} %", "")
     for method, row in result["methods"].items():
-        grid.add_row(
-            f"int8 {method}", f"{row[metric.key]:.1f} %", f"{row['changed_percent']:.1f} %"
-        )
+        changed = row["changed_percent"]
+        changed = "" if changed is None else f"{changed:.1f} %"
+        grid.add_row(f"int8 {method}", f"{row[metric.key]:.1f} %", changed)
     out.print(grid)
     ms = result["measured_ms"]
     out.print(
         f"measured, torch eager, one thread: float32 {readable_ms(ms['fp32'])} ms, "
         f"int8 {readable_ms(ms['int8'])} ms"
     )
-    out.print("relative error of a layer's output by method, and of the logits if it alone is int8")
+    out.print(
+        "relative squared error of a layer's output by method, and of the logits "
+        "if it alone is int8"
+    )
     methods = list(result["layers"][0]["error"])
     grid = grid_of("layer", *methods, "chosen", "logits")
     for row in result["layers"]:

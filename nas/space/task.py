@@ -105,6 +105,13 @@ class Task(ABC):
         """The task that `to_json` or `describe` wrote into `data`, which may hold other keys."""
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
+    def answers(self, outputs: Tensor) -> Tensor | None:
+        """What each output says, e.g. its class: (samples, ...), equal where they say the same.
+
+        None, the default, where outputs have no such reading: changed answers are not counted.
+        """
+        return None
+
     @abstractmethod
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """What a report writes below one sample, given its output and its labels, each (1, ...)."""

@@ -87,6 +87,10 @@ class Classification(Task):
 
         return cross_entropy(outputs, teacher.softmax(-1))
 
+    def answers(self, outputs: Tensor) -> Tensor:
+        """The class with the largest logit (samples,)."""
+        return outputs.argmax(1)
+
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """The class, and where the answer differs, the answer below it."""
         right, answer = int(batch["labels"][0]), int(outputs[0].argmax())
