@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas.errors import DataError
+
+# Of the formats that Pillow reads those of still pictures, decoded within this process: it would
+# have PostScript run by another program.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI",
+            "SGI", "TGA", "TIFF", "WEBP")  # fmt: skip
+_EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr",
+              "HSV"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,12 +28,17 @@ class PictureReader:
     """Reads a picture file as a square of 8-bit pixels.
 
     `mode` is Pillow's: `RGB`, or `L` for grey. The square lies at the centre and is as large as
-    the short side, times `crop`; it is resized with the filter of Pillow called `resample`.
+    the short side, times `crop`; it is resized with the filter of Pillow called `resample`. The
+    picture is first turned as its EXIF orientation says, and what is transparent shows `ground`,
+    a grey from 0 to 255. Grey pictures of more than 8 bits are scaled so that the two `levels`
+    become 0 and 255; None stands for 0 and 65535, and for pictures of floats being refused.
     """
 
     mode: str = "RGB"
     resample: str = "bilinear"
     crop: float = 1.0
+    ground: int = 255
+    levels: tuple[float, float] | None = None
 
     @property
     def channels(self) -> int:
@@ -34,15 +48,15 @@ class PictureReader:
     def pixels(self, path: Path, side: int) -> NDArray[np.uint8]:
         """The pixels (channels, side, side); `DataError` for a file that is no picture."""
         try:
-            with Image.open(path) as file:
+            with open_picture(path) as file:
                 file.draft(self.mode, (round(side / self.crop),) * 2)
-                picture = _eight_bit(file).convert(self.mode)
+                picture = self._on_ground(self._in_eight_bits(upright(file)))
         except Exception as error:  # a damaged file fails in any way that a parser can
             raise DataError(
                 f"cannot decode {path}: {error}", "remove or replace the file"
             ) from None
         square = self.crop * min(picture.size)
-        left, top = ((length - square) / 2 for length in picture.size)
+        left, top = ((length - square) // 2 for length in picture.size)
         picture = picture.resize(
             (side, side),
             Image.Resampling[self.resample.upper()],
@@ -50,6 +64,58 @@ class PictureReader:
         )
         pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         return np.ascontiguousarray(pixels)
+
+    def _in_eight_bits(self, picture: Image.Image) -> Image.Image:
+        if not is_deep(picture):
+            return picture
+        values = deep_values(picture)
+        if self.levels is None and picture.mode == "F":
+            raise ValueError("its pixels are floats, and those that the network knows are not")
+        black, white = self.levels or (0, 65535)
+        scaled = (values - black) * (255 / max(white - black, 1e-12))
+        return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+    def _on_ground(self, picture: Image.Image) -> Image.Image:
+        if picture.has_transparency_data:
+            above = picture.convert("RGBA")
+            ground = Image.new("RGBA", above.size, (self.ground,) * 3 + (255,))
+            picture = Image.alpha_composite(ground, above)
+        return picture if picture.mode == self.mode else picture.convert(self.mode)
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture file, of which only the head was read.
+
+    Raises whatever its parser does, and `ValueError` for what is no file (a pipe would be waited
+    for) and for a colour space that cannot be converted. Pillow refuses 179 million pixels or more.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with Image.open(path, formats=_readable()) as picture:
+        if picture.mode not in _EIGHT_BIT and not is_deep(picture):
+            raise ValueError(f"its colour space {picture.mode} is not supported")
+        yield picture
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says, if it has one that can be read."""
+    with suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+def is_deep(picture: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits a pixel: 16-bit or 32-bit grey, or floats."""
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def deep_values(picture: Image.Image) -> NDArray[np.float32]:
+    """The values (height, width) of a picture of more than 8 bits; they must be numbers."""
+    values = np.asarray(picture).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not numbers")
+    return values
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -62,9 +128,15 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return x.expand(-1, 3, -1, -1)
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """16-bit grey (medical images, say) scaled to 8 bits; Pillow alone would clip it."""
-    if not picture.mode.startswith("I"):
-        return picture
-    pixels = np.asarray(picture).astype(np.int64)
-    return Image.fromarray((pixels >> (8 if pixels.max() > 255 else 0)).astype(np.uint8))
+@cache
+def picture_endings() -> frozenset[str]:
+    """How the names of files end that hold pictures, in small letters, e.g. `.png`."""
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in known if name in _FORMATS)
+
+
+@cache
+def _readable() -> list[str]:
+    """The formats that this Pillow can open."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]

@@ -1,0 +1,207 @@
+"""Folders of images: a folder for each class, or folders of such for each split.
+
+`PATH,copies=drop` leaves out of train what is also in search or test, byte for byte, and of search
+what is also in test. The test split stays whole: its accuracy is what others are compared with, and
+weights that were trained with the copies need training without them anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nas.data import SPLITS, Arrays, Dataset, Split, Tensors
+from nas.data.imagefolder.folders import LeftOut, Walk, arranged, listed
+from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
+from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
+from nas.errors import DataError
+from nas.preprocessing import PictureReader
+from nas.progress import console
+from nas.records import fingerprint
+from nas.tasks.classification import Classification
+
+ARGUMENT = "PATH"
+_DROP_COPIES = ",copies=drop"
+_CROPPED = (0.6, 1.0)  # share of the area that a crop for training keeps
+
+
+def load(argument: str, seed: int) -> Dataset:
+    """The images below the folder `argument`; raises `DataError` where they cannot be used.
+
+    `seed` fixes which images are held out where the folder has no splits of its own.
+    """
+    path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
+    root = _root(path)
+    files, seen = _read(root)
+    if missing := [split for split in ("search", "test") if not files[split]]:
+        hold_out(files, seen, missing, Random(seed))
+    if drops and (dropped := drop_copies(files, seen)):
+        _say(f"left out {dropped:,} images of train and search that a later split holds, too")
+    for line in copy_lines(files, seen, f"--data imagefolder:{path}{_DROP_COPIES} leaves them out"):
+        _say(line)
+    classes = _classes(root, files)
+    for split in SPLITS:  # the first images of a split must be a fair sample of its classes
+        Random(f"{seed} {split}").shuffle(files[split])
+    pictures = {split: [seen[path] for path, _ in files[split]] for split in SPLITS}
+    reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
+    for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
+        _say(line)
+    splits = {
+        split: _Files(split, [(path, classes.index(name)) for path, name in own], reader)
+        for split, own in files.items()
+    }
+    mean, std = _statistics(splits["train"])
+    content = [
+        (split, path.relative_to(root).as_posix(), label, seen[path].digest)
+        for split in SPLITS
+        for path, label in splits[split].files
+    ]
+    return Dataset(
+        name=f"imagefolder:{root}{_DROP_COPIES if drops else ''}",
+        task=Classification.of(classes),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(content),
+        reader=reader,
+        augment=crop_and_flip,
+        **splits,
+    )
+
+
+def _say(line: str) -> None:
+    console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def _root(path: str) -> Path:
+    """The folder of this path, `~` expanded; `DataError` where there is none."""
+    fix = "write --data imagefolder:PATH with a folder of class folders"
+    try:
+        path.encode()
+        root = Path(path).expanduser()
+        if stat.S_ISDIR(root.stat().st_mode):
+            return root
+        raise DataError(f"{root} is a file, not a folder", f"unpack it if it is an archive; {fix}")
+    except FileNotFoundError:
+        raise DataError(f"no folder {root}", fix) from None
+    except OSError as error:
+        raise DataError(f"cannot open the folder {path[:80]}: {error.strerror}", fix) from None
+    except (ValueError, RuntimeError) as error:  # NUL bytes, no UTF-8, a `~` of nobody
+        raise DataError(f"{path[:80]!a} is the path of no folder: {error}", fix) from None
+
+
+def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
+    """The images of each split with their classes, and what reading them has shown.
+
+    What is left out is said, by reason.
+    """
+    left_out = LeftOut()
+    walk = Walk(root, left_out)
+    found = arranged(root, walk.pictures, walk.folders, left_out)
+    named = [(root.joinpath(*parts), label) for own in found.values() for parts, label in own]
+    seen, bad = survey([path for path, _ in named])
+    if bad:
+        shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
+        _say(f"skipped {len(bad)} unreadable of {len(named)} images: {listed(shown, 3)}")
+    for line in left_out.lines():
+        _say(line)
+    if walk.outside:
+        shown = [f"{link} -> {target}" for link, target in walk.outside]
+        _say(f"{len(shown):,} links lead out of {root} and are followed: {listed(shown, 3)}")
+    files = {
+        split: [(path, label) for parts, label in own if (path := root.joinpath(*parts)) in seen]
+        for split, own in found.items()
+    }
+    for name in sorted(
+        {label for _, label in named} - {n for own in files.values() for _, n in own}
+    ):
+        _say(f"{name!r} is no class: none of its images can be read")
+    _classes(root, files)
+    return files, seen
+
+
+def _classes(root: Path, files: Files) -> list[str]:
+    """The names of the classes, sorted; `DataError` where nothing can be learned of one."""
+    classes = sorted({label for _, label in files["train"]})
+    if len(classes) < 2:
+        raise DataError(
+            f"{root} holds images of {len(classes)} class{'es' * (len(classes) != 1)}",
+            "give a folder with at least two class folders of images",
+        )
+    for split in ("search", "test"):
+        if unknown := sorted({label for _, label in files[split]} - {*classes}):
+            raise DataError(
+                f"{split} has images of {listed(unknown, 3)}, and train none",
+                "add some to train, or take that class away",
+            )
+    return classes
+
+
+class _Files(Split):
+    """Image files; the squares at their centres are what is kept of them."""
+
+    def __init__(self, name: str, files: list[tuple[Path, int]], reader: PictureReader) -> None:
+        super().__init__(name, len(files))
+        self.files, self.reader = files, reader
+        self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        # Threads of its own for each batch: processes that load beside a training are forked, and
+        # would wait for the threads of a pool that stayed behind.
+        with ThreadPoolExecutor(4) as pool:
+            images = list(pool.map(lambda i: self._load(i, size), indices))
+        labels = np.array([self.files[i][1] for i in indices])
+        return {"images": np.stack(images), "labels": labels}
+
+    def _load(self, index: int, canvas: int) -> NDArray[np.uint8]:
+        if (cached := self._cache.get((index, canvas))) is not None:
+            return cached
+        pixels = self.reader.pixels(self.files[index][0], canvas)
+        if len(self._cache) * pixels.size < 2e9:  # decoded images stay, up to 2 GB a split
+            self._cache[index, canvas] = pixels
+        return pixels
+
+
+def crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
+    """A crop of 60-100 % of the area and a horizontal flip, drawn for each sample.
+
+    Every tensor (samples, ..., side, side) that is laid out over the pictures gets the same; those
+    of integers, such as masks, take the nearest value instead of mixing several.
+    """
+    count, side = len(batch["images"]), batch["images"].shape[-1]
+    laid_out = [name for name, x in batch.items() if x.ndim > 2 and x.shape[-2:] == (side, side)]
+    pieces: dict[str, list[Tensor]] = {name: [] for name in laid_out}
+    for i in range(count):
+        crop = round(side * math.sqrt(rng.uniform(*_CROPPED)))
+        y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
+        flip = rng.random() < 0.5
+        for name in laid_out:
+            piece = batch[name][i : i + 1, ..., y : y + crop, x : x + crop]
+            pieces[name].append(_enlarged(piece.flip(-1) if flip else piece, side))
+    return {**batch, **{name: torch.cat(own) for name, own in pieces.items()}}
+
+
+def _enlarged(piece: Tensor, side: int) -> Tensor:
+    """A piece (1, ..., crop, crop) at another side."""
+    if piece.shape[-1] == side:
+        return piece
+    if not piece.is_floating_point():
+        at = torch.arange(side) * piece.shape[-1] // side
+        return piece[..., at[:, None], at]
+    return F.interpolate(piece, (side, side), mode="bilinear", antialias=True)
+
+
+def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    batch = split.batch(range(0, split.size, max(1, split.size // 200)), 64)
+    x = batch["images"].astype(np.float64) / 255
+    mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+    return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 0.01).round(4).tolist())
