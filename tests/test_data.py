@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -14,6 +15,7 @@ from nas.data import load_data
 from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import CLASSES, photos, render, render_batch
 from nas.errors import DataError, UnknownNameError, UsageError
+from nas.tasks.classification import Classification
 
 
 def test_a_scene_is_determined_by_split_index_canvas_and_seed():
@@ -210,3 +212,19 @@ def test_scenes_may_be_larger_than_the_noise_behind_them():
         plain = image[~mask].astype(int)
         assert 3 < plain.std() < 60
         assert np.unique(image[-100:, -100:]).size > 10  # noise up to the last corner
+
+
+def test_a_summary_names_the_classes_and_counts_every_split(photo_data):
+    assert photo_data.summary().endswith(
+        "2 classes (bright, dark); 20 in train, 2 in search, 2 in test"
+    )
+    scenes = load_data("scenes")
+    assert "scenes: 10 classes (T-shirt, trouser, " in scenes.summary()
+    assert scenes.summary().endswith("1,000,000,000 in train, 2,000 in search, 4,000 in test")
+    names = tuple(f"{i:03} {'x' * 50}\x1b[2J" for i in range(1000))
+    many = replace(scenes, task=Classification.of(names)).summary()
+    assert "1,000 classes (000 xxx" in many
+    assert "and 990 more)" in many
+    assert len(many) < 500
+    assert many.isprintable()
+    assert replace(scenes, task=Classification(7)).summary().startswith("scenes: 7 classes;")

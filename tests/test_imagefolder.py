@@ -288,7 +288,7 @@ trees = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(trees)
 def test_any_tree_is_refused_or_every_picture_is_used_or_counted(tree):
     """No class is called as a split beside a train split, and no picture is lost."""
@@ -399,3 +399,12 @@ def test_the_fingerprint_sees_edits_that_keep_the_size(tmp_path):
     changed[-1] ^= 1
     one.write_bytes(changed)
     assert load(tmp_path).fingerprint not in (before, swapped)
+
+
+def test_a_search_split_of_test_images_alone_is_refused(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path, f"{split}/cat", f"{split}/dog")
+    shutil.copytree(tmp_path / "test", tmp_path / "val")
+    assert load(tmp_path).search.size == 8
+    with pytest.raises(DataError, match="are in test, too"):
+        load(tmp_path, ",copies=drop")

@@ -138,6 +138,7 @@ def train(
 ) -> None:
     """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
     from nas.data import load_data
+    from nas.progress import console
     from nas.records import read_json
     from nas.tasks import load_task
     from nas.training.supernet import check_training
@@ -147,7 +148,9 @@ def train(
     check_device(device)
     check_training(space, Path(folder), resume, init, objective)
     recipe = Recipe(seed=seed).scaled(images)
-    where = run_train(space, load_data(data), Path(folder), recipe, device, resume, init, objective)
+    images_of = load_data(data)
+    console.print(images_of.summary(), soft_wrap=True)  # before hours of training
+    where = run_train(space, images_of, Path(folder), recipe, device, resume, init, objective)
     card = read_json(where / "supernet.json")
     if as_json:
         return print_json(card)

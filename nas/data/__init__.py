@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.errors import UnknownNameError
+from nas.errors import UnknownNameError, printable
 from nas.extensions import load_member, members
 from nas.preprocessing import PictureReader, normalised
 from nas.space.task import Task
@@ -25,6 +25,7 @@ from nas.space.task import Task
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
 Tensors = dict[str, Tensor]  # likewise
 SPLITS = ("train", "search", "test")
+_LISTED = 10  # names of classes in a summary
 
 
 class Split(ABC):
@@ -74,6 +75,17 @@ class Dataset:
     std: tuple[float, ...] = ()
     reader: PictureReader | None = None
     augment: Callable[[Tensors, Random], Tensors] | None = None
+
+    def summary(self) -> str:
+        """One line with the classes, of many the first ones, and the size of each split."""
+        classes = self.task.describe().get("classes")
+        shown = f"{classes} classes" if isinstance(classes, int) else self.task.name
+        if isinstance(classes, list):
+            first = ", ".join(printable(name, 30) for name in classes[:_LISTED])
+            more = len(classes) - _LISTED
+            shown = f"{len(classes):,} classes ({first}{f' and {more:,} more' if more > 0 else ''})"
+        sizes = ", ".join(f"{s.size:,} in {s.name}" for s in (self.train, self.search, self.test))
+        return f"{self.name}: {shown}; {sizes}"
 
     def prepare(self, batch: Arrays | Tensors) -> Tensors:
         """The arrays of a batch as tensors; what is on a device stays there.

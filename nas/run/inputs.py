@@ -96,6 +96,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     if s.supernet:
         read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
+    console.print(data.summary(), soft_wrap=True)
     space = load_space(s.space, data.task)
     source = Path(s.supernet) if s.supernet else supernet_folder(space.name, data)
     _check_base(request)

@@ -192,7 +192,7 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
             )
     if card["data_fingerprint"] != data.fingerprint:
         raise WeightsError(
-            f"the images of {data.name} have changed since the supernet in {folder} was trained, "
+            f"the images of {data.name} or their splits have changed since {folder} was trained, "
             "so that test images may have been trained on",
             "train again, or restore the images",
         )

@@ -47,24 +47,30 @@ def load(argument: str, seed: int) -> Dataset:
         hold_out(files, seen, missing, Random(seed))
     if drops and (dropped := drop_copies(files, seen)):
         _say(f"left out {dropped:,} images of train and search that a later split holds, too")
+        if not files["search"]:
+            raise DataError(
+                f"all images of the search split of {root} are in test, too",
+                "give the search other images, or take its folder away: part of train is held out",
+            )
     for line in copy_lines(files, seen, f"--data imagefolder:{path}{_DROP_COPIES} leaves them out"):
         _say(line)
     classes = _classes(root, files)
+    labels = {name: label for label, name in enumerate(classes)}
     for split in SPLITS:  # the first images of a split must be a fair sample of its classes
         Random(f"{seed} {split}").shuffle(files[split])
-    pictures = {split: [seen[path] for path, _ in files[split]] for split in SPLITS}
+    pictures = {split: [seen[file] for file, _ in files[split]] for split in SPLITS}
     reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
     for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
         _say(line)
     splits = {
-        split: _Files(split, [(path, classes.index(name)) for path, name in own], reader)
+        split: _Files(split, [(file, labels[name]) for file, name in own], reader)
         for split, own in files.items()
     }
     mean, std = _statistics(splits["train"])
     content = [
-        (split, path.relative_to(root).as_posix(), label, seen[path].digest)
+        (split, file.relative_to(root).as_posix(), label, seen[file].digest)
         for split in SPLITS
-        for path, label in splits[split].files
+        for file, label in splits[split].files
     ]
     return Dataset(
         name=f"imagefolder:{root}{_DROP_COPIES if drops else ''}",
@@ -79,7 +85,7 @@ def load(argument: str, seed: int) -> Dataset:
 
 
 def _say(line: str) -> None:
-    console.print(line, style="yellow", markup=False, soft_wrap=True)
+    console.print(line, style="yellow", soft_wrap=True)
 
 
 def _root(path: str) -> Path:

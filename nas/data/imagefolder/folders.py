@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nas.errors import DataError
+from nas.errors import DataError, printable
 from nas.preprocessing import open_picture, picture_endings
 
 Parts = tuple[str, ...]  # the names of the folders from the root on, and of the file
@@ -57,8 +57,9 @@ class LeftOut:
 
 def listed(names: Sequence[str], count: int) -> str:
     """The first names, each as a terminal can show it, and three dots where more follow."""
-    shown = ("".join(c if c.isprintable() else "?" for c in name) for name in names[:count])
-    return ", ".join(shown) + (", ..." if len(names) > count else "")
+    return ", ".join(printable(name) for name in names[:count]) + (
+        ", ..." if len(names) > count else ""
+    )
 
 
 class Walk:
