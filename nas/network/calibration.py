@@ -51,11 +51,11 @@ class _Observer:
 
     def __init__(self) -> None:
         self.low, self.high = float("inf"), float("-inf")
-        self._counts = torch.zeros(2 * _BINS, dtype=torch.int64)
+        self._counts = torch.zeros(2 * _BINS, dtype=torch.int64)  # on the device of the values
 
     def __call__(self, x: Tensor) -> None:
         for part in torch.split(x.detach().flatten(), _PART):  # bounds the memory
-            values = part.float().cpu()
+            values = part.float()
             low, high = (end.item() for end in values.aminmax())
             if not -torch.inf < low <= high < torch.inf:
                 raise EvaluationError(
@@ -66,7 +66,7 @@ class _Observer:
             bits = values.view(torch.int32)
             size = (bits & 0x7FFFFFFF) >> _DROPPED
             bins = torch.where(bits < 0, _BINS - 1 - size, _BINS + size)
-            self._counts += torch.bincount(bins, minlength=2 * _BINS)
+            self._counts = self._counts.to(x.device) + torch.bincount(bins, minlength=2 * _BINS)
 
     @property
     def seen(self) -> bool:
@@ -75,6 +75,7 @@ class _Observer:
     def clip(self, method: str) -> tuple[float, float]:
         if method == "minmax":
             return self.low, self.high
+        self._counts = self._counts.cpu()
         if method == "percentile":
             return self._quantiles()
         bins = self._counts.nonzero().flatten()
