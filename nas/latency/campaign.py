@@ -7,24 +7,24 @@ hits all alike. Every round is appended to `samples.jsonl`: a killed profile goe
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nas.errors import InfeasibleError, PreparationError, TableError
-from nas.latency.fit import Calibration
-from nas.latency.port import Port, Report
-from nas.latency.protocols import Piece, Visit, pieces, samples_by_row
-from nas.latency.rows import UNUSABLE, Reference, Row
+from nas.latency.noise import Visit, steadied, wanting
+from nas.latency.outcome import Outcome, Plan, outcome
+from nas.latency.port import Port
+from nas.latency.protocols import Piece, pieces
+from nas.latency.rows import UNUSABLE
 from nas.network.macs import count_params
 from nas.progress import Advance, bar
 from nas.records import Journal
 from nas.runtimes import Program, Runtime, visit
 from nas.space.family import SearchSpace
-from nas.space.layer import Layer
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 
@@ -33,7 +33,7 @@ _EXACT = 5, 10  # the same where numbers have no noise
 _ENOUGH = 3  # rounds that make a table when the time is up
 _HELD_WEIGHTS = 500_000_000  # parameters of what stays prepared between rounds: 2 GB
 _KEEP_EVERY_S = 2.0  # what a kill can lose
-_UNREACHED = "failed: no architecture without failed layers has it"
+PATIENCE_MINUTES = 3.0  # for more rounds than were asked for
 
 
 def networks_wanted(runtime: Runtime) -> tuple[int, int]:
@@ -47,7 +47,8 @@ class Samples:
     def __init__(self, journal: Journal) -> None:
         """Read the journal; its first record only says whose samples these are."""
         self._journal = journal
-        self.visits: dict[str, list[Visit]] = {}  # of each piece, by its name
+        self.order: list[tuple[str, Visit]] = []  # all visits, each with the name of its piece
+        self.visits: Counter[str] = Counter()  # how many of each piece
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
         self.alone: set[str] = set()  # rows that cannot be timed behind another layer
         self.chosen: list[str] = []  # architectures of the reference networks, as JSON
@@ -60,33 +61,12 @@ class Samples:
         self._add(record)
 
     def _add(self, record: dict[str, Any]) -> None:
-        for name, samples in record.get("samples", {}).items():
-            self.visits.setdefault(name, []).append(samples)
+        samples = record.get("samples", {})
+        self.order += samples.items()
+        self.visits.update(samples.keys())
         self.failed |= record.get("failed", {})
         self.alone |= set(record.get("alone", []))
         self.chosen += record.get("chosen", [])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a campaign measures, given what is known so far of what runs on the device."""
-
-    graph: Graph  # the space without rows that cannot be had
-    rows: dict[str, Layer]  # to be measured, by key
-    pieces: list[Piece]
-    networks: list[Piece]  # the references; none before each row has been visited once
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that a campaign found, and a table is made of."""
-
-    rows: dict[str, Row]
-    references: tuple[Reference, ...]
-    calibration: Calibration
-    wall_over_cpu: float  # median over all samples; 0 where the runtime knows no processor time
-    port: Report | None  # how well a port predicts, where rows were carried over
-    seconds: float  # what the last run took
 
 
 class Campaign:
@@ -100,11 +80,15 @@ class Campaign:
         context: str,
         journal: Journal,
         rounds: int,
+        most: int,
         port: Port | None = None,
     ) -> None:
-        """`graph` is that of the space. With a `port` only its chosen rows are measured."""
+        """`graph` is that of the space. With a `port` only its chosen rows are measured.
+
+        There are `rounds`, and up to `most` of them as long as noise keeps the error up.
+        """
         self.space, self.runtime = space, runtime
-        self.context, self.rounds, self.port = context, rounds, port
+        self.context, self.rounds, self.most, self.port = context, rounds, most, port
         self.samples = Samples(journal)
         self._all = graph
         self._held: dict[str, Program] = {}
@@ -125,7 +109,18 @@ class Campaign:
         wanted = every.keys() & self.port.chosen.keys if self.port else every.keys()
         rows = {key: every[key] for key in every if key in wanted}
         own = pieces(self.space, graph, self.context, rows, self.samples.alone)
-        return Plan(graph, rows, own, self._networks())
+        return Plan(
+            space=self.space,
+            everything=self._all,
+            graph=graph,
+            rows=rows,
+            pieces=own,
+            networks=self._networks(),
+            failed=failed,
+            fitted=networks_wanted(self.runtime)[0],
+            serial=self.runtime.describe().get("threads", 1) == 1,
+            port=self.port,
+        )
 
     def _networks(self) -> list[Piece]:
         """The chosen reference networks that have no failed layer."""
@@ -134,13 +129,14 @@ class Campaign:
         return [x for x in chosen if failed.isdisjoint(layer.key for layer in x.layers)]
 
     def _visits(self, piece: Piece) -> int:
-        return len(self.samples.visits.get(piece.name, ()))
+        return self.samples.visits[piece.name]
 
     def run(self, minutes: float) -> Outcome:
         """Visit until every piece has had its rounds, for so many minutes at most.
 
         When the time is up before that, there is an outcome if every piece has had three rounds.
-        Otherwise `TableError` says how far it came.
+        Otherwise `TableError` says how far it came. More rounds follow, up to `most` and within
+        some minutes, while the error is above the one that is wanted and most of it is noise.
         """
         start = time.monotonic()
         end = start + 60 * minutes
@@ -148,20 +144,43 @@ class Campaign:
         rng = np.random.default_rng(0)
         total = (len(self.plan.pieces) + sum(networks_wanted(self.runtime))) * self.rounds
         with bar("profile", total, "runs") as advance:
-            advance(sum(map(len, self.samples.visits.values())), f"{len(self.plan.rows)} rows")
-            while due := self._due():
-                self._round([due[i] for i in rng.permutation(len(due))], end, advance)
-                if time.monotonic() <= end:
-                    continue
-                if self._enough():
-                    break
-                done = sum(self._visits(piece) > 0 for piece in self.plan.pieces)
-                raise TableError(
-                    f"the time was up after {done} of {len(self.plan.pieces)} pieces of "
-                    f"{self.space.name}",
-                    "go on with what there is by the same command",
-                )
-        return self._outcome(notes, time.monotonic() - start)
+            advance(self.samples.visits.total(), f"{len(self.plan.rows)} rows")
+            self._visit_all(rng, end, advance)
+            found = self._outcome(notes, start)
+            end = min(end, start + 60 * PATIENCE_MINUTES)
+            while _wanting(found) and self.rounds < self.most and time.monotonic() < end:
+                self.rounds += 1
+                advance(0, f"{_said(found)}: more rounds")
+                if not self._visit_all(rng, end, advance):
+                    self.rounds -= 1
+                    end = start  # the time is up
+                found = self._outcome(notes, start)
+        if isinstance(found, TableError):
+            raise found
+        return found
+
+    def _visit_all(self, rng: np.random.Generator, end: float, advance: Advance) -> bool:
+        """Visit every piece that lacks rounds; whether that was done before `end`."""
+        while due := self._due():
+            self._round([due[i] for i in rng.permutation(len(due))], end, advance)
+            if time.monotonic() <= end:
+                continue
+            if self._enough():
+                return False
+            done = sum(self._visits(piece) > 0 for piece in self.plan.pieces)
+            raise TableError(
+                f"the time was up after {done} of {len(self.plan.pieces)} pieces of "
+                f"{self.space.name}",
+                "go on with what there is by the same command",
+            )
+        return True
+
+    def _outcome(self, notes: dict[str, str], start: float) -> Outcome | TableError:
+        """The outcome so far, or the error where the samples are too noisy for one."""
+        try:
+            return outcome(self.plan, self.samples.order, notes, time.monotonic() - start)
+        except TableError as error:
+            return error
 
     def _prepare(self, end: float) -> dict[str, str]:
         """Have the runtime prepare rows ahead, and collect its notes on them, by key.
@@ -250,7 +269,7 @@ class Campaign:
 
     def _choose(self) -> list[str]:
         """One random network from each of equal bands of the latency range, in random order."""
-        rows = self._rows({})[0]
+        rows, _ = self.plan.make_rows(steadied(self.samples.order, self.plan.serial), {})
         trellis = Trellis(self.plan.graph, lambda layer: rows[layer.key].median)
         wanted = sum(networks_wanted(self.runtime))
         edges = np.linspace(trellis.fastest, trellis.slowest, wanted + 1)
@@ -265,47 +284,15 @@ class Campaign:
         tours = {piece.about for piece in self.plan.pieces}
         return [text for text in chosen if text not in tours]
 
-    def _by_row(self) -> dict[str, Visit]:
-        return samples_by_row(self.space, self.plan.rows, self.samples.visits)
 
-    def _rows(self, notes: dict[str, str]) -> tuple[dict[str, Row], Report | None]:
-        """The row of every layer that was timed, failed, or was carried over by the port."""
-        samples = self._by_row()
-        measured = {key: Row.of(key, own, notes.get(key, "")) for key, own in samples.items()}
-        reached = self.plan.graph.items()
-        lost = {key: _UNREACHED for key in self._all.items() if key not in reached}
-        for key, why in (lost | self.samples.failed).items():
-            measured[key] = Row.without_numbers(key, why)
-        return self.port.carry(measured) if self.port else (measured, None)
+def _wanting(found: Outcome | TableError) -> bool:
+    """Whether more rounds would make a better table."""
+    if isinstance(found, TableError):
+        return True
+    return wanting(found.calibration.mape_percent, found.noise_percent)
 
-    def _outcome(self, notes: dict[str, str], seconds: float) -> Outcome:
-        rows, port = self._rows(notes)
-        references = self._references(rows)
-        sums = []
-        for piece in self.plan.networks:
-            own: dict[str, float] = defaultdict(float)
-            for layer in piece.layers:
-                own[rows[layer.key].kind] += rows[layer.key].median
-            sums.append(own)
-        fitted = sum(reference.use == "fit" for reference in references)
-        calibration = Calibration.fit_kinds(sums, [r.median for r in references], fitted)
-        return Outcome(rows, references, calibration, self._wall_over_cpu(), port, seconds)
 
-    def _references(self, rows: dict[str, Row]) -> tuple[Reference, ...]:
-        """The reference networks: the first for the fit, the others held out."""
-        networks = self.plan.networks
-        fitted = min(networks_wanted(self.runtime)[0], len(networks) // 2)
-        found = []
-        for i, piece in enumerate(networks):
-            total = sum(rows[layer.key].median for layer in piece.layers)
-            visits = self.samples.visits[piece.name]
-            own = Row.of("", [sample for visit in visits for sample in visit])
-            use = "fit" if i < fitted else "held-out"
-            numbers = (round(total, 5), own.median, own.p20, own.iqr, own.samples)
-            found.append(Reference(piece.about, use, *numbers))
-        return tuple(found)
-
-    def _wall_over_cpu(self) -> float:
-        samples = np.array([s for own in self._by_row().values() for s in own])
-        known = samples[samples[:, 1] > 1e-3]
-        return float(np.median(known[:, 0] / known[:, 1])) if len(known) else 0.0
+def _said(found: Outcome | TableError) -> str:
+    if isinstance(found, TableError):
+        return "too noisy"
+    return f"error {found.calibration.mape_percent:.1f} %"

@@ -13,7 +13,7 @@ import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,6 +59,9 @@ class _Manifest:
     rounds: int = 0
     seconds: float = 0.0
     wall_over_cpu: float = 0.0
+    held_up_percent: float = 0.0
+    noise_percent: float = 0.0
+    quantiles: dict[str, float] = field(default_factory=dict)
     resolutions: tuple[int, ...] = ()
     measured_source: str = ""
     port: dict[str, Any] | None = None
@@ -177,6 +180,7 @@ def _read_manifest(path: Path, text: str) -> dict[str, Any]:
         if known.source not in SOURCES:
             raise MismatchError(f"unknown source {known.source!r}")
         _check_calibration(known.calibration, known.source == "external")
+        _check_quantiles(known.quantiles)
         decode(dict[str, float], {k: v for k, v in (known.port or {}).items() if "percent" in k})
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
@@ -199,6 +203,13 @@ def _check_task(path: Path, manifest: Mapping[str, Any]) -> None:
         if "task" in manifest and "." in str(manifest["task"]):
             raise TableError(f"{path}: {error.message}", error.fix) from None
         raise _damaged(path, error.message) from None
+
+
+def _check_quantiles(found: Mapping[str, float]) -> None:
+    """Raise `ValueError` unless quantiles lie between 0 and 1, and their ratios can be such."""
+    for name, ratio in found.items():
+        if not 0 < float(name) < 1 or not 0 < ratio < _MOST:
+            raise ValueError(f"quantiles.{name} is {ratio!r}")
 
 
 def _check_calibration(numbers: Mapping[str, Any], unknown: bool) -> None:

@@ -9,14 +9,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from nas.errors import TableError
-from nas.latency.campaign import Campaign, Outcome, networks_wanted
+from nas.errors import RunError, TableError
+from nas.latency.campaign import Campaign, networks_wanted
 from nas.latency.files import SAMPLES, SCHEMA, forget
 from nas.latency.library import known_table, table_folder
+from nas.latency.outcome import Outcome
 from nas.latency.port import PER_KIND, Port, choose_rows, provenance
 from nas.latency.port import check as check_port
 from nas.latency.protocols import PROTOCOL, PROTOCOLS, VISIT
 from nas.latency.table import LatencyTable
+from nas.progress import console
 from nas.records import Journal, fingerprint
 from nas.runtimes import CONTEXTS, Runtime, check_option, load_runtime
 from nas.space.family import SearchSpace
@@ -25,6 +27,8 @@ from nas.trellis.graph import Graph
 from nas.versions import layer_code
 
 ROUNDS = 5
+_MOST = 3 * ROUNDS  # the first time, where noise keeps the error up
+_MOST_EVER = 6 * ROUNDS  # with all the times that a table was improved
 
 
 def profile(
@@ -40,6 +44,8 @@ def profile(
 ) -> LatencyTable:
     """The table of a device: read if it is complete, else measured, by default in five rounds.
 
+    By default more rounds follow, for some minutes, where noise keeps the error above 2 %; and a
+    table that was kept with such an error gets a few more rounds each time that it is asked for.
     `context` says how rows are timed; by default as it predicts whole networks best on this
     runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
     else with a `TableError`, and the same call goes on. With the table of a `sibling` device only
@@ -58,23 +64,57 @@ def profile(
                 f"measure it end to end: vitnas measure {space.name}",
             )
         runtime.describe()
+        journal, kept = Journal(folder / SAMPLES), None
         if (folder / "manifest.toml").exists() and not again:
             table = LatencyTable.load(folder)
             table.check(space, runtime.describe())
             if _complete(table, runtime, graph, rounds or 0, context, sibling is not None):
+                if rounds or not _improvable(table, journal):
+                    return table
+                kept = table
+        fewest, most = _rounds(runtime, rounds, kept)
+        try:
+            with journal.locked():
+                if again:
+                    forget(folder)
+                context = _context(runtime, context, sibling)
+                port = _port(space, runtime, context, sibling, rows_per_kind)
+                number = _claim(journal, _identity(space, runtime, context, port))
+                campaign = Campaign(space, graph, runtime, context, journal, fewest, most, port)
+                table = _table(campaign, campaign.run(minutes), number)
+                table.save(folder)
                 return table
-        journal = Journal(folder / SAMPLES)
-        with journal.locked():
-            if again:
-                forget(folder)
-            context = _context(runtime, context, sibling)
-            port = _port(space, runtime, context, sibling, rows_per_kind)
-            number = _claim(journal, _identity(space, runtime, context, port))
-            rounds = 1 if runtime.exact else rounds or ROUNDS
-            campaign = Campaign(space, graph, runtime, context, journal, rounds, port)
-            table = _table(campaign, campaign.run(minutes), number)
-            table.save(folder)
-            return table
+        except RunError:  # another process measures it, or the disk is full
+            if kept is None:
+                raise
+            return kept
+
+
+def _improvable(table: LatencyTable, journal: Journal) -> bool:
+    """Whether a finished table wants more rounds, and its samples are there to go on with."""
+    samples = journal.read()[:1]
+    of_table = bool(samples) and samples[0].get("campaign") == table.manifest.get("campaign")
+    rounds = table.manifest.get("rounds", _MOST_EVER)
+    return table.wanting and of_table and bool(rounds < _MOST_EVER)
+
+
+def _rounds(runtime: Runtime, asked: int | None, kept: LatencyTable | None) -> tuple[int, int]:
+    """How many rounds are measured at least, and at most while noise keeps the error up.
+
+    Says so where a `kept` table is improved.
+    """
+    if runtime.exact:
+        return 1, 1
+    if kept is None:
+        return asked or ROUNDS, asked or _MOST
+    while_busy = " as the machine was busy" if kept.busy else ""
+    console.print(
+        f"the table of {str(kept.manifest['date'])[:10]} has an error of "
+        f"{kept.calibration.mape_percent:.1f} %{while_busy}: measuring more rounds",
+        style="yellow",
+    )
+    had = int(kept.manifest["rounds"])
+    return had + 1, had + ROUNDS
 
 
 def _complete(
@@ -172,6 +212,9 @@ def _table(campaign: Campaign, outcome: Outcome, number: str) -> LatencyTable:
         "protocol": PROTOCOLS[campaign.context] + VISIT,
         "rounds": campaign.rounds,
         "wall_over_cpu": round(outcome.wall_over_cpu, 3),
+        "held_up_percent": outcome.held_up_percent,
+        "noise_percent": outcome.noise_percent,
+        "quantiles": {str(q): x for q, x in outcome.quantiles.items()},
         "device": runtime.describe(),
         "conditions": runtime.conditions(),
         "calibration": asdict(outcome.calibration),

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nas.latency.noise import Visit, Visits, undisturbed
 from nas.runtimes import KEPT, WARM_UP_MS
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer
@@ -26,11 +28,6 @@ PROTOCOLS = {
 }
 VISIT = f"; a visit warms up for {WARM_UP_MS:g} ms and keeps {KEPT} calls"
 _BEHIND = " > "
-
-# The visits of each piece by its name. A visit is a list of samples, wall and processor time: one
-# for each call, or for a tour one for each layer of each call.
-Visit = list[Sequence[float]]
-Visits = Mapping[str, Sequence[Visit]]
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,13 @@ def stackable(layer: Layer) -> bool:
     return shapes == [None if t is None else t.shape for t in slots(after)]
 
 
-def samples_by_row(space: SearchSpace, rows: Collection[str], visits: Visits) -> dict[str, Visit]:
+def samples_by_row(
+    space: SearchSpace, rows: Collection[str], visits: Visits, serial: bool = True
+) -> dict[str, Visit]:
     """The samples of every row, by key, that the visits of all pieces so far give.
 
     Of layers that were timed alone, those count that are among `rows`: the others were only timed
-    to be subtracted.
+    to be subtracted. `serial` is that of `nas.latency.noise.undisturbed`.
     """
     found: dict[str, Visit] = {}
     alone: dict[str, Sequence[Visit]] = {}
@@ -133,6 +132,13 @@ def samples_by_row(space: SearchSpace, rows: Collection[str], visits: Visits) ->
             found[key] = [sample for visit in own for sample in visit]
     for about, own in behind.items():
         first, _, key = about.partition(_BEHIND)
-        both = zip((np.median(v, 0) for v in own), (np.median(v, 0) for v in alone[first]))
-        found[key] = [np.maximum(two - one, 1e-5).tolist() for two, one in both]
+        both = zip(_middles(own, serial), _middles(alone[first], serial))
+        # A processor time of 0 is an unknown one, and stays that.
+        found[key] = [np.where(two > 0, np.maximum(two - one, 1e-5), 0).tolist()
+                      for two, one in both]  # fmt: skip
     return found
+
+
+def _middles(visits: Sequence[Visit], serial: bool) -> Iterator[NDArray[np.float64]]:
+    """The median wall and processor time of each visit, without what held it up."""
+    return (np.median(undisturbed(np.array(visit), serial), 0) for visit in visits)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+
+from nas.latency.noise import undisturbed
 
 UNUSABLE = ("failed", "fallback")
 
@@ -30,9 +31,14 @@ class Row:
     note: str = ""
 
     @classmethod
-    def of(cls, key: str, samples: Iterable[Sequence[float]], note: str = "") -> Self:
-        """The row of a layer from its samples (wall, processor time), disturbed ones left out."""
-        wall, cpu = _undisturbed(np.array(list(samples))).T
+    def of(
+        cls, key: str, samples: Iterable[Sequence[float]], note: str = "", serial: bool = True
+    ) -> Self:
+        """The row of a layer from its samples (wall, processor time), without what held them up.
+
+        `serial` is that of `nas.latency.noise.undisturbed`.
+        """
+        wall, cpu = undisturbed(np.array(list(samples)), serial).T
         p20, q1, median, q3 = np.percentile(wall, (20, 25, 50, 75)).round(5)
         return cls(
             key,
@@ -58,19 +64,6 @@ class Row:
     def kind(self) -> str:
         """The name of the layer's module, e.g. `WindowBlock`."""
         return self.key.partition("(")[0]
-
-
-def _undisturbed(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The samples (n, 2), wall and processor time, in which the process was not held up.
-
-    All of them if few are left, as on a device that does not tell the processor time.
-    """
-    wall, cpu = samples.T
-    kept = samples[wall <= _HELD_UP * cpu]
-    return kept if len(kept) >= max(3, len(samples) / 4) else samples
-
-
-_HELD_UP = 1.1  # wall by processor time
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Self
 
+import numpy as np
+
 from nas.errors import TableError
 from nas.latency.files import read, write
 from nas.latency.fit import Calibration
+from nas.latency.noise import wanting
 from nas.latency.rows import Reference, Row
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -27,6 +30,8 @@ from nas.tasks import load_task
 from nas.trellis.graph import Graph
 from nas.trellis.trellis import Trellis
 from nas.versions import layer_code
+
+_BUSY_PERCENT = 10.0  # of samples that were held up
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,31 @@ class LatencyTable:
         """Whether the layers have the same code today as when the table was measured."""
         family = str(self.manifest["space"]).partition(":")[0]
         return bool(self.manifest["layer_code"] == layer_code(family))
+
+    @property
+    def wanting(self) -> bool:
+        """Whether its error is above the one that is wanted because of noise, and may be lowered.
+
+        Tables of earlier versions do not know how much of their error is noise: all of it may be.
+        """
+        if self.manifest["source"] in ("vendor-model", "emulated-count", "external"):
+            return False  # the same numbers every time, or not measured by us
+        error = self.calibration.mape_percent
+        return wanting(error, self.manifest.get("noise_percent", error))
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs held up the process that measured it, in a tenth of samples."""
+        return bool(self.manifest.get("held_up_percent", 0.0) > _BUSY_PERCENT)
+
+    def tail(self, quantile: float) -> float:
+        """How many times its median a quantile of single inferences is, on a quiet machine.
+
+        1.0 for the median, and in a table that does not know; in between by interpolation.
+        """
+        known = {0.5: 1.0} | {float(q): x for q, x in self.manifest.get("quantiles", {}).items()}
+        places = sorted(known)
+        return float(np.interp(quantile, places, [known[q] for q in places]))
 
     @property
     def measured_source(self) -> str:

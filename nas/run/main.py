@@ -20,6 +20,7 @@ import numpy as np
 from nas.budget import Budget, positive_number, readable_ms
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import variance_in
+from nas.latency.table import LatencyTable
 from nas.progress import bar, console
 from nas.records import Journal, write_json
 from nas.run.contest import Outcome, decide, further_inside, rank
@@ -184,6 +185,18 @@ def _greet(inputs: Inputs) -> None:
         f"{error.mape_percent:.1f} % (p95 {error.p95_percent:.1f} %); "
         f"{len(scores.known) + len(scores.ledger.written):,} scores known"
     )
+    for device, table in inputs.tables.items():
+        if said := _doubts(table):
+            console.print(f"{device}: {said}", style="yellow")
+
+
+def _doubts(table: LatencyTable) -> str:
+    """What a user should know of how a table was measured; "" if that went well."""
+    after = "a search without --table measures more rounds" if table.wanting else ""
+    busy = "the machine was busy while its table was measured" if table.busy else ""
+    if busy:
+        busy += f" ({table.manifest['held_up_percent']:.0f} % of the samples were held up)"
+    return "; ".join(filter(None, (busy, after and f"noise keeps its error up: {after}")))
 
 
 def _test(inputs: Inputs, finalists: Sequence[Candidate]) -> dict[Architecture, Tested]:

@@ -51,6 +51,10 @@ def noise(s: Subject) -> Found:
     """Find rows that were disturbed while they were measured."""
     fix = f"measure it again on a quiet machine: {s.again}"
     usual = _waiting(s)
+    if s.table.busy and s.table.wanting:
+        held, error = s.manifest["held_up_percent"], s.table.calibration.mape_percent
+        message = f"the machine was busy: {held:.0f} % of samples were held up, error {error:.1f} %"
+        yield Finding("noisy", WARNING, "", message, f"measure more rounds: {s.once_more}")
     if usual > WAITING and "cpu" in str(s.device.get("name")):
         message = f"waited: wall time is {usual:.2f} of processor time in most rows"
         yield Finding("noisy", WARNING, "", message, fix)
