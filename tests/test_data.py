@@ -11,6 +11,7 @@ import torch
 from conftest import paint
 from PIL import Image
 
+from nas.cli import main
 from nas.data import load_data
 from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import CLASSES, photos, render, render_batch
@@ -228,3 +229,25 @@ def test_a_summary_names_the_classes_and_counts_every_split(photo_data):
     assert len(many) < 500
     assert many.isprintable()
     assert replace(scenes, task=Classification(7)).summary().startswith("scenes: 7 classes;")
+
+
+def test_a_training_and_a_search_say_what_they_work_on(
+    photos, photo_data, debug_supernet, tmp_path, capsys, monkeypatch
+):
+    """Before the hours that they may take, and on standard error."""
+    monkeypatch.setattr("nas.training.supernet.train", stop)
+    monkeypatch.setattr("nas.run.inputs._table", stop)
+    data = ["--space", "swin:debug", "--data", f"imagefolder:{photos}"]
+    for words in (
+        ["train", *data, "--out", str(tmp_path / "supernet")],
+        ["search", *data, "--budget", "9ms", "--supernet", str(debug_supernet), "--out", str(tmp_path / "run")],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main([*words, "--json"])
+        printed = capsys.readouterr()
+        assert photo_data.summary() in printed.err
+        assert photo_data.summary() not in printed.out
+
+
+def stop(*arguments, **options):
+    raise DataError("enough of this")

@@ -96,12 +96,12 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     if s.supernet:
         read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
-    console.print(data.summary(), soft_wrap=True)
     space = load_space(s.space, data.task)
     source = Path(s.supernet) if s.supernet else supernet_folder(space.name, data)
     _check_base(request)
     network, card = load_supernet(source, space.name, data)
     shipped = [] if s.fresh else shipped_scores(source, space, card, data, s.search_images)
+    console.print(data.summary(), soft_wrap=True)
     with timed("table"):
         tables = {device: _table(request, space, device) for device in s.devices}
     limits = Limits(s, space, tables)
