@@ -99,11 +99,14 @@ def parse_count(text: str, what: str) -> float:
     return number
 
 
-def whole_number(name: str, given: Any, least: float = -math.inf) -> int:
-    """What is given, as an int; `UsageError` unless it is a whole number, `least` or more."""
-    if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
+def whole_number(name: str, given: Any, least: float = -math.inf, most: float = math.inf) -> int:
+    """What is given, as an int; `UsageError` unless it is a whole number from `least` to `most`."""
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    if not whole or not least <= int(given) <= most:
+        highest = f", at most {most:.0f}" if math.isfinite(most) else ""
         raise UsageError(
-            f"{name} must be a whole number{_at_least(least)}, got {_short(given)}", "e.g. 8"
+            f"{name} must be a whole number{_at_least(least)}{highest}, got {_short(given)}",
+            "e.g. 8",
         )
     return int(given)
 

@@ -65,6 +65,11 @@ def _checked(own: Field[Any], given: Any) -> Any:
     return given
 
 
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` unless a seed is one for every generator that is used: 32 bits."""
+    whole_number("seed", seed, 0, 2**32 - 1)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What determines a run's result; a resumed run must have the same.
@@ -105,7 +110,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_options(self)
-        whole_number("seed", self.seed, 0)
+        check_seed(self.seed)
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if self.searcher not in searcher_names():

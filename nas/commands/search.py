@@ -13,7 +13,7 @@ from nas.budget import Budget, alternatives, readable_ms
 from nas.commands import Data, Device, Json, Seed, Space, app, grid_of, out, print_json
 from nas.commands.options import with_options
 from nas.errors import UsageError
-from nas.settings import DEVICE, Distribution, Settings
+from nas.settings import DEVICE, Distribution, Settings, check_seed
 
 if TYPE_CHECKING:
     from nas.run_record import Answer, RunRecord
@@ -146,6 +146,7 @@ def train(
     from nas.training.trainer import Recipe, check_device
 
     check_device(device)
+    check_seed(seed)
     check_training(space, Path(folder), resume, init, objective)
     recipe = Recipe(seed=seed).scaled(images)
     images_of = load_data(data)

@@ -1,0 +1,441 @@
+"""Supernets that were altered, cut off or are of something else, and trainings that go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import timm_models
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import nas
+from nas import cli
+from nas.errors import RunError, VitnasError, WeightsError
+from nas.families import load_space
+from nas.network.network import Network
+from nas.records import Journal, fingerprint, read_json, write_json
+from nas.run.inputs import shipped_scores
+from nas.space.family import SearchSpace
+from nas.tasks.classification import Classification
+from nas.training.objectives.supervised import Supervised
+from nas.training.pretrained import load_weights
+from nas.training.supernet import load_supernet, save_supernet, train
+from nas.training.trainer import DivergedError, Recipe, Trainer, check_device
+from nas.versions import layer_code
+from search_spaces import vit
+
+SPACE = load_space("swin:debug", Classification(2))
+RECIPE = Recipe(images=(160, 160, 160), batches=(8, 8, 8))
+
+
+@pytest.fixture
+def supernet(debug_supernet, tmp_path):
+    return shutil.copytree(debug_supernet, tmp_path / "supernet")
+
+
+def refused(folder, data, *parts):
+    with pytest.raises(WeightsError) as caught:
+        load_supernet(folder, "swin:debug", data)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.fix
+
+
+def flip(path, *places, bit=6):
+    content = bytearray(path.read_bytes())
+    for place in places:
+        content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_flipped_bits_in_the_weights_are_noticed(supernet, photo_data):
+    weights = supernet / "weights.safetensors"
+    whole = weights.read_bytes()
+    for place in (-1, -1000, len(whole) // 2, 0, 9):
+        flip(weights, place)
+        refused(supernet, photo_data, "not the weights that supernet.json was written for")
+        weights.write_bytes(whole)
+    load_supernet(supernet, "swin:debug", photo_data)
+
+
+def with_weights(folder, change):
+    """Weights that are what the card says, though they should never have been written."""
+    file, card = folder / "weights.safetensors", read_json(folder / "supernet.json")
+    save_file(change(load_file(file)), file)
+    write_json(folder / "supernet.json", {**card, "fingerprint": fingerprint(file.read_bytes())})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda w: {**w, "layers.head.fc.bias": w["layers.head.fc.bias"] * float("nan")},
+         "layers.head.fc.bias holds values that are no numbers"),
+        (lambda w: {**w, "layers.stem.bias": w["layers.stem.bias"] + float("inf")}, "no numbers"),
+        (lambda w: {k: v for k, v in w.items() if "head" not in k}, "cannot load"),
+        (lambda w: {**w, "layers.stem.bias": torch.zeros(1)}, "cannot load"),
+        (lambda w: {**w, "surplus": torch.zeros(1)}, "cannot load"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_no_supernet(supernet, photo_data, change, why):
+    with_weights(supernet, change)
+    refused(supernet, photo_data, why, "weights.safetensors")
+
+
+WRONG = [None, 3, -1, "x", "", [], {}, True, 1e400, [[]], {"a": 1}]
+KEYS = ["space", "data", "data_fingerprint", "fingerprint", "classes", "search_images", "training",
+        "largest_search_top1_percent", "smallest_search_top1_percent", "largest_test", "task"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_card_with_another_value(supernet, photo_data, key):
+    card = read_json(supernet / "supernet.json")
+    refusals = 0
+    for value in [*WRONG, KEYS]:
+        (supernet / "supernet.json").write_text(json.dumps({**card, key: value}))
+        try:
+            _, read = load_supernet(supernet, "swin:debug", photo_data)
+            # Neither numbers nor the name of the data, whose fingerprint is compared, can be known.
+            assert isinstance(read[key], int | float | dict) or key == "data" or read == card
+        except WeightsError as error:
+            refusals += 1
+            assert error.fix
+            assert str(supernet) in str(error) or "have changed" in str(error)
+    assert refusals >= 7
+    if key not in ("largest_test", "task"):
+        del card[key]
+        (supernet / "supernet.json").write_text(json.dumps(card))
+        refused(supernet, photo_data, f"key {key} is missing" if key != "classes" else "classes")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 10**5, "9" * 5000, "\0", "é{"])
+def test_a_card_that_is_none(supernet, photo_data, text):
+    (supernet / "supernet.json").write_text(text)
+    refused(supernet, photo_data, "supernet.json")
+    (supernet / "supernet.json").write_bytes(b"\xff\xfe{}")
+    refused(supernet, photo_data, "supernet.json", "not text")
+
+
+def test_a_card_that_was_altered_by_hand(supernet, photo_data):
+    card = supernet / "supernet.json"
+    card.write_text(card.read_text().replace('"search_images": ', '"search_images": 1'))
+    refused(supernet, photo_data, "was altered after it was written")
+
+
+def search(supernet, data="imagefolder:nowhere", **options):
+    return nas.search("1ms", space="swin:debug", data=data, supernet=supernet, **options)
+
+
+def test_a_search_says_what_is_wrong_with_its_supernet_before_it_reads_images(supernet, tmp_path):
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "checkpoint.json").write_text("{}")
+    for folder, why in (
+        (tmp_path / "none", "no finished supernet in .*train one"),
+        (tmp_path / "stopped", "no finished supernet in .*--resume"),
+        (supernet / "weights.safetensors", "no finished supernet"),
+        (tmp_path / ("x" * 300), "no finished supernet"),
+    ):
+        with pytest.raises(WeightsError, match=why):
+            search(folder)
+    with pytest.raises(WeightsError, match="has the space swin:debug, not vit:debug"):
+        nas.search("1ms", space="vit:debug", data="imagefolder:nowhere", supernet=supernet)
+
+
+def test_a_search_loads_its_supernet_before_it_measures_a_table(
+    supernet, photo_data, tmp_path, monkeypatch
+):
+    def profile(*_):
+        raise AssertionError("measured a table first")
+
+    monkeypatch.setattr("nas.run.inputs.profile", profile)
+    flip(supernet / "weights.safetensors", -1)
+    with pytest.raises(WeightsError, match="not the weights"):
+        search(supernet, photo_data.name, out=tmp_path / "run")
+    card = read_json(supernet / "supernet.json")
+    write_json(supernet / "supernet.json", {**card, "classes": [f"class {i}" for i in range(999)]})
+    with pytest.raises(WeightsError, match=r"classes class 0, class 1, class 2, ... \(999\), not"):
+        search(supernet, photo_data.name, out=tmp_path / "run")
+    write_json(supernet / "supernet.json", {**card, "task": "segmentation"})
+    with pytest.raises(WeightsError, match="unknown task 'segmentation'"):
+        search(supernet, photo_data.name, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top1_percent": 900.0}, {"top1_percent": -1}, {"top1_percent": "50"}, {"drawn": None},
+        {"top1_percent": None}, {"architecture": "{}"}, {"architecture": 3}, {"images": 0},
+        {"variance": -1.0}, {"top1_percent": float("nan")},
+    ],
+)  # fmt: skip
+def test_scores_beside_the_weights_that_cannot_be_used(supernet, photo_data, change):
+    card = read_json(supernet / "supernet.json")
+    head = {
+        "weights_fingerprint": card["fingerprint"], "data_fingerprint": photo_data.fingerprint,
+        "search_images": 10, "layer_code": layer_code("swin"),
+    }  # fmt: skip
+    write_json(supernet / "scores.json", head)
+    record = {"architecture": SPACE.largest.to_json(), "drawn": "random", "top1_percent": 50.0}
+    (supernet / "scores.jsonl").write_text(json.dumps(record) + "\n")
+    assert shipped_scores(supernet, SPACE, card, photo_data, 10) == [record]
+    lines = [record, {**record, **change}, record]
+    (supernet / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(WeightsError, match=r"scores\.jsonl .*--fresh"):
+        shipped_scores(supernet, SPACE, card, photo_data, 10)
+    for other in ("[]", "3", "{}", '{"search_images": []}'):
+        (supernet / "scores.json").write_text(other)
+        assert shipped_scores(supernet, SPACE, card, photo_data, 10) == []
+
+
+def test_weights_beyond_half_precision_are_not_written(photo_data, tmp_path):
+    network = Network(SPACE, SPACE.largest)
+    with torch.no_grad():
+        network.layers["head"].fc.bias[0] = 1e6
+    with pytest.raises(WeightsError, match=r"layers\.head\.fc\.bias .*lower learning rate"):
+        save_supernet(tmp_path, network, photo_data, {})
+    assert not list(tmp_path.iterdir())
+
+
+# Trainings
+
+
+def stopped_at(step, folder, data, **options):
+    calls = iter(range(10**6))
+    stop = lambda: next(calls) == step  # noqa: E731
+    train("swin:debug", data, folder, RECIPE, checkpoint_s=0, stop=stop, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(photo_data, tmp_path_factory):
+    return stopped_at(30, tmp_path_factory.mktemp("training") / "stopped", photo_data)
+
+
+def test_a_checkpoint_that_is_not_what_was_written(stopped, photo_data, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "copy")
+    file, card = folder / "checkpoint-30.safetensors", folder / "checkpoint.json"
+    whole, written = file.read_bytes(), read_json(card)
+
+    def fails(why):
+        with pytest.raises(RunError, match=why) as caught:
+            train("swin:debug", photo_data, folder, RECIPE, resume=True)
+        assert caught.value.fix
+
+    flip(file, -1)
+    fails("cannot go on from .*not what was written")
+    file.write_bytes(whole[:1000])
+    fails("cannot go on from")
+    for key, value in [
+        ("step", -1), ("step", "30"), ("step", None), ("bf16", 1), ("seconds", "x"),
+        ("weights_fingerprint", 3),
+    ]:  # fmt: skip
+        write_json(card, {**written, key: value})
+        fails(f"{key} must be")
+    write_json(card, {key: value for key, value in written.items() if key != "step"})
+    fails("key step is missing")
+    write_json(card, {**written, "step": 31})
+    fails("cannot go on from .*No such file")
+    for text in ("[]", "", "{"):
+        card.write_text(text)
+        fails("checkpoint.json")
+    del written["weights_fingerprint"]  # as older versions wrote it
+    write_json(card, written)
+    fails("cannot go on from")
+    file.write_bytes(whole)
+    (folder / "loss.jsonl").write_text('{"loss": 3}\n{"step": "x"}\n{"step": 20, "loss": 1}\n')
+    train("swin:debug", photo_data, folder, RECIPE, resume=True)
+    assert [record["step"] for record in Journal(folder / "loss.jsonl").read()] == [20, 40, 60]
+
+
+def test_two_trainings_do_not_share_a_folder(photo_data, tmp_path):
+    def second():
+        with pytest.raises(RunError, match="another process is writing"):
+            train("swin:debug", photo_data, tmp_path / "x", RECIPE, resume=True)
+        return True
+
+    train("swin:debug", photo_data, tmp_path / "x", RECIPE, stop=second)
+
+
+@pytest.mark.parametrize("where", ["inputs", "distil"])
+def test_a_loss_that_is_no_number_stops_the_training(
+    stopped, photo_data, tmp_path, monkeypatch, where
+):
+    """Also one of a subnet alone; weights and the last checkpoint are those from before."""
+    folder = shutil.copytree(stopped, tmp_path / "copy")
+    before = (folder / "checkpoint-30.safetensors").read_bytes()
+    seen = []
+    if where == "inputs":
+        batch = Trainer._batch
+
+        def broken(self, size, count):
+            seen.append(self)
+            found = batch(self, size, count)
+            return found if self.step < 45 else {**found, "images": found["images"] * float("inf")}
+
+        monkeypatch.setattr(Trainer, "_batch", broken)
+    else:
+        distil = Supervised.distil
+
+        def spoiled(self, small, large):
+            seen.append(self)
+            return distil(self, small, large) * (float("nan") if len(seen) > 30 else 1.0)
+
+        monkeypatch.setattr(Supervised, "distil", spoiled)
+    with pytest.raises(DivergedError, match=r"at step 46 .*lower learning_rate"):
+        train("swin:debug", photo_data, folder, RECIPE, resume=True)
+    assert (folder / "checkpoint-30.safetensors").read_bytes() == before
+    assert not (folder / "supernet.json").exists()
+    if where == "inputs":
+        assert all(p.isfinite().all() for p in seen[-1].network.parameters())
+
+
+TRAIN = {  # options of a training, and what the line that refuses them must say
+    ("--seed=-1",): "at least 0",
+    ("--seed=99999999999999999999",): "at most 4294967295",
+    ("--seed=x",): "vitnas train --help",
+    ("--images=0",): "greater than or equal to 200",
+    ("--images=-5",): "greater than or equal to 200",
+    ("--images=1e5",): "vitnas train --help",
+    ("--images=99999999999999999999",): "less than or equal to 1000000000",
+    ("--objective=supervisd",): "did you mean supervised?",
+    ("--objective=",): "unknown objective",
+    ("--objective=os.path",): "VITNAS_EXTENSIONS",
+    ("--objective=../x",): "VITNAS_EXTENSIONS",
+    ("--objective=toys.nothing",): "there is no module",
+    ("--objective=toys",): "unknown objective",
+    ("--space=swin:x",): "did you mean",
+    ("--space=",): "unknown model or space",
+    ("--init=é",): "there is no é",
+    ("--init=none.pth",): "there is no none.pth",
+    ("--init=~/none",): "there is no ~/none",
+    ("--init=.",): "a folder that holds",
+    ("--out=pyproject.toml",): "cannot use pyproject.toml",
+    ("--out=.",): "add --resume",
+    ("--data=nowhere",): "unknown data set",
+    **{
+        (f"--device={name}",): "device"
+        for name in ("", "gpu", "cuda:x", "cuda:", "cuda:-1", "cpu:0", "cuda:٣", "cuda:01", "CPU",
+                     "cuda:99999999", "mps", "meta")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", TRAIN)
+def test_options_of_a_training_are_refused_before_images_are_read(options, capsys, monkeypatch):
+    monkeypatch.chdir(cli.__file__.rpartition("/nas/")[0])
+    data = [] if options[0].startswith("--data") else ["--data", "imagefolder:nowhere"]
+    out = [] if options[0].startswith("--out") else ["--out", "not/there"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--space=swin:debug", *data, *out, *options])
+    line = capsys.readouterr().err
+    assert stop.value.code in (1, 2)
+    assert TRAIN[options] in line
+    assert "internal" not in line
+    assert line.startswith("vitnas: ")
+
+
+def test_a_device_beyond_those_there_are(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        check_device(name)
+    with pytest.raises(VitnasError, match=r"torch sees 2 CUDA devices, none is cuda:2"):
+        check_device("cuda:2")
+
+
+def test_a_missing_checkpoint_does_not_keep_a_training_from_going_on(stopped, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--space=swin:debug", "--data=imagefolder:nowhere", "--resume",
+                  f"--out={stopped}", "--init=gone.pth"])  # fmt: skip
+    assert "nowhere" in capsys.readouterr().err
+
+
+# Anything
+
+
+DAMAGE = st.one_of(
+    st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
+    st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
+    st.tuples(st.just("put"), st.floats(0, 1), st.binary(min_size=1, max_size=8)),
+    st.tuples(st.just("drop"), st.floats(0, 1), st.integers(1, 64)),
+)
+
+
+def damaged(content, how, where, what):
+    place = int(where * len(content))
+    if how == "flip":
+        return content[:place] + bytes([content[place] ^ 1 << what]) + content[place + 1 :]
+    if how == "cut":
+        return content[:place]
+    if how == "put":
+        return content[:place] + what + content[place:]
+    return content[:place] + content[place + what :]
+
+
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@FUZZ
+@given(file=st.sampled_from(["supernet.json", "weights.safetensors"]), damage=DAMAGE)
+def test_any_damage_of_a_supernet_is_noticed(debug_supernet, photo_data, tmp_path, file, damage):
+    folder = tmp_path / "fuzzed"
+    shutil.copytree(debug_supernet, folder, dirs_exist_ok=True)
+    before = (folder / file).read_bytes()
+    (folder / file).write_bytes(damaged(before, *damage))
+    try:
+        network, card = load_supernet(folder, "swin:debug", photo_data)
+    except WeightsError as error:
+        assert error.fix
+        assert len(str(error)) < 300
+        assert str(error).isprintable()
+    else:
+        whole, own = load_supernet(debug_supernet, "swin:debug", photo_data)
+        assert {**card, **own} == card  # what was the key of the checksum may have another name
+        assert all(torch.equal(x, whole.state_dict()[k]) for k, x in network.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The same weights in files of three kinds, and the network that has them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    sizes = dict(num_classes=10, img_size=32, embed_dim=64, depth=1, num_heads=1)
+    state = timm_models.create("vit_tiny_patch16_224", **sizes).state_dict()
+    torch.save({"model": state, "epoch": 3}, folder / "new.pth")
+    torch.save({"model": state}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(state, folder / "x.safetensors")
+    space = SearchSpace("small vit", *vit.model(16, 64, 1, 1, 32), Classification(10))
+    network = Network(space, space.largest)
+    load_weights(network, state)
+    return folder, network
+
+
+@FUZZ
+@given(file=st.sampled_from(["new.pth", "old.pth", "x.safetensors"]), damage=DAMAGE)
+def test_any_damage_of_a_checkpoint_is_noticed(checkpoints, tmp_path, file, damage):
+    """Old files and safetensors have no checksums: of these only the description is damaged."""
+    folder, network = checkpoints
+    content = (folder / file).read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    end = {"new.pth": len(content), "old.pth": 3000}.get(file, header)
+    (tmp_path / file).write_bytes(damaged(content[:end], *damage) + content[end:])
+    torch.manual_seed(1)
+    fresh = Network(network.space, network.architecture)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    try:
+        left = load_weights(fresh, tmp_path / file)
+    except WeightsError as error:
+        assert error.fix
+        assert len(str(error)) < 300
+        assert all(torch.equal(before[k], x) for k, x in fresh.state_dict().items())
+    else:
+        theirs = network.state_dict()
+        assert all(
+            torch.equal(x, theirs[k]) for k, x in fresh.state_dict().items()
+            if k.removeprefix("layers.") not in left
+        )  # fmt: skip
