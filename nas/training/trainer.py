@@ -85,12 +85,12 @@ class Recipe:
 
 
 class DivergedError(VitnasError):
-    """A loss or its gradients that became infinite or no numbers; the weights are as before."""
+    """A loss or gradients that became infinite or no numbers; the last checkpoint is kept."""
 
-    def __init__(self, step: int, loss: float, rate: float) -> None:
+    def __init__(self, step: int, rate: float) -> None:
         super().__init__(
-            f"the loss or its gradient is not finite at step {step} (loss {loss:.3g}, learning "
-            f"rate {rate:.2g}); the last checkpoint is kept",
+            f"the loss or its gradient is no finite number at step {step} (learning rate "
+            f"{rate:.2g}); the last checkpoint is kept",
             "train anew with a lower learning_rate or clip_norm (nas.Recipe), or mend the data",
         )
 
@@ -130,6 +130,9 @@ class Trainer:
     def train_step(self) -> Tensor:
         """Train one step; returns the loss (a scalar) of the network as it was built.
 
+        NaN stands also for gradients that are not finite. Nothing waits for either, so the weights
+        are then lost.
+
         That network learns from the objective, and from the teacher if there is one. Subnets of a
         supernet then learn from what it made.
         """
@@ -155,12 +158,10 @@ class Trainer:
                 small = self._made(self.network, subnet, batch, size)
                 self.objective.distil(small, target).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
-        if not (loss.detach() + norm).isfinite():  # before the weights are lost
-            raise DivergedError(self.step + 1, float(loss.detach()), recipe.rate(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss.detach()
+        return torch.where(norm.isfinite(), loss.detach(), math.nan)
 
     def _made(
         self, network: Network, architecture: Architecture, batch: Tensors, size: int
@@ -378,6 +379,7 @@ def _loop(
             losses.append(trainer.train_step())
             at, phase, note = trainer.step, recipe.phase(trainer.step - 1), ""
             if at % _LOGGED == 0 or at == len(images_of):
+                _check(losses, trainer)
                 mean = float(torch.stack(losses).mean())
                 log.append({"step": at, "canvas": phase, "loss": round(mean, 6)})
                 losses, note = [], f"canvas {phase + 1}/3 loss {mean:.3f}"
@@ -386,7 +388,16 @@ def _loop(
             if at % _LOGGED == 0 and time.monotonic() - last > checkpoint_s:
                 _checkpoint(trainer, saved, before_s + time.monotonic() - started, out)
                 last = time.monotonic()
+    _check(losses, trainer)
     _checkpoint(trainer, saved, before_s + time.monotonic() - started, out)
+
+
+def _check(losses: Sequence[Tensor], trainer: Trainer) -> None:
+    """Raise `DivergedError` unless the last losses are finite."""
+    finite = [bool(loss.isfinite()) for loss in losses]
+    if not all(finite):
+        step = trainer.step - len(finite) + finite.index(False)
+        raise DivergedError(step + 1, trainer.recipe.rate(step))
 
 
 def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Path) -> None:
