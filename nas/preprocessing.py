@@ -100,6 +100,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
 
 def upright(picture: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says, if it has one that can be read."""
+    picture.load()  # a file that is cut short must not pass as one whose EXIF cannot be read
     with suppress(Exception):
         ImageOps.exif_transpose(picture, in_place=True)
     return picture

@@ -188,7 +188,9 @@ def test_a_picture_without_an_ending_is_one(tmp_path):
     assert sum(sizes(load(tmp_path))) == 7
 
 
-@pytest.mark.parametrize("ending", ["avif", "jfif", "jp2", "JPE", "tga", "qoi", "ppm", "dib"])
+@pytest.mark.parametrize(
+    "ending", ["avif", "jfif", "jp2", "JPE", "tga", "qoi", "ppm", "dib", "sgi", "pcx"]
+)
 def test_all_still_pictures_that_pillow_reads_are_read(tmp_path, ending):
     fill(tmp_path, "cat", "dog", count=3)
     for i in range(3):

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_imagefolder import fill, load, refusal, said, save
 
+from nas.data.imagefolder.survey import survey
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
 
@@ -67,7 +70,7 @@ def test_twelve_bits_in_sixteen_keep_their_levels_and_their_order(tmp_path, caps
     data = load(tmp_path)
     white = max(np.floor(means[p.parent.name, int(p.stem)].max()) for p, _ in data.train.files)
     assert data.reader.levels == (0, white)
-    assert f"12 images have more than 8 bits: 0 is black, {white:g} white" in said(capsys)
+    assert f"12 of 12 images have more than 8 bits: 0 is black and {white:g} white" in said(capsys)
     for split in (data.train, data.search, data.test):
         for (path, _), seen in zip(split.files, split.batch(range(split.size), 32)["images"]):
             values = np.floor(means[path.parent.name, int(path.stem)])
@@ -150,7 +153,7 @@ def test_colours_of_16_bits_are_read_by_their_upper_half_or_refused(tmp_path, ca
         assert "end at 4,095, and Pillow keeps 16 of these levels" in refusal(tmp_path)
         return
     data = load(tmp_path)
-    assert "6 colour images have 16 bits, of which the upper 8 are read" in said(capsys)
+    assert "6 of 6 images have 16 bits a colour: the upper 8 are read" in said(capsys)
     png_of_16_bit_colours(tmp_path / "x.png", values)
     assert (pixels(data.reader, tmp_path / "x.png") == values >> 8).all()
 
@@ -175,7 +178,7 @@ def test_what_is_transparent_shows_white(tmp_path, capsys, kind, ending):
     dark = pixels(PictureReader("RGB" if kind == "RGBA" else "L", ground=0), path)
     np.testing.assert_allclose(dark, colours * alpha / 255, atol=1.01)
     load(tmp_path)
-    assert "1 images are transparent in places: white shows there" in said(capsys)
+    assert "1 of 9 images have transparent places: white shows there" in said(capsys)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -221,7 +224,7 @@ def test_of_several_frames_the_first_is_read_and_it_is_said(tmp_path, capsys):
         path = save(tmp_path / "cat" / name, frames[0], save_all=True, append_images=frames[1:])
         assert abs(pixels(PictureReader(), path)[..., 0].mean() - 250) < 5
     load(tmp_path)
-    assert "4 images have several frames: the first is read" in said(capsys)
+    assert "4 of 12 images have several frames: the first is read" in said(capsys)
 
 
 def test_the_middle_square_is_cut_before_it_is_resized(tmp_path):
@@ -274,3 +277,63 @@ def test_damaged_metadata_does_not_lose_a_picture(tmp_path):
     at = content.index(b"Exif\0\0") + 6
     path.write_bytes(content[:at] + b"\xff" * 12 + content[at + 12 :])
     assert abs(pixels(PictureReader(), path).astype(int) - 9).max() < 3
+
+
+FORMATS = [
+    "png",
+    "jpg",
+    "webp",
+    "avif",
+    "tif",
+    "gif",
+    "bmp",
+    "ppm",
+    "jp2",
+    "tga",
+    "qoi",
+    "sgi",
+    "pcx",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A picture of each format, as bytes."""
+    folder = tmp_path_factory.mktemp("whole")
+    picture = NOISE.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    return {end: save(folder / f"a.{end}", picture).read_bytes() for end in FORMATS}
+
+
+@settings(
+    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    ending=st.sampled_from(FORMATS),
+    cut=st.integers(0, 400),
+    changes=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=8),
+)
+def test_whatever_is_done_to_a_file_it_is_a_picture_or_refused(
+    tmp_path, whole, ending, cut, changes
+):
+    content = bytearray(whole[ending])
+    for at, value in changes:
+        content[at % len(content)] = value
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content[: len(content) - cut])
+    seen, refused = survey([path])
+    assert len(seen) + len(refused) == 1
+    reader = PictureReader("RGB", levels=(0, 1))
+    if refused:
+        assert refused[path]
+        with pytest.raises(DataError):
+            reader.pixels(path, SIDE)
+    else:
+        assert reader.pixels(path, SIDE).shape == (3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_what_is_cut_short_is_not_filled_up_with_black(tmp_path, whole, ending):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(whole[ending][: len(whole[ending]) // 2])
+    with pytest.raises(DataError, match="cannot decode"):
+        PictureReader().pixels(path, SIDE)

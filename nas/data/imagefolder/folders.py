@@ -48,18 +48,16 @@ class LeftOut:
         for reason, names in self.names.items():
             shown = names
             if reason == NO_PICTURE:
-                endings = Counter(
-                    sorted(os.path.splitext(name)[1].lower() or "none" for name in names)
-                )
+                found = (os.path.splitext(name)[1].lower() or "none" for name in names)
+                endings = Counter(sorted(found))
                 shown = [f"{ending} {count:,}" for ending, count in endings.most_common()]
             yield f"left out {len(names):,} ({reason}): {listed(shown, 3)}"
 
 
 def listed(names: Sequence[str], count: int) -> str:
     """The first names, each as a terminal can show it, and three dots where more follow."""
-    return ", ".join(printable(name) for name in names[:count]) + (
-        ", ..." if len(names) > count else ""
-    )
+    more = ["..."] if len(names) > count else []
+    return ", ".join([printable(name) for name in names[:count]] + more)
 
 
 class Walk:

@@ -115,12 +115,15 @@ def reader_for(train: Sequence[Picture], others: Iterable[Picture]) -> PictureRe
 
 def reading_lines(reader: PictureReader, pictures: Sequence[Picture]) -> Iterator[str]:
     """What must be known of how these pictures are read, a line for each thing."""
-    if deep := sum(picture.levels is not None for picture in pictures):
-        black, white = reader.levels or (0, 65535)
-        yield f"{deep:,} images have more than 8 bits: {black:g} is black, {white:g} white in all"
-    if upper := sum(picture.upper is not None for picture in pictures):
-        yield f"{upper:,} colour images have 16 bits, of which the upper 8 are read"
-    if transparent := sum(picture.transparent for picture in pictures):
-        yield f"{transparent:,} images are transparent in places: white shows there"
-    if frames := sum(picture.frames for picture in pictures):
-        yield f"{frames:,} images have several frames: the first is read"
+    black, white = reader.levels or (0, 65535)
+    for what, found in (
+        (
+            f"more than 8 bits: {black:g} is black and {white:g} white in all of them",
+            [picture.levels is not None for picture in pictures],
+        ),
+        ("16 bits a colour: the upper 8 are read", [p.upper is not None for p in pictures]),
+        ("transparent places: white shows there", [p.transparent for p in pictures]),
+        ("several frames: the first is read", [p.frames for p in pictures]),
+    ):
+        if any(found):
+            yield f"{sum(found):,} of {len(found):,} images have {what}"
