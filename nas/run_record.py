@@ -182,9 +182,11 @@ class RunRecord(dict[str, Any]):
     metric: MetricName = MetricName()
     set_aside: int = 0
     dropped: int = 0
+    dense_evaluations: int | None = None
     random_draws: int
     shipped_scores: int
     imported_scores: int = 0
+    dense_known: int | None = None
     proposals: int
     rejections: dict[str, int]
     surrogate_rank_correlation: float | None

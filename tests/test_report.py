@@ -34,7 +34,7 @@ from nas.trellis.trellis import Trellis
 SPACE = load_space("swin:debug", Classification(2))
 NEW = ("answers", "budgets", "quality", "hypervolume", "dropped", "set_aside", "imported_scores",
        "verb", "limit_ms", "searcher", "batch", "surrogate", "race_error", "max_params", "max_macs",
-       "source_run")  # fmt: skip
+       "source_run", "dense_evaluations", "dense_known")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from nas.latency.table import LatencyTable
 from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json, write_json
 from nas.report.report import write_report
-from nas.report.saved_run import SavedRun
+from nas.report.saved_run import SavedRun, known_scores
 from nas.run.inputs import shipped_scores
 from nas.run.request import claimed_folder
 from nas.run.stopwatch import Samples
@@ -95,6 +95,40 @@ def test_the_result_has_the_documented_keys(finished, settings):
         b["name"] for b in result["baselines"]
     }
     assert result["feasible"]["architectures"] == 6656
+
+
+def test_the_dense_baseline_has_as_many_evaluations_and_all_known_scores(
+    finished, settings, tmp_path
+):
+    folder, result = finished
+    dense = SPACE.restrict("sparsity", 0)
+
+    def scored(run, origin):
+        records = Journal(run / "candidates.jsonl").read()
+        return {r["id"]: r for r in records if r["origin"] == origin}
+
+    assert result["dense_evaluations"] == len(scored(folder, "dense")) == result["evaluations"] == 6
+    assert result["dense_known"] == 0
+    assert all(SPACE.parse(r["architecture"]) in dense for r in scored(folder, "dense").values())
+    more = nas.search(out=tmp_path / "more", source_run=folder, **{**settings, "evaluations": 24})
+    known = [SPACE.parse(r["architecture"]) for r in known_scores(folder)]
+    assert more["dense_known"] == sum(a in dense for a in known) >= 6
+    assert more["dense_evaluations"] == 24
+    assert not scored(folder, "dense").keys() & scored(tmp_path / "more", "dense").keys()
+    # The best of it is the best of all dense scores that are known, whoever asked for them.
+    (best,) = (b for b in more["baselines"] if b["name"] == "best dense")
+    everything = [*known_scores(tmp_path / "more")]
+    table, budget = nas.LatencyTable.load(settings["table"]), settings["budget"].latency_ms
+    fitting = [
+        r["top1_percent"]
+        for r in everything
+        if not r["dropped"]
+        and (a := SPACE.parse(r["architecture"])) in dense
+        and table.predict(SPACE, a) <= table.limit(budget, 0.95)
+    ]
+    assert best["search_top1_percent"] <= max(fitting)
+    page = (tmp_path / "more" / "report.html").read_text()
+    assert f"besides {more['dense_known']} known scores of dense networks" in page
 
 
 def test_the_winner_is_the_best_that_fits_as_measured(finished, settings):
@@ -280,7 +314,7 @@ def test_a_machine_slower_than_its_table_is_searched_further_inside(
     measure_as_predicted(monkeypatch, table, slower, noise=0.1)
     few = {**settings, "budget": budget, "evaluations": 3}
     result = nas.search(out=tmp_path / "run", **few)
-    assert "searching on within" in capfd.readouterr().err
+    assert "searching on within" in " ".join(capfd.readouterr().err.split())
     assert result["winner"]["measured_ms"] <= budget
     assert result["winner"]["predicted_ms"] <= budget / slower / 0.9
     resumed = nas.search(out=tmp_path / "run", resume=True, **few)
@@ -303,7 +337,7 @@ def test_on_a_machine_half_as_fast_everything_that_is_compared_is_measured(
     half = {**fit, "scale": fit["scale"] / 2, "overhead": fit["overhead"] / 2}
     LatencyTable(true.rows, {**true.manifest, "calibration": half}).save(tmp_path / "table")
     measure_as_predicted(monkeypatch, true)
-    fastest = true.trellis(SPACE).fastest
+    fastest, dense = true.trellis(SPACE).fastest, true.trellis(SPACE.restrict("sparsity", 0))
     words = [word for x in budgets for word in ("--budget", f"{1.06 * x * fastest:.9f}ms")]
     for name in ("space", "data", "supernet", "evaluations", "search_images", "test_images"):
         words += [f"--{name.replace('_', '-')}", str(settings[name])]
@@ -319,6 +353,10 @@ def test_on_a_machine_half_as_fast_everything_that_is_compared_is_measured(
         for answer in record["answers"]:
             assert answer["winner"]["measured_ms"] <= answer["budget_ms"]
             known = [*answer["baselines"], *answer["front"]]
+            if dense.fastest <= answer["budget_ms"] / 1.1:
+                assert {b["name"] for b in answer["baselines"]} >= {
+                    "largest dense", "best dense", "best of random draws"
+                }  # fmt: skip
             assert all(
                 c["measured_ms"] == pytest.approx(2 * c["predicted_ms"], abs=2e-4) for c in known
             )

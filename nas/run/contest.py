@@ -11,10 +11,9 @@ from nas.progress import console
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
-from nas.run.search import Baselines
+from nas.run.search import Baselines, Wanted
 from nas.run.stopwatch import Stopwatch
 from nas.space.architecture import Architecture
-from nas.strategy.constraints import Region
 from nas.strategy.statistics import pareto
 
 _MEASURED = 5  # best candidates that are re-measured, besides the front
@@ -106,8 +105,8 @@ def _first_that_fits(
     return None
 
 
-def further_inside(inputs: Inputs, goal: Goal, watch: Stopwatch, tries: int) -> Region:
-    """Where to search on when all that was predicted to fit has measured above the budget.
+def further_inside(inputs: Inputs, goal: Goal, watch: Stopwatch, tries: int) -> Wanted:
+    """What to search for when all that was predicted to fit has measured above the budget.
 
     That is what fits with each device as slow as it is now, and a little more with each try.
     Raises `InfeasibleError` where that is nothing, or after the last try.
@@ -115,14 +114,15 @@ def further_inside(inputs: Inputs, goal: Goal, watch: Stopwatch, tries: int) -> 
     ratios = {device: watch.ratio(device) for device in goal.budgets}
     if tries <= _TRIES:
         slower = {device: max(1.0, ratio) * _MARGIN**tries for device, ratio in ratios.items()}
+        wanted = Wanted(goal.budgets, slower)
         with suppress(InfeasibleError):
-            region = inputs.limits.region(goal.budgets, slower)
+            region = wanted.region(inputs.limits)
             console.print(
                 f"all that was predicted within {goal.budget_ms:g} ms measured above it: "
                 f"searching on within {region.limits[0].bound:.4g} ms (predicted)",
                 style="yellow",
             )
-            return region
+            return wanted
     now = " and ".join(f"{device} {ratio:.2f}" for device, ratio in ratios.items())
     raise InfeasibleError(
         f"every candidate predicted within {goal.budget_ms:g} ms measured above it "

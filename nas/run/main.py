@@ -28,7 +28,7 @@ from nas.run.inputs import Inputs, opened
 from nas.run.record import Tested, make_record, write_tables
 from nas.run.request import Request, claimed_folder, read_budgets
 from nas.run.scores import Candidate
-from nas.run.search import Searched, evolve, search
+from nas.run.search import Searched, search, search_on
 from nas.run.stopwatch import Stopwatch
 from nas.run_record import Exported, RunRecord
 from nas.settings import DEVICE, Distribution, Settings
@@ -161,13 +161,15 @@ def _settle(
                 decide(inputs, goal, ranking, watch)
                 for goal, ranking in zip(inputs.goals, rankings)
             ]
-        open_goals = [goal for goal, outcome in zip(inputs.goals, outcomes) if outcome is None]
-        if not open_goals:
+        if None not in outcomes:
             break
         with clock.part("search"):
-            regions = [further_inside(inputs, goal, watch, tries) for goal in open_goals]
-            searcher = evolve(inputs, regions, rng)
-            searched = replace(searched, searchers=(*searched.searchers, searcher))
+            wanted = {
+                i: further_inside(inputs, inputs.goals[i], watch, tries)
+                for i, outcome in enumerate(outcomes)
+                if outcome is None
+            }
+            searched = search_on(inputs, searched, wanted, rng)
     return searched, expected, [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -17,7 +17,7 @@ from nas.run.contest import Outcome
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
-from nas.run.search import Searched
+from nas.run.search import Searched, dense_space
 from nas.run.stopwatch import Stopwatch
 from nas.run_record import Answer, Exported, MetricName, RunRecord, SupernetName, Winner
 from nas.runtimes import VERBS
@@ -51,10 +51,11 @@ def make_record(
 ) -> RunRecord:
     """The record of a run whose winners were tested and exported."""
     task, table, card = inputs.space.task, inputs.table, inputs.card
-    own = [r for r in inputs.scores.ledger.records.values() if r["origin"] == "search"]
+    own = inputs.scores.own("search")
     rejections: Counter[str] = Counter()
     for searcher in searched.searchers:
         rejections.update(searcher.rejections)  # a sum would leave out what is 0
+    dense = dense_space(inputs.space)
     baselines = {c for outcome in outcomes for c in outcome.baselines}
     settings = {f.name: getattr(inputs.settings, f.name) for f in fields(Settings)}
     asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
@@ -73,6 +74,10 @@ def make_record(
         ),
         set_aside=sum("error" in r for r in own),
         dropped=sum(bool(r.get("dropped")) for r in own),
+        dense_evaluations=sum(
+            r["origin"] == "dense" for r in inputs.scores.ledger.records.values()
+        ),
+        dense_known=sum(a in dense for a in inputs.prior),
         random_draws=len(searched.baselines[0]["best of random draws"]),
         shipped_scores=len(inputs.scores.shipped),
         imported_scores=len(inputs.imported),

@@ -83,6 +83,10 @@ class Scores:
         """The variance of a score that differs between subnets, in points squared."""
         return (1 - SHARED) * self.variances[architecture]
 
+    def own(self, origin: str) -> list[Record]:
+        """The records of this run that are of one origin, such as "search" or "dense"."""
+        return [r for r in self.ledger.records.values() if r["origin"] == origin]
+
     def error(self, architecture: Architecture) -> str:
         """Why this run could not score an architecture; empty if it could, or has not tried."""
         return str(self.ledger.records.get(architecture.id, {}).get("error", ""))

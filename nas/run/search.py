@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,18 @@ _FULL = 0.9  # share of a limit above which a network uses it
 Baselines = dict[str, list[Architecture]]  # scored networks by the name of what they stand for
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Budgets in ms by device, and how many times as long as its table says each device takes."""
+
+    budgets: Mapping[str, float]
+    slower: Mapping[str, float] = field(default_factory=dict)
+
+    def region(self, limits: Limits) -> Region:
+        """The architectures of a space that are predicted to fit; `InfeasibleError` for none."""
+        return limits.region(self.budgets, self.slower)
+
+
 @dataclass(frozen=True, eq=False)
 class Searched:
     """What a search has asked, and for each goal the scored networks that its answer is compared
@@ -39,11 +51,12 @@ class Searched:
 def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
     """Score candidates and baselines, or nothing new where known scores answer every goal."""
     searchers, answered = [], _answered(inputs)
+    wanted = [Wanted(goal.budgets) for goal in inputs.goals]
     if answered:
         source = inputs.settings.source_run
         console.print(f"answered from {source}: nothing new is scored", style="dim")
     else:
-        searchers.append(evolve(inputs, [goal.region for goal in inputs.goals], rng))
+        searchers.append(_search_all(inputs, wanted, rng))
         if not len(searchers[0].known):
             raise no_score(searchers[0], inputs.goals[0].region, inputs.scores.ledger.errors)
     _score_all(inputs, "largest", [inputs.space.largest])
@@ -53,14 +66,33 @@ def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
             "mend the cause; what was scored is kept",
         )
     if not answered:
-        _search_dense(inputs, rng)
-    baselines = tuple(_baselines(inputs, goal, new=not answered) for goal in inputs.goals)
-    return Searched(tuple(searchers), baselines)
+        _search_dense(inputs, wanted, rng)
+    baselines = [_baselines(inputs, goal, goal.region, new=not answered) for goal in inputs.goals]
+    return Searched(tuple(searchers), tuple(baselines))
 
 
-def evolve(inputs: Inputs, regions: Sequence[Region], rng: np.random.Generator) -> Searcher:
-    """Search as many candidates as were asked for inside regions of the whole space."""
-    return _evolve(inputs, inputs.space, regions, rng, inputs.settings.evaluations, "search")
+def search_on(
+    inputs: Inputs, before: Searched, wanted: Mapping[int, Wanted], rng: np.random.Generator
+) -> Searched:
+    """Search on for some of the goals, by their numbers: candidates and all that they are
+    compared with, as many as before."""
+    searcher = _search_all(inputs, list(wanted.values()), rng)
+    _search_dense(inputs, list(wanted.values()), rng)
+    baselines = list(before.baselines)
+    for i, own in wanted.items():
+        region = own.region(inputs.limits)
+        found = _baselines(inputs, inputs.goals[i], region, new=True)
+        baselines[i] = {
+            name: list(dict.fromkeys([*known, *found[name]]))
+            for name, known in baselines[i].items()
+        }
+    return Searched((*before.searchers, searcher), tuple(baselines))
+
+
+def _search_all(inputs: Inputs, wanted: Sequence[Wanted], rng: np.random.Generator) -> Searcher:
+    """Search as many candidates as were asked for in the whole space."""
+    regions = [own.region(inputs.limits) for own in wanted]
+    return _evolve(inputs, inputs.space, regions, rng, "search")
 
 
 def _answered(inputs: Inputs) -> bool:
@@ -82,16 +114,22 @@ def _answered(inputs: Inputs) -> bool:
     return True
 
 
-def _search_dense(inputs: Inputs, rng: np.random.Generator) -> None:
-    """The baseline of dense networks has a search of its own, for the budgets that they fit."""
-    regions, dense = [], inputs.space.restrict("sparsity", 0)
+def _search_dense(inputs: Inputs, wanted: Sequence[Wanted], rng: np.random.Generator) -> None:
+    """Search the networks that prune nothing, of all resolutions, widths and depths.
+
+    It has what the search of the whole space has: as many evaluations, all known scores of its
+    networks, and budgets that its networks fit. There is none where no network prunes.
+    """
+    dense = dense_space(inputs.space)
     limits = Limits(inputs.settings, dense, inputs.tables)
-    for goal in inputs.goals:
+    if limits.graph.count == inputs.limits.graph.count:
+        return
+    regions = []
+    for own in wanted:
         with suppress(InfeasibleError):
-            regions.append(limits.region(goal.budgets))
+            regions.append(own.region(limits))
     if regions:
-        half = max(1, inputs.settings.evaluations // 2)
-        _evolve(inputs, dense, regions, rng, half, "dense")
+        _evolve(inputs, dense, regions, rng, "dense")
 
 
 def _evolve(
@@ -99,11 +137,10 @@ def _evolve(
     space: SearchSpace,
     regions: Sequence[Region],
     rng: np.random.Generator,
-    evaluations: int,
     origin: str,
 ) -> Searcher:
     """Ask inside regions of a space, score, tell; what is known of the space takes part."""
-    scores, settings = inputs.scores, inputs.settings
+    scores, settings, evaluations = inputs.scores, inputs.settings, inputs.settings.evaluations
     propose = load_propose(settings.searcher, **_searcher_settings(settings))
     searcher = Searcher(propose, space.positions, regions, rng)
     if known := [a for a in scores.known if a in space]:
@@ -131,9 +168,13 @@ def _searcher_settings(settings: Settings) -> dict[str, Any]:
 def _scored(
     inputs: Inputs, space: SearchSpace, origin: str, searcher: Searcher, advance: Any
 ) -> Callable[[Ints], list[Score]]:
-    """How paths of a space are scored, each in a race with the best that is no slower."""
+    """How paths of a space are scored, each in a race with the best of it that is no slower."""
     scores, key = inputs.scores, inputs.scores.metric.key
-    raced = [r for r in inputs.imported if "error" not in r]
+    raced = [
+        record
+        for record in inputs.imported
+        if "error" not in record and inputs.space.parse(record["architecture"]) in space
+    ]
     fits = searcher.regions[0].fits(searcher.known.paths)
     best = max(searcher.known.scores[fits], default=0.0)
     advance(0, f"best {best:.1f} %")
@@ -168,36 +209,39 @@ def _rival(inputs: Inputs, architecture: Architecture, records: Sequence[Record]
     return best_rival(records, inputs.scores.metric.key, no_slower)
 
 
-def _baselines(inputs: Inputs, goal: Goal, new: bool) -> Baselines:
-    """What the answer to a goal is compared with, scored now where `new` scores are wanted."""
-    dense = inputs.space.restrict("sparsity", 0)
+def _baselines(inputs: Inputs, goal: Goal, region: Region, new: bool) -> Baselines:
+    """What the answer to a goal is compared with, scored now where `new` scores are wanted.
+
+    `region` is that of the goal, or further inside.
+    """
+    dense = inputs.scores.full(dense_space(inputs.space))
     return {
-        "best uniform sparsity": _known(inputs, "uniform", _uniform(inputs, goal), new),
-        "best dense": [a for a in inputs.scores.full(dense) if inputs.fits(a, goal.region)],
-        "best of random draws": _known(inputs, "random", _random(inputs, goal, new), new),
+        "best uniform sparsity": _known(inputs, "uniform", _uniform(inputs, region), new),
+        "best dense": [a for a in dense if inputs.fits(a, goal.region)],
+        "best of random draws": _known(inputs, "random", _random(inputs, region, new), new),
     }
 
 
-def _uniform(inputs: Inputs, goal: Goal) -> list[Architecture]:
+def _uniform(inputs: Inputs, region: Region) -> list[Architecture]:
     """For each resolution the largest network with one sparsity everywhere that fits."""
     chosen = []
     for resolution in inputs.space.positions[0].values:
         for sparsity in sparsities(inputs.space):
             a = uniform(inputs.space, resolution, sparsity)
-            if sparsity and inputs.fits(a, goal.region):
+            if sparsity and inputs.fits(a, region):
                 chosen.append(a)
                 break
     return chosen
 
 
-def _random(inputs: Inputs, goal: Goal, new: bool) -> list[Architecture]:
+def _random(inputs: Inputs, region: Region, new: bool) -> list[Architecture]:
     """As many random draws as there were scores to search with: the shipped draws that fit,
     and uniform draws from inside the budget up to the number of evaluations."""
     settings = inputs.settings
-    chosen = [a for a in inputs.scores.drawn if inputs.fits(a, goal.region)]
+    chosen = [a for a in inputs.scores.drawn if inputs.fits(a, region)]
     if new and (missing := settings.evaluations - len(chosen)) > 0:
-        paths = goal.region.within.sample(missing, np.random.default_rng(settings.seed + 1))
-        chosen += [decode(inputs.space, path) for path in paths[goal.region.fits(paths)]]
+        paths = region.within.sample(missing, np.random.default_rng(settings.seed + 1))
+        chosen += [decode(inputs.space, path) for path in paths[region.fits(paths)]]
     return chosen
 
 
@@ -214,6 +258,11 @@ def _score_all(inputs: Inputs, name: str, architectures: Sequence[Architecture])
     if new := [a for a in dict.fromkeys(architectures) if a not in inputs.scores.known]:
         with bar(name, len(new), "networks") as advance:
             inputs.scores(new, name, done=lambda _: advance(1))
+
+
+def dense_space(space: SearchSpace) -> SearchSpace:
+    """The networks of a space that prune nothing."""
+    return space.restrict("sparsity", 0)
 
 
 def sparsities(space: SearchSpace) -> list[int]:
