@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -49,11 +50,13 @@ SPACES = (
     "mobilenetv3:micro",
 )
 RECIPE = Recipe(
-    batches=(256, 128, 96),
-    learning_rate=1.5e-3,
+    batches=(512, 256, 128),
+    learning_rate=2e-3,
     subnets={"scheduled": 1.0, "band": 1.0, "smallest": 0.25},
 )
 PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the whole size
+_FIRST = 0.7  # of the time: the first training; what it leaves of it adapts
+_LEAST_STEPS = 20
 SEARCH_IMAGES = 400  # as in a search, so that its scores go on where these end
 TABLES = (
     ("swin:micro-window4", "torch-cuda-graph", "float32", 1),
@@ -121,16 +124,20 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
     data = load_data("scenes")
     start = time.monotonic()
     network = _supernet(name, data, options.device, options.init)
-    recipe = _filling(name, data, options.device, recipe, options.minutes * 60 - 5)
-    deadline = start + options.minutes * 60 + 20
-    objective = load_objective("supervised", network.space)
-    training = fit(
-        network, data, recipe, objective, folder,
-        settings={"init": _card(options.init, name).get("fingerprint", "")},
-        checkpoint_s=1e9, stop=lambda: time.monotonic() > deadline,
-    )  # fmt: skip
-    if training is None:
-        training = {**read_json(folder / "checkpoint.json"), "planned_steps": sum(recipe.steps())}
+    seconds = options.minutes * 60 - (time.monotonic() - start)
+    settings = {"init": _card(options.init, name).get("fingerprint", "")}
+    recipe = _filling(name, data, options.device, recipe, seconds * _FIRST)
+    deadline = start + options.minutes * 60
+    training = _fitted(network, data, recipe, folder, deadline, settings)
+    # What is left of the time adapts: pruned and small networks again, at a small rate.
+    steps, took = sum(recipe.steps()[1:]), training["seconds"] * sum(PHASES[1:])
+    more = max(0.0, deadline - time.monotonic() - 5) / max(took / steps, 1e-9)
+    images = (0, *(round(more * share) * n for share, n in zip((0.3, 0.6), recipe.batches[1:])))
+    if more > _LEAST_STEPS:
+        adapting = replace(recipe, images=images, learning_rate=recipe.learning_rate / 5, seed=1)
+        adapted = _fitted(network, data, adapting, folder / "adapt", deadline, settings)
+        training["adapted"] = {key: adapted[key] for key in ("recipe", "seconds", "step")}
+        shutil.rmtree(folder / "adapt")
     training["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     save_supernet(folder, network, data, training)
     for checkpoint in folder.glob("checkpoint*"):
@@ -147,6 +154,18 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
+
+
+def _fitted(network, data, recipe, folder, deadline, settings) -> dict:
+    """Train within a time; what determined the training, also where the time was too short."""
+    objective = load_objective("supervised", network.space)
+    stop = lambda: time.monotonic() > deadline  # noqa: E731
+    found = fit(
+        network, data, recipe, objective, folder,
+        settings=settings, checkpoint_s=1e9, stop=stop,
+    )  # fmt: skip
+    planned = {"planned_steps": sum(recipe.steps())}
+    return found or {**read_json(folder / "checkpoint.json"), **planned}
 
 
 def _supernet(name: str, data: Dataset, device: str, init: Path | None) -> Network:

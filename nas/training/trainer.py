@@ -413,8 +413,8 @@ def _checkpoint(trainer: Trainer, saved: dict[str, Any], seconds: float, out: Pa
 
 
 def loading_processes() -> int:
-    """How many processes load samples beside the training: as many as cores, four at most."""
-    return min(4, cores()) if "fork" in get_all_start_methods() else 0
+    """How many processes load samples beside the training: as many as cores, eight at most."""
+    return min(8, cores()) if "fork" in get_all_start_methods() else 0
 
 
 def faster_in_bf16(device: torch.device) -> bool:
