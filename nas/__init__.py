@@ -49,6 +49,7 @@ _HOMES = {
     "load_weights": "nas.training.pretrained",
     "macs_by_resolution": "nas.report.macs",
     "measure_fresh": "nas.latency.end_to_end",
+    "predict": "nas.prediction",
     "profile": "nas.latency.profiling",
     "quantize": "nas.quantization",
     "search": "nas.entry",

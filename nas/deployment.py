@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, Template
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nas.data import Dataset
-from nas.errors import RunError, VitnasError
+from nas.errors import RunError, VitnasError, WeightsError
 from nas.families import load_space
 from nas.network.inputs import Images
+from nas.network.network import Network
 from nas.preprocessing import PictureReader, normalised
 from nas.records import read_json
 from nas.space.architecture import Architecture, at_precision
@@ -31,7 +34,8 @@ from nas.tasks import load_task
 from nas.typed import MismatchError, decode, encode, mapping
 from nas.versions import installed
 
-CARD = "preprocess.json"
+CARD, WEIGHTS = "preprocess.json", "weights.safetensors"
+ONNX, PT2 = "model.onnx", "model.pt2"
 OUTPUTS = "outputs"  # what the output of every exported network is called
 SINCE = "1.17"  # the oldest ONNX Runtime that loads an exported file
 _FILTERS = Image.Resampling.__members__
@@ -66,9 +70,10 @@ class Pictures:
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         """Picture files as pixels in [0, 1] and as inputs, both (n, 3, input_side, input_side)."""
-        pixels = np.stack([self.reader.pixels(path, self.side) for path in paths])
-        shown = torch.from_numpy(pixels).float().expand(-1, 3, -1, -1) / 255
-        both = shown, normalised(torch.from_numpy(pixels), self.mean, self.std)
+        read = [self.reader.pixels(path, self.side) for path in paths]
+        pixels = torch.from_numpy(np.stack(read))
+        shown = pixels.float().expand(-1, 3, -1, -1) / 255
+        both = shown, normalised(pixels, self.mean, self.std)
         seen, inputs = (Images().resized(x, self.input_side).contiguous() for x in both)
         return seen.clamp(0, 1), inputs
 
@@ -98,6 +103,8 @@ class Card:
     @classmethod
     def of(cls, space: SearchSpace, architecture: Architecture, data: Dataset | None) -> Card:
         """The card of a network that takes the samples of a data set, if one is known."""
+        if architecture not in space:
+            space = space.with_int8()
         parts, pictures = space.parts, None
         if data is not None and data.reader is not None and isinstance(parts, Images):
             side = space.largest.resolution
@@ -155,12 +162,44 @@ class Card:
         return self.loaded_space.parse(json.dumps(self.architecture))
 
 
+def load_network(folder: Path, space: SearchSpace, architecture: Architecture) -> Network:
+    """The network in a folder with its weights; `WeightsError` if they are not its."""
+    network, file = Network.empty(space, architecture), folder / WEIGHTS
+    try:
+        network.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot load {file}: {str(error).partition(chr(10))[0]}",
+            "write it again: vitnas export, or vitnas search with the options of the run and "
+            "--resume",
+        ) from None
+    return network
+
+
 @dataclass(frozen=True)
 class Written:
     """The batch (None: any) and the data type that an exported file takes."""
 
     batch: int | None
     dtype: str
+
+
+def described(folder: Path) -> tuple[dict[str, Written], dict[str, Any]]:
+    """The files that `preprocess.json` lists, and the device that it says was measured on."""
+    data = read_json(folder / CARD)
+    try:
+        own = decode(_Rest, data)
+    except MismatchError as error:
+        raise RunError(f"{folder / CARD}: {error}", "delete it, and export again") from None
+    return own.files, own.measured_on
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What `preprocess.json` holds besides the card."""
+
+    files: dict[str, Written]
+    measured_on: dict[str, Any]
 
 
 def pages(card: Card, files: Mapping[str, Written], device: Mapping[str, Any]) -> dict[str, str]:
@@ -186,7 +225,7 @@ def _example(card: Card, script: str, written: Written) -> str:
     rule = card.pictures
     return _template("example.py.jinja").render(
         script=script,
-        onnx=_SCRIPTS[script] == "model.onnx",
+        onnx=_SCRIPTS[script] == ONNX,
         int8=card.chosen != at_precision(card.chosen, "fp32"),
         reader=rule.reader,
         decoded=round(rule.side / rule.reader.crop),
@@ -206,9 +245,9 @@ def _template(name: str) -> Template:
     return environment.get_template(name)
 
 
-_SCRIPTS = {"example_onnx.py": "model.onnx", "example_torch.py": "model.pt2"}
+_SCRIPTS = {"example_onnx.py": ONNX, "example_torch.py": PT2}
 _USES = {
-    "model.onnx": f"ONNX, opset {OPSET}, for ONNX Runtime {SINCE} or newer",
-    "model.pt2": f"for `torch.export.load` of torch {installed('torch')} or newer",
-    "weights.safetensors": "the weights, for vitnas",
+    ONNX: f"ONNX, opset {OPSET}, for ONNX Runtime {SINCE} or newer",
+    PT2: f"for `torch.export.load` of torch {installed('torch')} or newer",
+    WEIGHTS: "the weights, for vitnas",
 }

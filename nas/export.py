@@ -15,11 +15,23 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from nas.deployment import CARD, IR_VERSION, OPSET, OUTPUTS, Card, Written, pages
+from nas.deployment import (
+    CARD,
+    IR_VERSION,
+    ONNX,
+    OPSET,
+    OUTPUTS,
+    PT2,
+    WEIGHTS,
+    Card,
+    Written,
+    described,
+    pages,
+)
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
 from nas.lowering.onnx import quiet
 from nas.network.network import Network
-from nas.records import atomic_path, read_json, remove_left, write_json, write_text
+from nas.records import atomic_path, remove_left, write_json, write_text
 from nas.space.architecture import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
@@ -44,7 +56,7 @@ def export_network(
     It gets `architecture.json`, `preprocess.json` (`card`, by default one without pictures), a page
     with what the latency measured on `device` needs, and a file for each of `formats` (safetensors,
     pt2, onnx), with an example. Programs take batches like `images`, or any where the layers allow
-    it, in this data type; ONNX is written in float32 only, weights always are float32.
+    it; pt2 in this data type, ONNX and weights always in float32.
 
     Returns for each file the largest difference of an output from `expected`, which the supernet
     gave for `images` (examples of what the network takes); raises `EvaluationError` if one is
@@ -55,40 +67,81 @@ def export_network(
         raise UnknownNameError("format", unknown[0], WRITERS)
     card = card or Card.of(network.space, network.architecture, None)
     deployed = deepcopy(network).deploy().requires_grad_(False)
-    form = Form(card, getattr(torch, dtype), any_batch)
     if any_batch:
         images, expected = images[:1].expand(2, *images.shape[1:]).contiguous(), expected[:1]
     with torch.no_grad():
-        # Packs the int8 weights, which the exporters then see as constants; then in its data type.
-        deployed(images)
-        deployed.to(form.dtype)
-    allowed = tolerance(deployed, images, expected, form.dtype)
+        deployed(images)  # packs the int8 weights, which the exporters then see as constants
     _drop_others(folder, network)
     write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
     differences = {}
     for name in formats:
-        file, write, read = WRITERS[name]
-        if name == "onnx" and dtype != "float32":
-            continue
-        with atomic_path(folder / file) as temporary, torch.no_grad():
-            try:
-                write(network if name == "safetensors" else deployed, images, temporary, form)
-            except VitnasError:
-                raise
-            except Exception as error:  # exporters raise whatever they like
-                raise _unwritable(file, form, network, error) from error
-            difference = 0.0
-            for given in form.trials(images):
-                output = read(network, given, temporary, form)
-                difference = max(difference, float((output.float() - expected).abs().max()))
-            if not difference <= allowed:
-                raise EvaluationError(
-                    f"{file} gives logits that differ from the supernet's by {difference:.2g}",
-                    "please report this with the architecture.json beside it",
-                )
+        form = Form(card, getattr(torch, dtype) if name == "pt2" else torch.float32, any_batch)
+        shown = deployed if form.dtype == torch.float32 else deepcopy(deployed).to(form.dtype)
+        file = WRITERS[name][0]
+        difference = _write_checked(name, network, shown, images, expected, folder / file, form)
         differences[file] = difference
-    _describe(folder, card, differences, None if any_batch else len(images), dtype, device or {})
+    _describe(folder, card, differences, None if any_batch else len(images), dtype, device)
     return differences
+
+
+def export_again(
+    network: Network,
+    card: Card,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    batch: int = 1,
+    any_batch: bool = False,
+    device: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """`export_network` of a network that was saved, compared on random inputs.
+
+    In the data type of `device`, what its latency was measured on, where that runs it in torch.
+    """
+    generator, shape = torch.Generator().manual_seed(0), (batch, *card.input.shape)
+    inputs = torch.randn(shape, generator=generator)
+    with torch.no_grad():
+        expected = network(inputs)
+    return export_network(
+        network, inputs, expected, folder, formats,
+        card=card, dtype=measured_dtype(device or {}), any_batch=any_batch, device=device,
+    )  # fmt: skip
+
+
+def measured_dtype(device: Mapping[str, Any]) -> str:
+    """The data type of pt2 files for a device: its own if it runs torch, else float32."""
+    torch_runs = str(device.get("runtime", "")).startswith("torch")
+    return str(device["dtype"]) if torch_runs else "float32"
+
+
+def _write_checked(
+    name: str,
+    network: Network,
+    deployed: Network,
+    images: Tensor,
+    expected: Tensor,
+    path: Path,
+    form: Form,
+) -> float:
+    """Write a file of one format, load it again, and return how far its outputs are off."""
+    _, write, read = WRITERS[name]
+    allowed, difference = tolerance(deployed, images, expected, form.dtype), 0.0
+    with atomic_path(path) as temporary, torch.no_grad():
+        try:
+            write(network if name == "safetensors" else deployed, images, temporary, form)
+        except VitnasError:
+            raise
+        except Exception as error:  # exporters raise whatever they like
+            raise _unwritable(path.name, form, network, error) from error
+        for given in form.trials(images):
+            output = read(network, given, temporary, form).float()
+            difference = max(difference, float((output - expected).abs().max()))
+        if not difference <= allowed:
+            raise EvaluationError(
+                f"{path.name} gives logits that differ from the supernet's by {difference:.2g}",
+                "please report this with the architecture.json beside it",
+            )
+    return difference
 
 
 @dataclass(frozen=True)
@@ -146,16 +199,17 @@ def _describe(
     differences: Mapping[str, float],
     batch: int | None,
     dtype: str,
-    device: Mapping[str, Any],
+    device: Mapping[str, Any] | None,
 ) -> None:
-    """Write `preprocess.json`, the examples and the page of a folder."""
-    known = read_json(folder / CARD).get("files", {}) if (folder / CARD).exists() else {}
-    files = {file: Written(**own) for file, own in known.items() if (folder / file).exists()}
+    """Write `preprocess.json`, the examples and the page; files that were there stay listed."""
+    files, before = described(folder) if (folder / CARD).exists() else ({}, {})
+    files = {file: written for file, written in files.items() if (folder / file).exists()}
     for file in differences:
-        weights = file == WRITERS["safetensors"][0]
-        files[file] = Written(None, "float32") if weights else Written(batch, dtype)
-    own = {file: asdict(written) for file, written in files.items()}
-    write_json(folder / CARD, {**card.to_json(), "files": own})
+        any_batch = file == WEIGHTS
+        files[file] = Written(None if any_batch else batch, dtype if file == PT2 else "float32")
+    device = before if device is None else device
+    more = {"files": {file: asdict(own) for file, own in files.items()}, "measured_on": {**device}}
+    write_json(folder / CARD, {**card.to_json(), **more})
     for name, text in pages(card, files, device).items():
         write_text(folder / name, text)
 
@@ -297,7 +351,7 @@ def onnx_installed() -> bool:
 
 
 WRITERS: dict[str, tuple[str, Callable[..., None], Callable[..., Tensor]]] = {
-    "safetensors": ("weights.safetensors", _write_safetensors, _read_safetensors),
-    "pt2": ("model.pt2", _write_pt2, _read_pt2),
-    "onnx": ("model.onnx", _write_onnx, _read_onnx),
+    "safetensors": (WEIGHTS, _write_safetensors, _read_safetensors),
+    "pt2": (PT2, _write_pt2, _read_pt2),
+    "onnx": (ONNX, _write_onnx, _read_onnx),
 }

@@ -11,64 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.data import Dataset, load_data
-from nas.errors import UnknownNameError, UsageError
+from nas.data import Dataset
+from nas.deployment import Card
 from nas.evaluation.accuracy import Evaluator
 from nas.export import default_formats, export_network
-from nas.families import load_space, model_names
 from nas.latency.end_to_end import measure_fresh
 from nas.network.calibration import METHODS, calibrate, sensitivity
 from nas.network.network import Network
 from nas.progress import bar
-from nas.report.saved_run import SavedRun
 from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Task
-from nas.training.pretrained import load_weights
-from nas.training.supernet import load_supernet, supernet_folder
 
 _SENSITIVITY_IMAGES = 16
 _ROUNDS = 10
-
-
-def subject(
-    what: str, space: str, data: str, supernet: str, weights: str
-) -> tuple[Network, Dataset]:
-    """The network with weights that RUN, ARCH (JSON or its file) or MODEL names, and its data.
-
-    A named model needs `weights`; an architecture takes those of a supernet, the shipped one if
-    `supernet` is empty.
-    """
-    path = Path(what)
-    if what and not what.lstrip().startswith("{") and path.is_dir():
-        run = SavedRun.load(path)
-        return run.winner(), load_data(run.record.data)
-    images = load_data(data)
-    if what.partition("@")[0].removesuffix("+int8") in model_names():
-        if not weights:
-            raise UsageError(
-                f"{what} needs weights to be quantized",
-                "add --weights FILE, or the name of a model on timm's hub",
-            )
-        named = load_space(what, images.task)
-        network = Network.empty(named, named.largest)
-        load_weights(network, weights, new_head=False)
-        return network, images
-    if weights:
-        raise UsageError("--weights are for a named model", "drop them, or name a model")
-    the_space = load_space(space).with_int8()
-    text = what if what.lstrip().startswith("{") else _read(path) if what else ""
-    architecture = the_space.parse(text) if text else the_space.largest
-    folder = Path(supernet) if supernet else supernet_folder(space, images)
-    large, _ = load_supernet(folder, space, images)
-    return Evaluator(large, images, images.search, 1).subnet(architecture), images
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UnknownNameError(
-            "model, run or architecture", str(path), model_names(), "or give a path that exists"
-        )
-    return path.read_text(errors="replace")
 
 
 def quantize(
@@ -126,7 +81,7 @@ def quantize(
         },
     }
     if out is not None:
-        result["exported"] = _export(quantized, ranges[:1].contiguous(), out)
+        result["exported"] = _export(quantized, ranges[:1].contiguous(), data, out)
     return result
 
 
@@ -143,7 +98,8 @@ def _plain(network: Network, architecture: Architecture) -> Network:
     return network.inherit(architecture).eval()
 
 
-def _export(network: Network, image: torch.Tensor, out: Path) -> dict[str, float]:
+def _export(network: Network, image: torch.Tensor, data: Dataset, out: Path) -> dict[str, float]:
     with torch.no_grad():
         expected = network(image)
-    return export_network(network, image, expected, out, default_formats())
+    card = Card.of(network.space, network.architecture, data)
+    return export_network(network, image, expected, out, default_formats(), card=card)

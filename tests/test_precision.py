@@ -25,7 +25,8 @@ from nas.layers.precision import HIGH, LOW, Packed, Quantizer, conv2d, linear, r
 from nas.lowering.onnx import quiet
 from nas.network.calibration import CLIPS, METHODS, calibrate, quantizers, sensitivity
 from nas.network.network import Network
-from nas.quantization import changed_percent, quantize, subject
+from nas.quantization import changed_percent, quantize
+from nas.saved_network import subject
 from nas.space.architecture import at_precision
 from nas.space.task import Task
 from nas.tasks.classification import Classification

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from conftest import paint
+from PIL import Image
 
 from nas.cli import app
 
@@ -123,6 +124,7 @@ def workshop(tmp_path_factory):
     """A folder in which the commands of all pages run, in the order of the pages, each once."""
     folder = tmp_path_factory.mktemp("workshop")
     paint(folder / "photos", 12, size=64)
+    Image.new("RGB", (300, 200), "grey").save(folder / "photo.jpg")
     write_files(EXTENDING, folder)
     done = set()
 

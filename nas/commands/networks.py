@@ -156,7 +156,7 @@ def quantize(
     import torch
 
     from nas.quantization import quantize as run_quantize
-    from nas.quantization import subject
+    from nas.saved_network import subject
 
     network, images_of = subject(what, space, data, supernet, weights)
     torch.set_num_threads(1)

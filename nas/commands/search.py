@@ -1,4 +1,4 @@
-"""The commands from images to a winner: train, search, report, export."""
+"""The commands from images to a winner and its answers: train, search, report, export, predict."""
 
 from __future__ import annotations
 
@@ -10,13 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nas.budget import Budget, alternatives, readable_ms
-from nas.commands import Data, Device, Json, Seed, Space, app, grid_of, out, print_json
+from nas.commands import (
+    Data,
+    Device,
+    Json,
+    Seed,
+    Space,
+    Supernet,
+    app,
+    figure_path,
+    grid_of,
+    out,
+    print_json,
+)
 from nas.commands.options import with_options
 from nas.errors import UsageError
 from nas.settings import DEVICE, Distribution, Settings, check_seed
 
 if TYPE_CHECKING:
     from nas.run_record import Answer, RunRecord
+
+
+_MOST = 4096  # inputs at once
+_FEW = 200  # samples: an accuracy of fewer says so, its standard error is above three points
 
 
 class Format(StrEnum):
@@ -88,7 +104,12 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     if len(record.answers) > 1:
         out.print(f"within {answer.budget_ms:g} ms", style="bold")
     metric = record.metric.heading
-    grid = grid_of("network", "predicted", record.verb, "p95", f"search {metric}", f"test {metric}")
+    few = [
+        f" of {count}" if count < _FEW else ""
+        for count in (record.search_images, record.test_images)
+    ]
+    accuracies = (f"search {metric}{few[0]}", f"test {metric}{few[1]}")
+    grid = grid_of("network", "predicted", record.verb, "p95", *accuracies)
     for i, c in enumerate([answer.winner, *answer.baselines]):
         times = (c.predicted_ms, c.measured_ms, c.measured_p95_ms)
         cells = [f"{readable_ms(ms)} ms" for ms in times]
@@ -179,28 +200,81 @@ def report(
 
 @app.command(epilog="Example: vitnas export runs/swin-micro-20ms --format onnx")
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER|ARCH|MODEL",
+            help="A run, a folder of export or quantize, JSON or its file, or a named model.",
+        ),
+    ],
     formats: Annotated[list[Format], typer.Option("--format", help="May be given several times.")],
-    folder: Annotated[str, typer.Option("--out", help="Folder; default: RUN/winner.")] = "",
+    folder: Annotated[str, typer.Option("--out", help="Folder; default: that of the run.")] = "",
+    batch: Annotated[
+        str, typer.Option(metavar="COUNT|any", help="Inputs at once; default: as measured, or 1.")
+    ] = "",
+    space: Space = Settings.space,
+    data: Annotated[
+        str, typer.Option(help="Data set whose samples a model or an architecture takes.")
+    ] = "",
+    supernet: Supernet = Settings.supernet,
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint of a named model: a file, or a name on timm's hub.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Write the winner of a run as a file, reloaded and compared with the run's weights."""
-    import torch
+    """Write a network as files that run without vitnas, reloaded and compared with its weights."""
+    if batch not in ("", "any") and not (batch.isdecimal() and 1 <= int(batch[:9]) <= _MOST):
+        raise UsageError(
+            f"--batch is a count from 1 to {_MOST} or any, got {batch!r}", "e.g. --batch 8"
+        )
+    from nas.export import export_again
+    from nas.saved_network import load_saved
 
-    from nas.export import export_network
-    from nas.report.saved_run import SavedRun
-
-    network = SavedRun.load(run).winner()
-    architecture = network.architecture
-    torch.manual_seed(0)
-    images = torch.randn(1, *network.space.parts.example(architecture.resolution))
-    with torch.no_grad():
-        expected = network(images)
-    where = Path(folder) if folder else run / "winner"
-    differences = export_network(network, images, expected, where, [f.value for f in formats])
+    saved = load_saved(what, space=space, data=data, supernet=supernet, weights=weights)
+    if not folder and saved.folder is None:
+        raise UsageError(f"{what[:80]} has no folder of its own", "add --out FOLDER")
+    where = Path(folder) if folder else saved.folder
+    assert where is not None
+    count = saved.device.get("batch", 1) if batch in ("", "any") else int(batch)
+    differences = export_again(
+        saved.network, saved.card, where, [f.value for f in formats],
+        batch=count, any_batch=batch == "any", device=saved.device,
+    )  # fmt: skip
     if as_json:
         return print_json({"folder": str(where), "largest_difference": differences})
     for name, difference in differences.items():
         out.print(
             f"{where / name} (largest difference of a logit {difference:.1g})", soft_wrap=True
         )
+
+
+@app.command(epilog="Example: vitnas predict runs/swin-micro-20ms photo.jpg --out looked.png")
+def predict(
+    what: Annotated[
+        Path, typer.Argument(metavar="RUN|FOLDER", help="A run, or a folder of export.")
+    ],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.", show_default=False)
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Answers to each, the best ones.")] = 5,
+    figure: Annotated[
+        str, typer.Option("--out", help="Draw where it looked: a .png, .svg or .pdf file.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """What the network of a run says of pictures, and where it looked."""
+    path = figure_path(figure)
+    from nas.prediction import looked
+    from nas.prediction import predict as run_predict
+    from nas.report import pictures as drawing
+
+    found = run_predict(what, pictures, top=top)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(looked(found), path)
+    if as_json:
+        return print_json({"predictions": [prediction.to_json() for prediction in found]})
+    for prediction in found:
+        out.print(f"{prediction.file}: {prediction.line}", soft_wrap=True)
+    if path:
+        out.print(f"figure: {path}", soft_wrap=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from nas.data import load_data
+from nas.errors import DataError, UsageError
 from nas.report.saved_run import SavedRun
 
 _COUNT = 3
@@ -26,13 +27,19 @@ class Example:
     kept: dict[str, NDArray[np.bool_]]
 
 
-def examples(run: SavedRun) -> list[Example]:
-    """The first test images; none where the inputs of the space are no images."""
+def examples(run: SavedRun) -> list[Example] | None:
+    """The first test images; none where the inputs of the space are no images.
+
+    None where the data set can no longer be loaded, e.g. because it has moved.
+    """
     if run.space.parts.takes != "images":
         return []
     network = run.winner()
     architecture = network.architecture
-    data = load_data(run.record.data)
+    try:
+        data = load_data(run.record.data)
+    except (DataError, UsageError):  # the latter of a module of one's own
+        return None
     count = min(_COUNT, data.test.size)
     parts = run.space.parts
     shown = []

@@ -33,7 +33,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if len(runs) == 1:
         (run,) = runs
         figures["layers"] = pictures.layers(layer_times(run))
-        if shown := examples(run):
+        shown = examples(run)
+        if shown:
             figures["kept"] = pictures.kept_windows(
                 [s.pixels for s in shown], [s.title for s in shown], [s.kept for s in shown]
             )
@@ -46,6 +47,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             write_text(runs[0].folder / "pictures" / f"{name}.svg", drawn[name])
             if name == "kept":
                 drawn[name] = _img(png)  # photos are smaller as PNG, lines as SVG
+        if shown is None and (kept := runs[0].folder / "pictures" / "kept.png").exists():
+            drawn["kept"] = _img(kept.read_bytes())  # of the report before the images have moved
     page = (
         _environment()
         .get_template("report.html.jinja")

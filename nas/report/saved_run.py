@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.errors import RunError, UsageError, VitnasError, WeightsError
+from nas.errors import RunError, UsageError, VitnasError
 from nas.families import load_space
 from nas.latency.table import LatencyTable
 from nas.records import Journal, read_json, read_text
@@ -183,18 +183,7 @@ class SavedRun:
 
     def winner(self) -> Network:
         """The winner of the first budget with its weights; `WeightsError` if they are not its."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from nas.deployment import load_network
 
-        from nas.network.network import Network
-
-        network = Network.empty(self.space, self.architecture(self.record.answers[0].winner))
-        file = self.folder / "winner" / "weights.safetensors"
-        try:
-            network.load_state_dict(load_file(file))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise WeightsError(
-                f"cannot load {file}: {str(error).partition(chr(10))[0]}",
-                "write it again: vitnas search with the options of the run, --out and --resume",
-            ) from None
-        return network
+        architecture = self.architecture(self.record.answers[0].winner)
+        return load_network(self.folder / "winner", self.space, architecture)

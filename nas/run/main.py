@@ -239,13 +239,13 @@ def _export_winners(inputs: Inputs, outcomes: Sequence[Outcome]) -> Mapping[Arch
 def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[str, float]:
     """Write a network to a folder as it was measured; the largest difference of an output, by file.
 
-    What runs in torch has the batch and the data type of the device; other runtimes take float32
-    files, and convert them themselves.
+    Files have the batch of the device; what runs in torch has its data type, too, and then there is
+    no ONNX. Other runtimes take float32 files, and convert them themselves.
     """
     import torch
 
     from nas.deployment import Card
-    from nas.export import default_formats, export_network
+    from nas.export import default_formats, export_network, measured_dtype
 
     space, data = inputs.space, inputs.data
     device = inputs.described[inputs.settings.device]
@@ -255,10 +255,11 @@ def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[st
     plain = inputs.evaluator.subnet(architecture)
     with torch.no_grad():
         expected = plain(examples)
+    dtype = measured_dtype(device)
+    formats = [f for f in default_formats() if f != "onnx" or dtype == "float32"]
     return export_network(
-        plain, examples, expected, folder, default_formats(),
-        card=Card.of(space, architecture, data), device=device,
-        dtype=device["dtype"] if device["runtime"].startswith("torch") else "float32",
+        plain, examples, expected, folder, formats,
+        card=Card.of(space, architecture, data), device=device, dtype=dtype,
     )  # fmt: skip
 
 

@@ -58,6 +58,10 @@ def make_record(
     dense = dense_space(inputs.space)
     baselines = {c for outcome in outcomes for c in outcome.baselines}
     settings = {f.name: getattr(inputs.settings, f.name) for f in fields(Settings)}
+    settings |= {  # a split may have fewer than were asked for
+        "search_images": inputs.evaluator.images,
+        "test_images": min(inputs.settings.test_images, inputs.data.test.size),
+    }
     asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
     return RunRecord(
         **{name: settings[name] for name in asked},

@@ -58,6 +58,14 @@ class Metric(ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What the outputs of a network say of one sample: a line for people, and the same as JSON."""
+
+    line: str
+    facts: dict[str, Any]
+
+
 def share_variance(percent: float, samples: int) -> float:
     """The variance of a share of hits among so many samples, in percentage points squared.
 
@@ -115,6 +123,14 @@ class Task(ABC):
     @abstractmethod
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """What a report writes below one sample, given its output and its labels, each (1, ...)."""
+
+    def meaning(self, outputs: Tensor, top: int) -> Meaning:
+        """What outputs (1, ...) say of one sample; of several answers the best, up to `top`.
+
+        A task that does not say so gives its outputs as they are.
+        """
+        shape = " x ".join(map(str, outputs.shape[1:]))
+        return Meaning(f"{shape} outputs", {"outputs": outputs[0].tolist()})
 
     def to_json(self) -> dict[str, Any]:
         """What `nas.tasks.load_task` makes an equal task of."""

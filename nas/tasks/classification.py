@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from nas.space.task import Metric, Task, share_variance
+from nas.space.task import Meaning, Metric, Task, share_variance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,14 @@ class Classification(Task):
             if right == answer
             else (f"{self._called(right)} \n✗ {self._called(answer)}")
         )
+
+    def meaning(self, outputs: Tensor, top: int) -> Meaning:
+        """The most probable classes, the best one first."""
+        percent = 100 * outputs[0].float().softmax(0)
+        best = percent.argsort(descending=True)[:top].tolist()
+        answers = [{"class": self._called(i), "percent": round(float(percent[i]), 2)} for i in best]
+        line = ", ".join(f"{answer['class']} {answer['percent']:.1f} %" for answer in answers)
+        return Meaning(line, {"answers": answers})
 
     def _called(self, label: int) -> str:
         return self.names[label] if self.names else str(label)
