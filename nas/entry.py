@@ -75,6 +75,7 @@ def search(
     ray_address: str | None = ...,
     timeout_s: float = ...,
     failed_share: float = ...,
+    latency_calls: int | None = ...,
     out: str | Path | None = ...,
     resume: bool = ...,
 ) -> Exploration: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
@@ -56,8 +57,11 @@ class Advance(Protocol):
 
 
 @contextmanager
-def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
-    """A bar of `total` steps; call what it gives with the steps done and a short note."""
+def bar(title: str, total: float | None, unit: str = "", after_s: float = 0.0) -> Iterator[Advance]:
+    """A bar of `total` steps; call what it gives with the steps done and a short note.
+
+    It is shown after so many seconds, and not at all if the block ends before.
+    """
     columns = (
         TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=18),
@@ -66,15 +70,31 @@ def bar(title: str, total: float | None, unit: str = "") -> Iterator[Advance]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}", style="cyan", markup=False),
     )
-    with Progress(*columns, console=console, transient=False) as progress:
-        task = progress.add_task(title, total=total, note="", unit=unit)
+    progress, begin, shown = (
+        Progress(*columns, console=console, transient=False),
+        monotonic(),
+        False,
+    )
+    task = progress.add_task(title, total=total, note="", unit=unit)
 
-        def advance(steps: float = 1, note: str = "") -> None:
-            progress.update(task, advance=steps)
-            if note:
-                progress.update(task, note=printable(note))
+    def show() -> None:
+        nonlocal shown
+        if not shown and monotonic() - begin >= after_s:
+            shown = True
+            progress.start()
 
+    def advance(steps: float = 1, note: str = "") -> None:
+        progress.update(task, advance=steps)
+        if note:
+            progress.update(task, note=printable(note))
+        show()
+
+    try:
+        show()
         yield advance
+    finally:
+        if shown:
+            progress.stop()
 
 
 def track(items: Iterable[T], title: str, total: int, unit: str = "") -> Iterator[T]:

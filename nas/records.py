@@ -221,10 +221,14 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a record and wait until it is on the disk; `RunError` if it cannot be written."""
+        self.extend([record])
+
+    def extend(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add several records, as `append` adds each."""
         try:
             self._mend()
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(record))
+                file.writelines(map(_line, records))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

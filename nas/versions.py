@@ -48,9 +48,12 @@ def layer_code(family: str) -> str:
 
 
 @cache
-def search_code() -> str:
-    """A fingerprint of the code that decides what a search asks for, and of the scores it sees."""
-    return _fingerprint(file for package in SEARCHED for file in _files(package))
+def search_code(*more: str) -> str:
+    """A fingerprint of the code that decides what a search asks for, and of the scores it sees.
+
+    `more` are further packages of `nas` that decide so.
+    """
+    return _fingerprint(file for package in (*SEARCHED, *more) for file in _files(package))
 
 
 def _fingerprint(files: Iterable[Path]) -> str:

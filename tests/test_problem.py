@@ -7,6 +7,7 @@ import itertools
 import threading
 from dataclasses import dataclass, fields, make_dataclass, replace
 from math import comb, isnan, nan
+from time import sleep
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,12 @@ import pytest
 
 import nas
 from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
+from nas.progress import bar
 from nas.records import Journal
 from nas.space.domains import restrict
 from nas.strategy.features import Fields
+from nas.strategy.searchers import searcher_names
+from nas.strategy.searchers.evolution import Evolution
 
 
 @dataclass(frozen=True)
@@ -882,3 +886,221 @@ def test_a_narrow_band_is_proposed_from_and_not_found_by_chance():
 def test_bounds_that_cannot_be_kept_are_refused(bounds, kind, match):
     with pytest.raises(kind, match=match):
         nas.search(12.0, space=CUBE, latency=WHOLE, score=score, limits={"x": (WHOLE, bounds)})
+
+
+class Noisy:
+    """A latency that is another one at every call, which it counts."""
+
+    def __init__(self):
+        self.rng, self.calls = np.random.default_rng(0), 0
+
+    def __call__(self, m):
+        self.calls += 1
+        return (m.a + m.b) * 1.0 + m.c**2 / 7 + self.rng.normal(0, 0.05)
+
+
+def proposing(monkeypatch):
+    """A list that grows with every call of the evolution."""
+    calls, propose = [], Evolution.__call__
+
+    def counted(self, *given):
+        calls.append(given)
+        return propose(self, *given)
+
+    monkeypatch.setattr(Evolution, "__call__", counted)
+    return calls
+
+
+@pytest.mark.parametrize("latency", [WHOLE, Noisy()], ids=["sum", "noisy black box"])
+@pytest.mark.parametrize("budgets", [[12.0], [7.0, 12.0]])
+def test_a_resume_goes_on_and_replays_nothing(latency, budgets, tmp_path, monkeypatch):
+    """It once took as long as the search, and a noisy latency was refused as another one."""
+    calls = proposing(monkeypatch)
+
+    def value(m):
+        if m.c == 7 and m.a == 0:
+            raise RuntimeError("fails every time")
+        return float(m.a * m.b + m.c)
+
+    settings = dict(budget=budgets, space=CUBE, latency=latency, score=value, failed_share=1.0)
+    whole = nas.search(evaluations=96, out=tmp_path, **settings)
+    asked = getattr(latency, "calls", 0)
+    assert len(calls) >= 12
+    del calls[:]
+    assert nas.search(evaluations=96, out=tmp_path, resume=True, **settings) == whole
+    assert calls == []
+    assert getattr(latency, "calls", 0) <= asked + 5  # to see whether it is the same
+    more = nas.search(evaluations=120, out=tmp_path, resume=True, **settings)
+    assert 3 <= len(calls) < 12 * len(budgets)
+    assert more.candidates[: len(whole.candidates)] == whole.candidates
+    fewer = nas.search(evaluations=37, out=tmp_path, resume=True, **settings)
+    kept = [c for c in fewer.candidates if c.path in {c.path for c in whole.candidates}]
+    assert len(kept) == len(fewer.candidates)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "kind"),
+    [(name, "sum") for name in searcher_names()]
+    + [("evolution", kind) for kind in ("black box", "lost batch", "lost batches")],
+)
+def test_wherever_it_was_killed_it_ends_as_if_it_had_not_been(searcher, kind, tmp_path):
+    latency = nas.Additive(cost, 0.5) if kind != "black box" else latency_of_net
+    settings = dict(budget=[9.0, 12.0], space=SPACE, latency=latency, searcher=searcher)
+    whole = nas.search(score=score, evaluations=56, out=tmp_path / "whole", **settings)
+    for end in (1, 40):
+        calls, folder = [], tmp_path / str(end)
+
+        def dies(net, calls=calls, end=end):
+            if len(calls) == end:
+                raise KeyboardInterrupt
+            calls.append(net)
+            return score(net)
+
+        with pytest.raises(KeyboardInterrupt):
+            nas.search(score=dies, evaluations=56, out=folder, **settings)
+        batches = folder / "batches.jsonl"
+        if kind == "lost batch" and end > 16:
+            batches.write_text(batches.read_text().partition("\n")[2])
+        elif kind == "lost batches":
+            batches.unlink(missing_ok=True)
+        resumed = nas.search(score=score, evaluations=56, out=folder, resume=True, **settings)
+        assert repr(resumed) == repr(whole)
+        for name in ("candidates", "batches") + ("latencies",) * (kind == "black box"):
+            files = [f / f"{name}.jsonl" for f in (tmp_path / "whole", folder)]
+            assert files[0].read_text() == files[1].read_text()
+
+
+def latency_of_net(net):
+    return latency(net)
+
+
+def test_a_score_that_was_mended_is_used_and_the_search_goes_on_from_there(tmp_path):
+    def fails(m):
+        if m.a == 5:
+            raise RuntimeError("a bug")
+        return float(m.a * m.b + m.c)
+
+    settings = dict(budget=12.0, space=CUBE, latency=WHOLE, failed_share=1.0, evaluations=80)
+    first = nas.search(score=fails, out=tmp_path, **settings)
+    assert first.set_aside
+    mended = nas.search(score=lambda m: float(m.a * m.b + m.c), out=tmp_path, resume=True,
+                        **settings)  # fmt: skip
+    assert not mended.set_aside
+    assert {str(c.architecture) for c in mended.candidates if c.architecture.a == 5}
+    assert mended == nas.search(score=lambda m: float(m.a * m.b + m.c), out=tmp_path, resume=True,
+                                **settings)  # fmt: skip
+
+
+def test_calls_of_a_latency_are_counted_and_bounded(tmp_path, capfd):
+    calls = []
+
+    def tight(m):
+        calls.append(m)
+        return float(100 if (m.a * 64 + m.b * 8 + m.c) % 97 else 1)
+
+    settings = dict(budget=2.0, space=CUBE, latency=tight, score=lambda m: 1.0, evaluations=6)
+    found = nas.search(**settings)
+    assert found.calls == {"budget": len(calls)} == {"budget": len(set(calls))}
+    assert len(found.candidates) == 6  # all that fit, though no sum tells which they are
+    del calls[:]
+    found = nas.search(latency_calls=300, out=tmp_path, **settings)
+    assert len(calls) == 300
+    assert 0 < len(found.candidates) < 6
+    assert "asked for 300 members, as many as allowed" in capfd.readouterr().err
+    more = nas.search(latency_calls=512, out=tmp_path, resume=True, **settings)
+    assert len(more.candidates) == 6
+    assert len(calls) <= 512 + 5
+    with pytest.raises(InfeasibleError, match="as many as allowed, and none fits; raise its bound"):
+        nas.search(**{**settings, "budget": 0.5, "latency_calls": 40})
+    with pytest.raises(UsageError, match="latency_calls must be a whole number"):
+        nas.search(latency_calls=0, **settings)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_no_sum_tells_is_found_all_the_same(seed):
+    """Of 61 members that fitted none could be proposed once."""
+    names = "abcdef"
+    space = nas.Space(Six, **dict.fromkeys(names, nas.Choice(*range(4))))
+    hidden = np.random.default_rng(seed).permutation(4**6)
+
+    def cost(m):
+        return float(hidden[sum(v * 4**i for i, v in enumerate(vars(m).values()))])
+
+    found = nas.search(60.5, space=space, latency=cost, score=lambda m: 1.0, evaluations=61,
+                       seed=seed)  # fmt: skip
+    assert len(found.candidates) >= 58
+    assert found.calls["budget"] <= 4**6
+
+
+@pytest.mark.parametrize("kind", ["sum", "product", "worst", "outliers"])
+def test_an_estimate_learns_from_the_calls_that_were_paid_for(kind):
+    """One in a thousand fits: drawn at random, 60 would take 60,000 calls."""
+    names = [f"x{i}" for i in range(12)]
+    space = nas.Space(make_dataclass("Long", names, frozen=True),
+                      **dict.fromkeys(names, nas.Choice(*range(6))))  # fmt: skip
+    own = np.sort(np.random.default_rng(0).random((12, 6)), axis=1)
+
+    def of(v):
+        costs = own[np.arange(12), v]
+        return float({
+            "sum": costs.sum(),
+            "product": np.exp(3 * costs).prod(),
+            "worst": costs.max() + 0.1 * costs.sum(),
+            "outliers": costs.sum() + 1e6 * (v[0] == v[1]),
+        }[kind])  # fmt: skip
+
+    drawn = np.random.default_rng(1).integers(0, 6, size=(20_000, 12))
+    budget = float(np.quantile([of(v) for v in drawn], 1e-3))
+    found = nas.search(budget, space=space, latency=lambda m: of([getattr(m, n) for n in names]),
+                       score=lambda m: sum(vars(m).values()), evaluations=60)  # fmt: skip
+    assert len(found.candidates) == 60
+    assert found.calls["budget"] < 6000
+
+
+def test_another_latency_is_noticed_by_a_resume(tmp_path):
+    settings = dict(budget=30.0, space=CUBE, score=lambda m: 1.0, evaluations=8)
+    for i, (change, match) in enumerate([(3.0, "another cost of budget"), (1.02, "off by 2 %")]):
+        folder = tmp_path / str(i)
+        first = nas.search(latency=lambda m: m.a + m.b + 1.0, out=folder, **settings)
+
+        def other(m, change=change):
+            return change * (m.a + m.b + 1.0)
+
+        if change == 3.0:
+            with pytest.raises(RunError, match=match):
+                nas.search(latency=other, out=folder, resume=True, **settings)
+        else:
+            again = nas.search(latency=other, out=folder, resume=True, **settings)
+            assert again.candidates == first.candidates
+
+
+def test_folders_may_have_brackets_in_their_names(tmp_path):
+    folder = tmp_path / "run[/] [v2]"
+    settings = dict(space=CUBE, latency=lambda m: m.a + 1.0, score=lambda m: 1.0, evaluations=9)
+    found = nas.search(4.0, out=folder, **settings)
+    assert nas.search(4.0, out=str(folder), resume=True, **settings).candidates == found.candidates
+    with pytest.raises(RunError, match=r"run\[/\] \[v2\] exists already"):
+        nas.search(4.0, out=folder, **settings)
+
+
+def test_nothing_is_left_of_a_search_that_could_not_begin(tmp_path):
+    settings = dict(space=CUBE, score=lambda m: 1.0, evaluations=9, out=tmp_path / "run")
+    for latency in (lambda m: 1 / 0, lambda m: nan, WHOLE):
+        with pytest.raises((UsageError, InfeasibleError)):
+            nas.search(0.5 if latency is WHOLE else 4.0, latency=latency,
+                       limits={"x": (WHOLE, (30, None))}, **settings)  # fmt: skip
+        assert not (tmp_path / "run").exists()
+    nas.search(4.0, latency=WHOLE, **settings)
+
+
+def test_a_bar_that_is_not_wanted_at_once_waits(capfd):
+    with bar("soon", 3) as advance:
+        advance(3)
+    assert "soon" in capfd.readouterr().err
+    with bar("later", 3, after_s=9.0) as advance:
+        advance(3)
+    assert capfd.readouterr().err == ""
+    with bar("late", 3, after_s=0.01) as advance:
+        sleep(0.02)
+        advance(3, "a note")
+    assert "a note" in capfd.readouterr().err

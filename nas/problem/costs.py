@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, Protocol
 
 import numpy as np
 
 from nas.errors import UsageError
 from nas.problem.arguments import Bounds
+from nas.problem.black_box import BlackBox, Estimate, first_paths, fit_sum
 from nas.problem.members import find
+from nas.progress import Advance
 from nas.records import fingerprint
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
 from nas.space.rules import ENDED, Position
 from nas.strategy.constraints import Limit
-from nas.strategy.threads import one_thread
-from nas.trellis.graph import Floats, Graph, Ints, decode
-from nas.trellis.trellis import Trellis, whole
+from nas.trellis.graph import Floats, Graph, Ints
+from nas.trellis.trellis import Trellis
 
-_DRAWS = 400  # calls of a black-box cost, at most, to estimate it as a sum over the choices
+_SHOWN_S = 0.3  # seconds between two notes of a number of calls
 
 
 @dataclass(frozen=True)
@@ -55,71 +57,182 @@ def _number(what: str, given: Any) -> float:
         raise UsageError(f"{what} must be a number, got {given!r}", "e.g. 0.5") from None
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of the members of a space, whichever way it was given (`read_cost`).
+class Cost(Protocol):
+    """The cost of the members of a space, whichever way it was given (`CostReader`)."""
 
-    `costs_of` gives the true costs (n,) of paths (n, positions); `trellis` holds them, or an
-    estimate of them, made from true costs and their estimates `drawn` (n, 2) and off by at most
-    `error` in nine of ten of these. `drawn` is empty where the trellis is exact.
-    """
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes with the cost of any choice, as far as that is known."""
+
+    def costs_of(self, paths: Ints) -> Floats:
+        """The true costs (n,) of paths (n, positions)."""
+
+    def limits(self, name: str, bounds: Bounds) -> list[Limit]:
+        """The limits that this cost keeps the bounds, the upper one first."""
+
+
+@dataclass(frozen=True)
+class ExactCost:
+    """A cost that the trellis holds."""
 
     trellis: Trellis
-    costs_of: Callable[[Ints], Floats]
-    drawn: tuple[tuple[float, float], ...] = ()
-    error: float = 0.0
 
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with the cost of any choice."""
         return fingerprint([costs.tolist() for costs in self.trellis.costs], self.trellis.fixed)
 
+    def costs_of(self, paths: Ints) -> Floats:
+        """The true costs (n,) of paths (n, positions)."""
+        return self.trellis.costs_of(paths)
+
     def limits(self, name: str, bounds: Bounds) -> list[Limit]:
         """The limits that this cost keeps the bounds, the upper one first."""
         found, (low, high) = [], (bounds.low, bounds.high)
         if math.isfinite(high):
-            reach = None
-            if self.drawn:
-                # Paths that are known to fit must be within reach, however wrong their estimate.
-                fitting = [estimate for true, estimate in self.drawn if true <= high]
-                reach = max([high + self.error, *fitting])
-            found.append(Limit(name, high, self.costs_of, self.trellis, reach, floor=low))
+            found.append(Limit(name, high, self.costs_of, self.trellis, floor=low))
         if math.isfinite(low):
-            costs_of = self.costs_of if self.drawn else None
-            found.append(Limit.at_least(name, low, self.trellis, costs_of, self.error))
+            found.append(Limit.at_least(name, low, self.trellis))
         return found
 
 
-def read_cost(
-    space: Space[Any] | SearchSpace,
-    positions: Sequence[Position],
-    graph: Graph,
-    given: Any,
-    permitted: Callable[[Ints], Floats],
-    rng: np.random.Generator,
-) -> Cost:
-    """The cost that is given as a table, an `Additive` or a function of a member.
+class AskedCost:
+    """A cost that a function gives, with an estimate of it that learns from the calls.
 
-    A table is a `LatencyTable`, a mapping, or a DataFrame with columns `choice`, `value` and `ms`.
-    Raises `UsageError` where it is none of
-    these, lacks a value, or gives a cost that is negative or not finite. No black box is called for
-    paths of which `permitted` is above 0.
+    `first` are the paths that are asked first, `bounds` those that it will have to keep. Nothing
+    is asked before its limits are.
     """
-    try:
-        if (trellis := _exact(graph, positions, given)) is not None:
-            return Cost(trellis, trellis.costs_of)
+
+    fingerprint = "function"  # nobody can compare functions; their costs are compared
+
+    def __init__(
+        self,
+        graph: Graph,
+        positions: Sequence[Position],
+        box: BlackBox,
+        first: Ints,
+        bounds: Sequence[Bounds],
+    ) -> None:
+        self.box = box
+        self._graph, self._positions, self._first = graph, positions, first
+        self._estimate: Estimate | None = None
+        band = any(math.isfinite(own.low) for own in bounds)
+        self._highest = math.inf if band else max(own.high for own in bounds)
+
+    def costs_of(self, paths: Ints) -> Floats:
+        """The true costs (n,) of paths (n, positions); a member is asked about once."""
+        return self.box(paths)
+
+    def limits(self, name: str, bounds: Bounds) -> list[Limit]:
+        """The limits that this cost keeps the bounds, the upper one first."""
+        found, (low, high) = [], (bounds.low, bounds.high)
+        estimate, box = self._estimate or self.fit(0), self.box
+        if math.isfinite(high):
+            reach = estimate.reach(high)
+            limit = Limit(name, high, box, estimate.trellis, reach, floor=low, asked=box.asked)
+            found.append(replace(limit, logarithmic=estimate.logarithmic))
+        if math.isfinite(low):
+            found.append(
+                Limit.at_least(name, low, estimate.trellis, box, box.asked, estimate.error)
+            )
+        return found
+
+    @property
+    def fitted_to(self) -> int:
+        """The number of calls that the estimate is fitted to."""
+        return 0 if self._estimate is None else self._estimate.count
+
+    def learn(self) -> int:
+        """Fit the estimate anew if there are twice as many calls; returns what it is fitted to."""
+        if self._estimate is not None and len(self.box.known) >= 2 * self._estimate.count:
+            self.fit(len(self.box.known))
+        return self.fitted_to
+
+    def fit(self, count: int) -> Estimate:
+        """Fit the estimate to the first so many calls; 0 stands for those asked first."""
+        if not count:
+            self.box(self._first)
+            count = len(self.box.known)
+        known = list(self.box.known.items())[:count]
+        paths = np.array([path for path, _ in known], dtype=np.int64)
+        costs = np.array([cost for _, cost in known])
+        self._estimate = fit_sum(self._graph, self._positions, paths, costs, self._highest)
+        return self._estimate
+
+
+class Renewal:
+    """Says when the limits of a region are to be made anew: when an estimate has learned."""
+
+    def __init__(self, costs: Sequence[AskedCost], make: Callable[[], Sequence[Limit]]) -> None:
+        self._costs, self._make = costs, make
+        self._seen = [cost.fitted_to for cost in costs]
+
+    def __call__(self) -> Sequence[Limit] | None:
+        """The limits, or None where nothing has changed."""
+        if (now := [cost.learn() for cost in self._costs]) == self._seen:
+            return None
+        self._seen = now
+        return self._make()
+
+
+class Heard:
+    """Shows beside a bar how often a function has been asked."""
+
+    def __init__(self, name: str, advance: Advance) -> None:
+        self._name, self._advance, self._shown = name, advance, monotonic()
+
+    def __call__(self, calls: int) -> None:
+        """Show the number of calls, a few times a second."""
+        if monotonic() - self._shown > _SHOWN_S:
+            self._shown = monotonic()
+            self._advance(0, f"{self._name} asked {calls:,} times")
+
+
+class CostReader:
+    """Reads the costs of the members of a space, each as it was given.
+
+    `permitted` is above 0 of paths that no function is asked about; `calls` is how many members it
+    may be asked about, and `asked` holds those that are functions.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any] | SearchSpace,
+        positions: Sequence[Position],
+        graph: Graph,
+        permitted: Callable[[Ints], Floats],
+        calls: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self._space, self._positions, self._graph = space, positions, graph
+        self._permitted, self._calls, self._rng = permitted, calls, rng
+        self.asked: list[AskedCost] = []
+
+    def __call__(self, name: str, given: Any, bounds: Sequence[Bounds]) -> Cost:
+        """The cost called `name` that is given as a table, an `Additive` or a function of a member.
+
+        A table is a `LatencyTable`, a mapping, or a DataFrame with columns `choice`, `value` and
+        `ms`. Raises `UsageError` where it is none of these, lacks a value, or gives a cost that is
+        negative or not finite.
+        """
+        try:
+            if (trellis := _exact(self._graph, self._positions, given)) is not None:
+                return ExactCost(trellis)
+        except ValueError as error:  # of the trellis
+            raise UsageError(
+                f"the latency of a choice cannot be used: {error}", "mend the table or the function"
+            ) from None
         if not callable(given):
             raise UsageError(
                 f"a latency cannot be a {type(given).__name__}",
                 "give a table, a mapping, nas.Additive(function) or a function",
             )
-        if isinstance(space, SearchSpace):
+        if isinstance(self._space, SearchSpace):
             raise UsageError("a family's latency is a sum over its layers", "give its LatencyTable")
-        return _estimated(graph, positions, _BlackBox(space, given), permitted, rng)
-    except ValueError as error:  # of the trellis
-        raise UsageError(
-            f"the latency of a choice cannot be used: {error}", "mend the table or the function"
-        ) from None
+        first = first_paths(self._graph, self._positions, self._permitted, self._calls, self._rng)
+        box = BlackBox(name, self._space, given, self._calls)
+        self.asked.append(AskedCost(self._graph, self._positions, box, first, bounds))
+        return self.asked[-1]
 
 
 def _exact(graph: Graph, positions: Sequence[Position], given: Any) -> Trellis | None:
@@ -205,62 +318,3 @@ def _matched(
             v: sum(given[i]) / len(given[i]) for v, i in index.items() if i in given
         }
     return costs
-
-
-class _BlackBox:
-    """A function of a member as costs of paths; it is called once for each path."""
-
-    def __init__(self, space: Space[Any], function: Callable[[Any], float]) -> None:
-        self._space, self._function = space, function
-        self._known: dict[tuple[int, ...], float] = {}
-
-    def __call__(self, paths: Ints) -> Floats:
-        return np.array([self._cost(tuple(path)) for path in paths.tolist()], dtype=float)
-
-    def _cost(self, path: tuple[int, ...]) -> float:
-        if path not in self._known:
-            member = decode(self._space, np.array(path))
-            try:
-                value = float(self._function(member))
-            except Exception as error:
-                raise UsageError(
-                    f"the latency of {member} raised {type(error).__name__}: {error}",
-                    "mend the function",
-                ) from error
-            if not math.isfinite(value):
-                raise UsageError(f"the latency of {member} is {value}", "mend the function")
-            self._known[path] = value
-        return self._known[path]
-
-
-@one_thread()
-def _estimated(
-    graph: Graph,
-    positions: Sequence[Position],
-    costs_of: _BlackBox,
-    permitted: Callable[[Ints], Floats],
-    rng: np.random.Generator,
-) -> Cost:
-    """A black box with its estimate as a sum over the choices: least squares on random members."""
-    values = [len(p.values) for p in positions]
-    paths = whole(graph).sample(min(_DRAWS, 4 * sum(values)), rng)
-    paths = paths[permitted(paths) <= 0]
-    if not len(paths):
-        raise UsageError(
-            f"the space refuses all of {min(_DRAWS, 4 * sum(values))} members drawn at random",
-            "loosen its checks, or give a latency that is a table or an Additive",
-        )
-    costs = costs_of(paths)
-    blocks = [np.eye(n)[paths[:, i]] for i, n in enumerate(values)]
-    x = np.concatenate(blocks, axis=1)
-    mean = costs.mean()
-    weights = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ (costs - mean))
-    tables = np.split(weights, np.cumsum(values)[:-1])
-    low = [t.min() for t in tables]
-    each = {p.name: dict(enumerate(t - m)) for p, t, m in zip(positions, tables, low)}
-    index = {p.name: {v: k for k, v in enumerate(p.values)} for p in positions}
-    fixed = float(mean + sum(low))
-    trellis = Trellis(graph, lambda item: each[item[0]][index[item[0]][item[1]]], fixed)
-    estimates = trellis.costs_of(paths)
-    error = float(np.quantile(np.abs(estimates - costs), 0.9))
-    return Cost(trellis, costs_of, tuple(zip(costs.tolist(), estimates.tolist())), error)

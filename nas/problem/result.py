@@ -54,8 +54,9 @@ class Exploration:
     the errors of members without a score, by their JSON (`nas.problem.members.Texts`).
     `hypervolume` is the area that the first candidates dominate, for each number of them, as a
     share of the largest possible (see `nas.strategy.statistics.hypervolumes`); `rank_correlation`
-    is Spearman's, of the surrogate's predictions with scores that it had not seen. `columns` are
-    those of `frame`.
+    is Spearman's, of the surrogate's predictions with scores that it had not seen. `calls` counts
+    the members that functions were asked about for their cost, by the name of the limit. `columns`
+    are those of `frame`.
     """
 
     candidates: tuple[Found, ...]
@@ -67,6 +68,7 @@ class Exploration:
     hypervolume: tuple[float, ...]
     rank_correlation: float
     columns: tuple[Column, ...] = field(repr=False, compare=False)
+    calls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def best(self) -> Found | None:

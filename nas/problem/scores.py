@@ -11,6 +11,7 @@ import numpy as np
 
 from nas.errors import UsageError
 from nas.problem.members import Column, Texts, columns_of, find, member_id
+from nas.progress import Advance
 from nas.records import fingerprint
 from nas.space.rules import Position
 from nas.strategy.loop import Score
@@ -121,7 +122,7 @@ def make_scorer(score: Callable[[Any], Any], usual: float = 0.0) -> Callable[[An
 
 
 def score_paths(
-    space: Any, texts: Texts, by_path: bool, ledger: Ledger, paths: Ints
+    space: Any, texts: Texts, by_path: bool, ledger: Ledger, advance: Advance, paths: Ints
 ) -> list[Score]:
     """The scores of paths (n, positions), from the ledger where it has them, else from workers.
 
@@ -133,7 +134,7 @@ def score_paths(
         member = decode(space, path)
         header = {"architecture": texts(own, member)}
         tasks.append(Task(member_id(own), own if by_path else member, header))
-    records = ledger.score(tasks)
+    records = ledger.score(tasks, lambda record: advance(1))
     return [
         Score(r.get("score", math.nan), r.get("noise", 0.0) ** 2, r.get("error", ""))
         for r in records

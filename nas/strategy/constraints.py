@@ -29,9 +29,10 @@ class Limit:
     """A cost that must be at most `bound`.
 
     `costs_of` gives the true costs (n,) of paths (n, positions). `trellis` holds the same costs, or
-    an estimate of them as a sum over the choices: then `reach` is the highest estimate of a path
-    that is still proposed. What costs less than `floor` is not proposed either: another limit
-    rejects it. Rejections are counted as `counted`, if given.
+    an estimate of them as a sum over the choices (of their logarithms, if `logarithmic`): then
+    `reach` is the highest estimate of a path that is still proposed, and `asked` gives the costs
+    (n,) that are known already, nan for others. What costs less than `floor` is not proposed
+    either: another limit rejects it. Rejections are counted as `counted`, if given.
 
     A lower bound is a limit, too (`at_least`): what a path costs less than a `total` that none
     exceeds must be at most the rest.
@@ -46,6 +47,8 @@ class Limit:
     counted: str = ""
     floor: float = -math.inf
     total: float | None = None
+    asked: Callable[[Ints], Floats] | None = None
+    logarithmic: bool = False
 
     @classmethod
     def additive(cls, name: str, bound: float, trellis: Trellis, unit: str = "") -> Limit:
@@ -59,8 +62,8 @@ class Limit:
         least: float,
         trellis: Trellis,
         costs_of: Callable[[Ints], Floats] | None = None,
+        asked: Callable[[Ints], Floats] | None = None,
         error: float = 0.0,
-        unit: str = "",
     ) -> Limit:
         """The limit that a cost is at least so much.
 
@@ -71,8 +74,15 @@ class Limit:
         if abs(bound - mirrored.fastest) <= ROUNDING * abs(total):
             bound = mirrored.fastest  # asked for is exactly the largest possible
         reach = None if costs_of is None else bound + error
+        known = None if asked is None else (lambda paths: total - asked(paths))
         return cls(
-            name, bound, lambda paths: total - own(paths), mirrored, reach, unit, total=total
+            name,
+            bound,
+            lambda paths: total - own(paths),
+            mirrored,
+            reach,
+            total=total,
+            asked=known,
         )
 
     @property
@@ -89,13 +99,19 @@ class Limit:
         """Which of the costs (n,) are at most the bound, but for the rounding of sums."""
         return costs <= self.bound + ROUNDING * max(abs(self.bound), abs(self.total or 0.0))
 
+    def reached(self, more: float = 1.0) -> float:
+        """What the trellis may give a path that is still proposed, with `more` times the bound."""
+        if self.reach is None:
+            return self.bound * more
+        return self.reach + math.log(more) if self.logarithmic else self.reach * more
+
     def within(self) -> Within | None:
         """The paths that the trellis lets through, and no fewer; None without a trellis."""
         trellis = self.trellis
         if trellis is None:
             return None
-        reach = max(self.bound if self.reach is None else self.reach, trellis.fastest)
-        floor = self.floor if self.reach is None else self.floor - (self.reach - self.bound)
+        reach = max(self.reached(), trellis.fastest)
+        floor = self.floor - (reach - self.bound if self.reach is not None else 0.0)
         if floor <= trellis.fastest or floor > reach:
             return trellis.within(reach, ticks=_TICKS)
         # In a band costs are rounded up, by less than a tick at each position.
@@ -126,17 +142,30 @@ class Region:
     Searchers propose paths from `within`: the trellis that leaves the fewest, or the whole graph
     with `sampler="rejection"`, as the papers do. Raises `InfeasibleError` where no path can keep
     one limit, or provably none keeps all.
+
+    `renewed` gives other limits, of the same bounds, as soon as more is known of costs that are
+    estimated, and None as long as there is nothing new.
     """
 
     graph: Graph
     limits: Sequence[Limit]
     sampler: str = "trellis"
+    renewed: Callable[[], Sequence[Limit] | None] = lambda: None
     within: Within = field(init=False)
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         _require_possible(self.limits)
+        self._draw_from()
+
+    def renew(self) -> None:
+        """Take what has become known of costs into account."""
+        if (limits := self.renewed()) is not None:
+            self.limits = limits
+            self._draw_from()
+
+    def _draw_from(self) -> None:
         inside = [] if self.sampler == "rejection" else [limit.within() for limit in self.limits]
         tightest = min(filter(None, inside), key=lambda within: within.count, default=None)
         self.within = tightest or whole(self.graph)
@@ -151,15 +180,36 @@ class Region:
         return (self.within if self.exact else whole(self.graph)).sample(n, rng)
 
     def causes(self, paths: Ints) -> list[str]:
-        """For each path (n, positions) the cause of the first limit that it breaks, else ""."""
+        """For each path (n, positions) the cause of the first limit that it breaks, else "".
+
+        It is `not_asked` where a function may not be called any more.
+        """
         causes = np.full(len(paths), "", dtype=object)
         # Checks of a space first: no cost is asked of what they refuse.
         for limit in sorted(self.limits, key=lambda limit: not limit.counted):
             left = np.flatnonzero(causes == "")
             if len(left):
-                over = ~limit.keeps(limit.costs_of(paths[left]))  # a cost of nan breaks it
-                causes[left[over]] = limit.cause
+                costs = limit.costs_of(paths[left])
+                causes[left[~limit.keeps(costs)]] = limit.cause
+                causes[left[np.isnan(costs)]] = "not_asked"
         return causes.tolist()
+
+    def may_fit(self, paths: Ints) -> NDArray[np.bool_]:
+        """Which of the paths (n, positions) keep every limit, by estimates where no cost is known.
+
+        So no function is called for paths that may never be asked for.
+        """
+        possible = np.ones(len(paths), bool)
+        for limit in self.limits:
+            left = np.flatnonzero(possible)
+            if limit.trellis is None or limit.reach is None:
+                possible[left] = limit.keeps(limit.costs_of(paths[left]))
+                continue
+            possible[left] = limit.trellis.costs_of(paths[left]) <= limit.reach
+            if limit.asked is not None:
+                known = limit.asked(paths[left])
+                possible[left] = np.where(np.isnan(known), possible[left], limit.keeps(known))
+        return possible
 
     def fits(self, paths: Ints) -> np.ndarray:
         """Which of the paths (n, positions) keep every limit: booleans (n,)."""

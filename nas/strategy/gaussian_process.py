@@ -87,11 +87,12 @@ class Surrogate:
         scores: Floats,
         noise: Floats | float = 0.0,
         before: Surrogate | None = None,
+        theta: Floats | None = None,
     ) -> Surrogate:
         """Fit paths (n, positions) to scores (n,) with the variance `noise` (n,), as far as known.
 
         The kernel is learned on from that of an earlier process `before`, of the same positions
-        and fewer scores, which takes fewer steps.
+        and fewer scores, which takes fewer steps; or it is given by its `theta`.
         """
         fields = Fields(positions) if before is None else before.fields
         count, some = len(scores), telling(scores)
@@ -101,7 +102,8 @@ class Surrogate:
         mean, scale = float(scores.mean()), float(scores.std()) or 1.0
         y = (scores - mean) / scale
         known = noise / scale**2
-        theta = _learned(fields, x, y, known, None if before is None else before.theta)
+        if theta is None:
+            theta = _learned(fields, x, y, known, None if before is None else before.theta)
         kernel = _Kernel.of(theta)
         x = x * np.sqrt(kernel.weights[fields.owner])
         own = kernel(x @ x.T)

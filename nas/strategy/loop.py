@@ -7,8 +7,11 @@ So the result depends neither on the number of workers nor on the order in which
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 
 from nas.errors import EvaluationError, InfeasibleError, VitnasError
 from nas.strategy.constraints import Region
@@ -48,12 +51,27 @@ class Patience:
             )
 
 
+class Memory(Protocol):
+    """Where the batches of a search are kept, as JSON, so that another process can go on."""
+
+    @property
+    def batches(self) -> Sequence[Mapping[str, Any]]:
+        """The batches that were kept, in order."""
+
+    def keep(self, batch: Mapping[str, Any]) -> None:
+        """Keep a batch."""
+
+    def restored(self, batch: Mapping[str, Any]) -> None:
+        """Hear which batch was the last that did not have to be asked for again."""
+
+
 def explore(
     searcher: Searcher,
     score: Callable[[Ints], Sequence[Score]],
     evaluations: int,
     batch: int = BATCH,
     patience: Patience | None = None,
+    memory: Memory | None = None,
 ) -> int:
     """Ask a searcher for up to so many paths, have them scored, and tell it; returns their number.
 
@@ -61,25 +79,64 @@ def explore(
     are fewer where everything that fits has been scored, or nothing new is found. A path
     whose score has an error is set aside and never asked for again; `EvaluationError` when
     `patience` ends, or in the end where no path has a score and not all were allowed to fail.
+
+    What `memory` holds is not asked for again: only scores that it lacks are.
     """
     patience = patience or Patience()
-    done = 0
+    done = 0 if memory is None else _replayed(searcher, score, evaluations, patience, memory)
+    scores: Sequence[Score] = ()
     while done < evaluations:
         asked = searcher.ask(batch, keep=evaluations - done)
         if not len(asked):
             break
         scores = score(asked)
         good = [i for i, s in enumerate(scores) if not s.error]
+        unseen = len(searcher.unseen)
         searcher.tell(asked[good], [scores[i].value for i in good], [scores[i].noise for i in good])
         searcher.rejections["failed"] += len(asked) - len(good)
         for s in scores:
             patience.note(s.error)
         done += len(asked)
+        if memory is not None and len(asked) == batch:
+            predicted = [p for p, _ in searcher.unseen[unseen:]]
+            told = {"paths": asked.tolist(), "good": good, "predicted": predicted}
+            memory.keep({"start": done - batch, **told, "state": searcher.state()})
     if done and not len(searcher.known) and patience.share < 1:
+        last = f"; the last: {scores[-1].error}" if scores else ""
         raise EvaluationError(
-            f"none of {done} candidates has a score; the last: {scores[-1].error}",
+            f"none of {done} candidates has a score{last}",
             "mend the cause; what was scored is kept",
         )
+    return done
+
+
+def _replayed(
+    searcher: Searcher,
+    score: Callable[[Ints], Sequence[Score]],
+    evaluations: int,
+    patience: Patience,
+    memory: Memory,
+) -> int:
+    """Tell a searcher the batches in memory; returns how many paths these are.
+
+    It ends before a batch that was lost, or of which other paths fail now than did then.
+    """
+    done, last = 0, None
+    for batch in memory.batches:
+        paths = np.array(batch["paths"], dtype=np.int64)
+        if batch["start"] != done or done + len(paths) > evaluations:
+            break
+        scores = score(paths)
+        if [i for i, s in enumerate(scores) if not s.error] != batch["good"]:
+            break
+        own = {i: (scores[i].value, scores[i].noise) for i in batch["good"]}
+        searcher.replay(paths, own, batch["predicted"])
+        for s in scores:
+            patience.note(s.error)
+        done, last = done + len(paths), batch
+    if last is not None:
+        searcher.restore(last["state"])
+        memory.restored(last)
     return done
 
 

@@ -69,8 +69,7 @@ def _bound(region: Region, ridge: Ridge, more: float) -> float:
     for i, limit in enumerate(region.limits):
         if limit.trellis is None:
             continue
-        reach = (limit.bound if limit.exact else limit.reach or limit.bound) * (1 if i else more)
-        trellis = limit.trellis
+        reach, trellis = limit.reached(1.0 if i else more), limit.trellis
         found.append(
             max(trellis.bound(max(reach, trellis.fastest), tables) for tables in ridge.tables)
         )

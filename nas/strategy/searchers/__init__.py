@@ -8,7 +8,7 @@ several budgets, and that no path is asked for twice. Nothing here knows of torc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -63,7 +63,8 @@ class Propose(Protocol):
     """A search algorithm: candidates for one region, given all that is known.
 
     One that predicts scores shows by what in an attribute `surrogate`, so that `Searcher` can
-    compare its predictions with the scores that come.
+    compare its predictions with the scores that come. One that keeps a state gives it as JSON by
+    `state()`, and takes it by `restore(state, known)`.
     """
 
     def __call__(self, region: Region, known: Known, n: int, rng: np.random.Generator) -> Ints:
@@ -149,6 +150,41 @@ class Searcher:
             self._scores[tuple(path)] = (float(score), variance)
             self._seen.add(tuple(path))
 
+    def state(self) -> dict[str, Any]:
+        """All that the next `ask` depends on besides the scores told, as JSON."""
+        own = getattr(self.propose, "state", dict)
+        return {
+            "rng": self.rng.bit_generator.state,
+            "turn": self._turn,
+            "proposals": self.proposals,
+            "rejections": dict(self.rejections),
+            "propose": own(),
+        }
+
+    def replay(
+        self,
+        paths: Ints,
+        scores: Mapping[int, tuple[float, float]],
+        predicted: Sequence[float],
+    ) -> None:
+        """Learn what was asked for and told once, without asking for it again.
+
+        `scores` holds the score and the noise of some of the paths (n, positions) by their index,
+        `predicted` what the surrogate had predicted of these, where there was one.
+        """
+        told = [tuple(path) for path in paths.tolist()]
+        self._seen.update(told)
+        self._scores.update({told[i]: own for i, own in scores.items()})
+        self.unseen += zip(predicted, (score for score, _ in scores.values()))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` after all that was replayed."""
+        self.rng.bit_generator.state = state["rng"]
+        self._turn, self.proposals = state["turn"], state["proposals"]
+        self.rejections = Counter(state["rejections"])
+        if hasattr(self.propose, "restore"):
+            self.propose.restore(state["propose"], self.known)
+
     def ask(self, n: int, keep: int | None = None) -> Ints:
         """`n` distinct new paths (n, positions); fewer where no more are left or found.
 
@@ -180,13 +216,16 @@ class Searcher:
 
     def _fill(self, region: Region, known: Known, chosen: list[tuple[int, ...]], upto: int) -> None:
         """Choose new paths of one region until `upto` are chosen, or after many tries."""
+        before = len(chosen)
         for i in range(_TRIES):
             if len(chosen) >= upto or (i and self._exhausted(region)):
                 return
+            region.renew()
             wanted = min((upto - len(chosen)) << i, max(_MOST, upto))
-            if i < _TRIES // 2:
+            misled = not region.exact and i % 2 == 1 and len(chosen) == before
+            if i < _TRIES // 2 and not misled:
                 proposed = self.propose(region, known, wanted, self.rng)
-            else:  # the searcher repeats itself: random draws instead
+            else:  # the searcher repeats itself, or trusts a wrong estimate: random draws instead
                 proposed = region.anywhere(wanted, self.rng)
             self._accept(region, proposed, chosen, upto)
 

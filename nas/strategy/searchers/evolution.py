@@ -10,7 +10,9 @@ same thing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -58,6 +60,20 @@ class Evolution:
             )
         return self.surrogate
 
+    def state(self) -> dict[str, Any]:
+        """What the surrogate has learned, as JSON: the next one learns on from it."""
+        own = self.surrogate
+        return {} if own is None else {"theta": own.theta.tolist(), "count": len(own)}
+
+    def restore(self, state: Mapping[str, Any], known: Known) -> None:
+        """Go on from a `state`, when so much of `known` was known that it says."""
+        if not state:
+            return
+        first = slice(0, state["count"])
+        paths, scores, noise = known.paths[first], known.scores[first], known.noise[first]
+        theta = np.array(state["theta"])
+        self.surrogate = Surrogate.fit(known.positions, paths, scores, noise, theta=theta)
+
     def _screen(
         self, surrogate: Surrogate, region: Region, known: Known, n: int, rng: np.random.Generator
     ) -> Ints:
@@ -83,7 +99,7 @@ class Evolution:
         new = ~_among(pool, known.paths)
         pool, gain = pool[new], gain[new]
         # Limits that the trellis does not hold would otherwise fill the list with what they reject.
-        fits = region.fits(pool) if len(region.limits) > 1 else np.ones(len(pool), bool)
+        fits = region.may_fit(pool) if len(region.limits) > 1 else np.ones(len(pool), bool)
         pool, gain = pool[fits], gain[fits]
         order = np.argsort(-gain, kind="stable")[: max(4 * n, 128)]
         return _apart(surrogate, pool[order], best, n)
