@@ -16,8 +16,9 @@ from nas.families import load_space, model_names
 from nas.network.network import Network
 from nas.report.saved_run import SavedRun
 from nas.settings import Settings
+from nas.training.checkpoint_files import find_checkpoint
 from nas.training.pretrained import load_weights
-from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.supernet import load_supernet, read_card, supernet_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,10 @@ def subject(
     if what and not _is_json(what) and path.is_dir():
         run = SavedRun.load(path)
         return run.winner(), load_data(run.record.data)
+    if weights:  # what is not there is said before images are read
+        find_checkpoint(weights)
+    if supernet:
+        read_card(Path(supernet), space)
     images = load_data(data)
     if _is_model(what):
         return _model(what, images, weights), images

@@ -336,6 +336,21 @@ def test_options_of_a_training_are_refused_before_images_are_read(options, capsy
     assert line.startswith("vitnas: ")
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("vit_tiny_patch16_224", "--weights=none.pth"), "there is no none.pth"),
+        (("vit_tiny_patch16_224", "--weights=é"), "there is no é"),
+        (("--space=swin:debug", "--supernet=none"), "no finished supernet in none"),
+    ],
+)
+def test_files_of_weights_are_missed_before_images_are_read(options, why, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["quantize", *options, "--data=imagefolder:nowhere"])
+    assert stop.value.code == 1
+    assert why in capsys.readouterr().err
+
+
 def test_a_device_beyond_those_there_are(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

@@ -377,6 +377,11 @@ def test_shards_that_are_not_whole(network, shards):
     index = shards / "model.safetensors.index.json"
     first, second, *_ = sorted(shards.glob("model-*.safetensors"))
     fails(network, first, "is one of", "shards", "index")
+    whole = first.read_bytes()
+    for content, why in ((OTHERS["a pointer of Git LFS"], "a pointer"), (whole[:99], "cut off"),
+                         (saved(lambda file: torch.save([3], file)), "holds a list")):  # fmt: skip
+        first.write_bytes(content)
+        fails(network, index, first.name, why)
     first.rename(shards / "elsewhere")
     fails(network, index, f"names the shard {first.name}, which is not beside it")
     second.rename(first)
@@ -385,7 +390,7 @@ def test_shards_that_are_not_whole(network, shards):
         index.write_text(json.dumps(content))
         fails(network, index, "shard")
     index.write_text(json.dumps({"weight_map": {"x": index.name}}))
-    fails(network, index, "it is JSON, and not the index")
+    fails(network, index, "neither safetensors nor a file")
     for content in ("{}", "{", '{"weight_map": 3}', "[" * 10**5, '{"a":' * 10**5):
         index.write_text(content)
         fails(network, index, "cannot read", "give safetensors")

@@ -108,7 +108,8 @@ def find_checkpoint(source: str | Path) -> Path:
         return path
     model = "" if path.suffix in SUFFIXES else model_on_hub(str(source))
     if not model:
-        raise WeightsError(f"there is no {path}", FIX)
+        shown = str(path) if str(path).isprintable() and str(path).strip() else repr(str(path))
+        raise WeightsError(f"there is no {shown}", FIX)
     return fetched(model)
 
 
@@ -126,14 +127,7 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
             f"{path} is one of {int(shard[1])} shards of a checkpoint",
             "give the index beside it (model.safetensors.index.json), or its folder",
         )
-    loaded = _content(path, path)
-    if not isinstance(loaded, dict) or (is_stand_in(loaded) and not loaded):
-        kind = class_of(loaded)
-        raise WeightsError(
-            f"{path} holds a {kind} and not a dict of tensors",
-            "save a state dict, e.g. torch.save(model.state_dict(), FILE)",
-        )
-    return loaded
+    return _tensors(path)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -153,8 +147,19 @@ def _in_folder(folder: Path) -> Path:
     return folder / found[0]
 
 
-def _content(path: Path, asked: Path) -> Any:
-    """What a file holds, by its first bytes; `asked` is the index that it is a shard of."""
+def _tensors(path: Path, *, shard: bool = False) -> dict[str, Any]:
+    """What a file holds, if it is a dict."""
+    loaded = _content(path, shard=shard)
+    if not isinstance(loaded, dict) or (is_stand_in(loaded) and not loaded):
+        raise WeightsError(
+            f"{path} holds a {class_of(loaded)} and not a dict of tensors",
+            "save a state dict, e.g. torch.save(model.state_dict(), FILE)",
+        )
+    return loaded
+
+
+def _content(path: Path, *, shard: bool) -> Any:
+    """What a file holds, by its first bytes; a shard is no index of further ones."""
     try:
         if not path.is_file():
             raise _unreadable(path, "it is no regular file", _PLAIN)
@@ -169,7 +174,7 @@ def _content(path: Path, asked: Path) -> Any:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**27:
         return _safetensors(path)
     text = start.lstrip().lower()
-    if text.startswith(b"{") and path == asked:
+    if text.startswith(b"{") and not shard:
         return _shards(path)
     if start.startswith(b"\x80"):
         return _pickled(path)
@@ -205,7 +210,7 @@ def _shards(index: Path) -> dict[str, Any]:
         shard = index.parent / name
         if Path(name).name != name or not shard.is_file():
             raise WeightsError(f"{index} names the shard {name}, which is not beside it", _AGAIN)
-        tensors |= _content(shard, index)
+        tensors |= _tensors(shard, shard=True)
     return tensors
 
 
