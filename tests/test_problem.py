@@ -717,6 +717,36 @@ def test_a_table_of_scores_goes_by_the_names_of_its_columns(change):
     assert explored(score=change(CUBE_SCORES)).candidates == explored().candidates
 
 
+def test_what_is_not_used_of_a_table_is_said(capfd):
+    """It once passed without a word as long as enough was left."""
+    explored(score=pd.concat([CUBE_SCORES, CUBE_SCORES[:3].assign(a=99)]))
+    said = capfd.readouterr().err
+    assert "of the table of scores 3 rows are of no member, e.g. a = 99: they are not used" in said
+    explored(score=pd.concat([CUBE_SCORES, CUBE_SCORES[:5].assign(score=nan)]))
+    assert "of the table of scores 5 have no score: they are not used" in capfd.readouterr().err
+    explored(latency=pd.concat([CUBE_COSTS, CUBE_COSTS[:2].assign(value="wide")]))
+    said = capfd.readouterr().err
+    assert "2 costs are of no value of the space, e.g. a = 'wide': they are not used" in said
+    explored()
+    assert capfd.readouterr().err == ""
+
+
+def test_choices_may_be_called_like_results():
+    fields = ["score", "latency", "expected_score"]
+    space = nas.Space(make_dataclass("Own", fields, frozen=True),
+                      **dict.fromkeys(fields, nas.Choice(1, 2, 3)))  # fmt: skip
+    settings = dict(space=space, latency=nas.Additive(lambda n, v: v))
+    found = nas.search(9.0, score=lambda m: m.score * 10.0, evaluations=27, **settings)
+    frame = found.frame()
+    assert (frame["score"] == 10 * frame["choice.score"]).all()
+    assert (frame["latency"] == frame[[f"choice.{f}" for f in fields]].sum(axis=1)).all()
+    assert frame["expected_score"].tolist() == [c.expected_score for c in found.candidates]
+    again = nas.search(9.0, score=frame, evaluations=27, **settings)
+    assert {c.path: c.score for c in again.candidates} == {
+        c.path: c.score for c in found.candidates
+    }
+
+
 def test_several_trials_of_a_member_are_averaged_and_their_noise_is_used(tmp_path):
     rng = np.random.default_rng(0)
     trials = [CUBE_SCORES.assign(score=CUBE_SCORES["score"] + rng.normal(0, 3, 512)) for _ in "abc"]
@@ -765,7 +795,10 @@ def test_few_scores_expect_nothing():
     [
         ({"score": CUBE_SCORES[["score"]]}, "no column a, b, c"),
         ({"score": CUBE_SCORES.rename(columns={"a": "A"})}, "no column a, and A is no choice"),
-        ({"score": CUBE_SCORES.assign(a=99)}, "no row .* can be used; 512 .* e.g. a = 99"),
+        (
+            {"score": CUBE_SCORES.assign(a=99)},
+            "no row .* can be used; 512 rows are of no member, e.g. a = 99",
+        ),
         ({"latency": CUBE_COSTS.rename(columns={"ms": "count"})}, "column ms or cost.*got choice"),
         ({"latency": CUBE_COSTS.assign(cost=1)}, "needs one column ms or cost"),
         ({"latency": CUBE_COSTS.replace({"choice": {"c": "d"}})}, "costs for 'd', which is no"),

@@ -14,7 +14,7 @@ from nas.errors import UsageError
 from nas.problem.arguments import Bounds
 from nas.problem.black_box import BlackBox, Estimate, first_paths, fit_sum
 from nas.problem.members import find
-from nas.progress import Advance
+from nas.progress import Advance, console
 from nas.records import fingerprint
 from nas.space.domains import Space
 from nas.space.family import SearchSpace
@@ -296,18 +296,24 @@ def _matched(
 ) -> dict[str, dict[Any, float]]:
     """The cost of each value of each position; the mean of those given more than once."""
     names = [position.name for position in positions]
-    if unknown := [name for name in table if name not in names]:
+    if others := [name for name in table if name not in names]:
         raise UsageError(
-            f"the latency table has costs for {unknown[0]!r}, which is no position of the space",
+            f"the latency table has costs for {others[0]!r}, which is no position of the space",
             f"its positions are {', '.join(names[:8])}{', ...' * (len(names) > 8)}",
         )
     costs: dict[str, dict[Any, float]] = {}
+    unknown: list[str] = []
     for position in positions:
         index = {value: i for i, value in enumerate(position.values)}
-        given: dict[int | None, list[float]] = {}
+        given: dict[int, list[float]] = {}
+        unmatched: list[Any] = []
         for value, ms in table.get(position.name, ()):
             i = index.get(value) if isinstance(value, Hashable) else None
-            given.setdefault(find(value, position.values) if i is None else i, []).append(ms)
+            if (i := find(value, position.values) if i is None else i) is None:
+                unmatched.append(value)
+            else:
+                given.setdefault(i, []).append(ms)
+        unknown += [f"{position.name} = {v!r}" for v in unmatched]
         for i, value in enumerate(position.values):
             if i not in given and value is not ENDED:
                 raise UsageError(
@@ -317,4 +323,10 @@ def _matched(
         costs[position.name] = {
             v: sum(given[i]) / len(given[i]) for v, i in index.items() if i in given
         }
+    if unknown:
+        console.print(
+            f"of the table of latencies {len(unknown)} costs are of no value of the space, e.g. "
+            f"{unknown[0]}: they are not used",
+            soft_wrap=True,
+        )
     return costs

@@ -21,6 +21,8 @@ from nas.space.rules import ENDED, Position
 from nas.strategy.constraints import Limit
 from nas.trellis.graph import Floats, Ints, decode
 
+RESULTS = ("latency", "score", "expected_score")  # what a table says of members besides
+
 
 @dataclass(frozen=True, eq=False)
 class Column:
@@ -36,7 +38,10 @@ class Column:
 
 
 def columns_of(positions: Sequence[Position]) -> tuple[Column, ...]:
-    """The columns of a table with a row for each member, such that no two rows are the same."""
+    """The columns of a table with a row for each member, such that no two rows are the same.
+
+    A choice that is called like a result, such as `score`, has a column `choice.score`.
+    """
     found = []
     for i, position in enumerate(positions):
         rows = [{} if v is ENDED else flat(v, position.name) for v in position.values]
@@ -46,7 +51,8 @@ def columns_of(positions: Sequence[Position]) -> tuple[Column, ...]:
         if len(set(map(repr, rows))) < len(rows):
             rows = [{**row, position.name: v} for row, v in zip(rows, position.values)]
         for name in dict.fromkeys(name for row in rows for name in row):
-            found.append(Column(name, i, tuple(row.get(name, ENDED) for row in rows)))
+            called = f"choice.{name}" if name in RESULTS else name
+            found.append(Column(called, i, tuple(row.get(name, ENDED) for row in rows)))
     return tuple(found)
 
 

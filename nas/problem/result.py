@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from nas.problem.members import Column
@@ -83,14 +84,17 @@ class Exploration:
     def frame(self) -> DataFrame:
         """The candidates as a table: a column for each choice, `latency` and `score`.
 
-        Where a `Repeat` has ended cells are empty; where `None` is a value, too, they say so.
+        `expected_score` is another one, where enough scores are known. Where a `Repeat` has ended
+        cells are empty; where `None` is a value, too, they say so.
         """
         import pandas as pd
 
         plain = {c.name: None in c.cells for c in self.columns}
-        rows = []
+        rows, judged = [], any(isfinite(found.expected_score) for found in self.candidates)
         for found in self.candidates:
             cells = {c.name: c.cells[found.path[c.position]] for c in self.columns}
             told = {k: v for k, v in cells.items() if v is not ENDED or plain[k]}
-            rows.append({**told, "latency": found.latency, "score": found.score})
+            results = {"latency": found.latency, "score": found.score}
+            results |= {"expected_score": found.expected_score} if judged else {}
+            rows.append({**told, **results})
         return pd.DataFrame(rows)

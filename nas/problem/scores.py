@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from nas.errors import UsageError
-from nas.problem.members import Column, Texts, columns_of, find, member_id
-from nas.progress import Advance
+from nas.problem.members import RESULTS, Column, Texts, columns_of, find, member_id
+from nas.progress import Advance, console
 from nas.records import fingerprint
 from nas.space.rules import Position
 from nas.strategy.loop import Score
@@ -62,7 +62,7 @@ def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], Any
         )
     columns = columns_of(positions)
     used = [column for column in columns if column.name in names]
-    known = {"score", "latency", *(column.name for column in columns)}
+    known = {*RESULTS, *(column.name for column in columns)}
     varied = [c.name for c in columns if len(set(map(repr, c.cells))) > 1 and c not in used]
     unknown = [str(name) for name in names if name not in known]
     if not used or (varied and unknown):
@@ -80,17 +80,23 @@ def _score_table(given: Any, used: Sequence[Column]) -> ScoreTable:
     names = [column.name for column in used]
     trials: dict[tuple[int, ...], list[float]] = {}
     missing: list[str] = []
+    unscored = 0
     for *cells, score in given[[*names, "score"]].itertuples(index=False, name=None):
         numbers = [find(cell, own) for cell, own in zip(cells, kinds)]
         missing += [f"{n} = {c!r}" for n, c, i in zip(names, cells, numbers) if i is None][:1]
         key = tuple(number for number in numbers if number is not None)
-        if len(key) == len(used) and score == score:
+        unscored += score is None or score != score
+        if len(key) == len(used) and score is not None and score == score:
             trials.setdefault(key, []).append(float(score))
     unmatched = ""
     if missing:
-        unmatched = f"; {len(missing)} of its rows are of no member, e.g. {missing[0]}"
+        unmatched = f"; {len(missing)} rows are of no member, e.g. {missing[0]}"
     if not trials:
         raise UsageError(f"no row of the table of scores can be used{unmatched}", "mend the table")
+    if missing or unscored:
+        empty = f"; {unscored} have no score" * bool(unscored)
+        said = (unmatched + empty).removeprefix("; ")
+        console.print(f"of the table of scores {said}: they are not used", soft_wrap=True)
     within = [np.var(own, ddof=1) for own in trials.values() if len(own) > 1]
     noise = float(np.mean(within)) if within else 0.0  # the variance of one trial, of any member
     codes = tuple(
