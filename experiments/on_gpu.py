@@ -3,14 +3,16 @@
     python experiments/on_gpu.py --out DIR [--minutes 8] [--parts supernets,tables,speedups,tests]
 
 Supernets of all spaces are trained at the same time, each by a process of its own: the networks are
-small, so that one alone leaves the GPU waiting for the next kernel. Each first measures how fast it
-trains beside the others, and chooses the number of images that fills its time. Then it scores
-architectures on the search split: the uniform ones that every search starts from, and draws from
-bands of cost. After that, with nothing else running, tables are measured and pruned networks timed.
+small, so that one alone leaves the GPU waiting for the next kernel. (A step of `swin:micro-window4`
+launches some ten thousand: one of 128 scenes at 256 px took 0.23 s on an H100, at a third of its
+use.) Each first measures how fast it trains beside the others, and chooses the
+number of images that fills its time. Then it scores architectures on the search split: the uniform
+ones that every search starts from, and draws from bands of cost. After that, with nothing else
+running, tables are measured and pruned networks timed.
 
 Writes at most eight files to DIR: one archive for each supernet and one with all tables, and
 `results.json`, from which the table at the end is printed. What is in DIR is not done again.
-`--init DIR` goes on from the supernets of an earlier run with the same recipe at a fresh cosine.
+`--init DIR` starts from the weights of a supernet's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +36,13 @@ from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.latency.profiling import profile
 from nas.network.network import Network
-from nas.records import Journal, read_json, write_json
+from nas.records import Journal, atomic_path, read_json, write_json
 from nas.run.search import sparsities, uniform
 from nas.runtimes import load_runtime
 from nas.training.objectives import load_objective
 from nas.training.subnets import Subnets
 from nas.training.supernet import save_supernet
-from nas.training.trainer import Recipe, Trainer, fit
+from nas.training.trainer import Recipe, Trainer, faster_in_bf16, fit, loading_processes
 from nas.versions import layer_code
 
 SPACES = (
@@ -50,13 +53,14 @@ SPACES = (
     "mobilenetv3:micro",
 )
 RECIPE = Recipe(
-    batches=(512, 256, 128),
+    batches=(1024, 512, 384),
     learning_rate=2e-3,
     subnets={"scheduled": 1.0, "band": 1.0, "smallest": 0.25},
 )
 PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the whole size
 _FIRST = 0.7  # of the time: the first training; what it leaves of it adapts
 _LEAST_STEPS = 20
+_WARM, _TIMED = 4, 8  # steps of each phase that are run to see how fast they are
 SEARCH_IMAGES = 400  # as in a search, so that its scores go on where these end
 TABLES = (
     ("swin:micro-window4", "torch-cuda-graph", "float32", 1),
@@ -87,7 +91,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="folder with archives of supernets to go on from")
+    parser.add_argument("--init", type=Path, help="folder of a supernet to start from")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training")
     parser.add_argument("--parts", default="supernets,tables,speedups,tests")
     parser.add_argument("--spaces", default=",".join(SPACES))
@@ -118,110 +122,99 @@ def supernets(options: argparse.Namespace) -> None:
 
 
 def one_supernet(name: str, options: argparse.Namespace) -> None:
-    """Train, save and score one supernet; its archive is written last."""
-    recipe = replace(RECIPE, **json.loads(options.recipe))
-    folder = options.out / _slug(name)
+    """Train, save and score one supernet; its archive is there as soon as it is trained."""
+    end = time.monotonic() + options.minutes * 60
     data = load_data("scenes")
-    start = time.monotonic()
-    network = _supernet(name, data, options.device, options.init)
-    seconds = options.minutes * 60 - (time.monotonic() - start)
-    settings = {"init": _card(options.init, name).get("fingerprint", "")}
-    recipe = _filling(name, data, options.device, recipe, seconds * _FIRST)
-    deadline = start + options.minutes * 60
-    training = _fitted(network, data, recipe, folder, deadline, settings)
-    # What is left of the time adapts: pruned and small networks again, at a small rate.
-    steps, took = sum(recipe.steps()[1:]), training["seconds"] * sum(PHASES[1:])
-    more = max(0.0, deadline - time.monotonic() - 5) / max(took / steps, 1e-9)
-    images = (0, *(round(more * share) * n for share, n in zip((0.3, 0.6), recipe.batches[1:])))
-    if more > _LEAST_STEPS:
-        adapting = replace(recipe, images=images, learning_rate=recipe.learning_rate / 5, seed=1)
-        adapted = _fitted(network, data, adapting, folder / "adapt", deadline, settings)
-        training["adapted"] = {key: adapted[key] for key in ("recipe", "seconds", "step")}
-        shutil.rmtree(folder / "adapt")
-    training["device"] = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    save_supernet(folder, network, data, training)
-    for checkpoint in folder.glob("checkpoint*"):
-        checkpoint.unlink()
-    result = {
-        "seconds": training["seconds"],
-        "images": list(recipe.images),
-        **_score(network, data, folder, options.scores),
-    }
-    write_json(folder / "result.json", result)
-    with tarfile.open(_archive(options.out, name), "w") as archive:
-        for file in sorted(folder.iterdir()):
-            archive.add(file, f"{folder.name}/{file.name}")
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    torch.manual_seed(0)
+    space = load_space(name, data.task)
+    network, settings = Network(space, space.largest), {"init": ""}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / _slug(name)
+        if options.init:
+            settings["init"] = _fill(network, options.init)
+        network.to(options.device)
+        recipe = replace(RECIPE, **json.loads(options.recipe))
+        rates = _steps_per_second(network, data, recipe)
+        print(f"{name}: {[round(rate, 2) for rate in rates]} steps/s", flush=True)
+        recipe = _filling(recipe, rates, _FIRST * (end - time.monotonic()))
+        training = _fitted(network, data, recipe, folder, end, settings)
+        # What is left of the time adapts: pruned and small networks again, at a small rate.
+        adapting = replace(recipe, images=(0, 1, 1), learning_rate=recipe.learning_rate / 5, seed=1)
+        adapting = _filling(adapting, rates, 0.9 * (end - time.monotonic()))
+        if sum(adapting.steps()) > _LEAST_STEPS:
+            adapted = _fitted(network, data, adapting, folder / "adapt", end, settings)
+            training["adapted"] = {key: adapted[key] for key in ("recipe", "seconds", "step")}
+            shutil.rmtree(folder / "adapt")
+        training["device"] = _device_name(network)
+        save_supernet(folder, network, data, training)
+        for checkpoint in folder.glob("checkpoint*"):
+            checkpoint.unlink()
+        result = {"seconds": training["seconds"], "images": list(recipe.images)}
+        _pack(folder, options.out, result)
+        result |= _score(network, data, folder, options.scores)
+        _pack(folder, options.out, result)
 
 
-def _fitted(network, data, recipe, folder, deadline, settings) -> dict:
+def _fill(network: Network, folder: Path) -> str:
+    """Take the weights of a supernet; returns their fingerprint."""
+    weights = load_file(folder / "weights.safetensors")
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return str(read_json(folder / "supernet.json")["fingerprint"])
+
+
+def _device_name(network: Network) -> str:
+    device = next(network.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _steps_per_second(network: Network, data: Dataset, recipe: Recipe) -> list[float]:
+    """How fast steps of the three phases are beside everything that runs; trains nothing."""
+    count = _WARM + _TIMED
+    short = replace(recipe, images=tuple(count * n for n in recipe.batches), learning_rate=0.0)
+    device = next(network.parameters()).device
+    objective = load_objective("supervised", network.space)
+    trainer = Trainer(
+        network, data, replace(short, weight_decay=0.0), objective, None,
+        faster_in_bf16(device), loading_processes(),
+    )  # fmt: skip
+    rates = []
+    for _ in recipe.batches:
+        for step in range(count):
+            if step == _WARM:
+                start = time.monotonic()
+            loss = trainer.train_step()
+            if step in (_WARM - 1, count - 1):
+                loss.item()  # waits for the device
+        rates.append(_TIMED / (time.monotonic() - start))
+    return rates
+
+
+def _filling(recipe: Recipe, rates: list[float], seconds: float) -> Recipe:
+    """The recipe with as many images in each of its phases as take its share of the time."""
+    shares = [share if n else 0.0 for share, n in zip(PHASES, recipe.images)]
+    steps = [int(max(0.0, seconds) * share / sum(shares) * r) for share, r in zip(shares, rates)]
+    return replace(recipe, images=tuple(n * batch for n, batch in zip(steps, recipe.batches)))
+
+
+def _fitted(
+    network: Network, data: Dataset, recipe: Recipe, folder: Path, end: float, settings: dict
+) -> dict:
     """Train within a time; what determined the training, also where the time was too short."""
     objective = load_objective("supervised", network.space)
-    stop = lambda: time.monotonic() > deadline  # noqa: E731
     found = fit(
         network, data, recipe, objective, folder,
-        settings=settings, checkpoint_s=1e9, stop=stop,
+        settings=settings, checkpoint_s=1e9, stop=lambda: time.monotonic() > end,
     )  # fmt: skip
     planned = {"planned_steps": sum(recipe.steps())}
     return found or {**read_json(folder / "checkpoint.json"), **planned}
 
 
-def _supernet(name: str, data: Dataset, device: str, init: Path | None) -> Network:
-    torch.manual_seed(0)
-    space = load_space(name, data.task)
-    network = Network(space, space.largest)
-    if init is not None:
-        folder = init / _slug(name)
-        if not folder.exists():
-            with tarfile.open(_archive(init, name)) as archive:
-                archive.extractall(init, filter="data")
-        weights = load_file(folder / "weights.safetensors")
-        network.load_state_dict({k: v.float() for k, v in weights.items()})
-    return network.to(device)
-
-
-def _card(init: Path | None, name: str) -> dict:
-    return read_json(init / _slug(name) / "supernet.json") if init else {}
-
-
-def _filling(name: str, data: Dataset, device: str, recipe: Recipe, seconds: float) -> Recipe:
-    """The recipe with as many images in each phase as take its share of the time, as measured."""
-    from nas.training.trainer import faster_in_bf16, loading_processes
-
-    begun = time.monotonic()
-    warm, timed = 4, 12
-    shares = [share if n else 0.0 for share, n in zip(PHASES, recipe.images)]
-    took = []
-    for phase, batch in enumerate(recipe.batches):
-        images = [0, 0, 0]
-        images[phase] = batch * (warm + timed)
-        network = _supernet(name, data, device, None)
-        network.to(device)
-        own = replace(recipe, images=tuple(images))
-        objective = load_objective("supervised", network.space)
-        bf16 = faster_in_bf16(torch.device(device))
-        trainer = Trainer(network, data, own, objective, None, bf16, loading_processes())
-        for step in range(warm + timed):
-            if step == warm:
-                _wait(device)
-                start = time.monotonic()
-            trainer.train_step()
-        _wait(device)
-        took.append((time.monotonic() - start) / timed)
-    left = seconds - (time.monotonic() - begun)
-    print(f"{name}: {[round(t * 1e3, 1) for t in took]} ms a step, {left:.0f} s left", flush=True)
-    images = [
-        max(1, round(left * share / sum(shares) / t)) * batch if share else 0
-        for share, t, batch in zip(shares, took, recipe.batches)
-    ]
-    return replace(recipe, images=tuple(images))
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _pack(folder: Path, out: Path, result: dict) -> None:
+    """Write the archive of a supernet's folder, whole or not at all."""
+    write_json(folder / "result.json", result)
+    with atomic_path(_archive(out, folder.name)) as path, tarfile.open(path, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, f"{folder.name}/{file.name}")
 
 
 def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:

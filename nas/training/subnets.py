@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -69,17 +69,6 @@ class Subnets:
         return architecture
 
     @cached_property
-    def _graph(self) -> Graph:
-        return Graph.of(self.space)
-
-    @cached_property
-    def _trellis(self) -> Trellis:
-        """What architectures cost in millions of MACs."""
-        layers = self._graph.items().items()
-        millions = {key: count_macs(layer).total / 1e6 for key, layer in layers}
-        return Trellis(self._graph, lambda layer: millions[layer.key])
-
-    @cached_property
     def _schedules(self) -> Within:
         """Architectures of the largest sizes, under any schedule and at any resolution."""
         largest = self.space.domain.flatten(self.space.largest)
@@ -87,15 +76,25 @@ class Subnets:
             np.array([i == 0 or _as_large(value, most) for value in position.values], float)
             for i, (position, most) in enumerate(zip(self.space.positions, largest))
         ]
-        return Trellis(self._graph, lambda _: 0.0).within(0.0, ticks=1, weights=weights)
+        graph = _costs(self.space).graph
+        return Trellis(graph, lambda _: 0.0).within(0.0, ticks=1, weights=weights)
 
     @cached_property
     def _bands(self) -> list[Within]:
-        edges = np.geomspace(self._trellis.fastest, self._trellis.slowest, _BANDS + 1)
+        trellis = _costs(self.space)
+        edges = np.geomspace(trellis.fastest, trellis.slowest, _BANDS + 1)
         return [
-            self._trellis.within(float(high), floor=float(low) if i else -np.inf, ticks=_TICKS)
+            trellis.within(float(high), floor=float(low) if i else -np.inf, ticks=_TICKS)
             for i, (low, high) in enumerate(pairwise(edges))
         ]
+
+
+@lru_cache(maxsize=8)
+def _costs(space: SearchSpace) -> Trellis:
+    """What architectures cost in millions of MACs; takes some seconds for each space."""
+    graph = Graph.of(space)
+    millions = {key: count_macs(layer).total / 1e6 for key, layer in graph.items().items()}
+    return Trellis(graph, lambda layer: millions[layer.key])
 
 
 def _as_large(value: Any, most: Any) -> bool:
