@@ -97,6 +97,9 @@ def test_what_is_not_given_is_held_out_of_train(tmp_path):
         (["caf\u00e9", "cafe\u0301"], "look alike"),
         (["cat", "cat "], "look alike"),
         (["cat"], "1 class;"),
+        (["photos/cat", "photos/dog"], "if its folders are the classes"),
+        (["train", "test", "labels"], "(test, train) beside others (labels)"),
+        (["cat", "dog", "train", "validation"], "(train, validation) beside others (cat, dog)"),
     ],
 )
 def test_folders_whose_meaning_is_not_clear_are_refused(tmp_path, folders, words):
@@ -109,6 +112,16 @@ def test_a_class_may_be_called_as_a_split(tmp_path, name):
     """Where the pictures lie in it as they do in the others."""
     fill(tmp_path, name, "bus", "car")
     assert set(load(tmp_path).task.names) == {name, "bus", "car"}
+
+
+def test_pictures_of_a_split_without_classes_are_left_out(tmp_path, capsys):
+    """As test sets of competitions come; the test split is then held out of train."""
+    fill(tmp_path, "train/cat", "train/dog", "test", count=10)
+    data = load(tmp_path)
+    assert sizes(data) == [16, 2, 2]
+    assert "left out 10 (in no class folder): test/0.png, test/1.png, test/2.png, ..." in said(
+        capsys
+    )
 
 
 def test_other_folders_beside_those_of_splits_are_left_out(tmp_path, capsys):

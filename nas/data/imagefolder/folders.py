@@ -121,7 +121,7 @@ class Walk:
         if stat.S_ISDIR(what.st_mode):
             # Once for each class, whose folder is in that of a split or in the root: links to
             # links of links could otherwise make any number of pictures of one.
-            depth = 2 if parts[0].casefold() in SPLIT_NAMES else 1
+            depth = 2 if _is_split(parts[0]) else 1
             known = (parts[:depth], what.st_dev, what.st_ino)
             if known in self._entered:
                 return CIRCLE
@@ -135,6 +135,10 @@ class Walk:
 
     def _path(self, parts: Parts) -> str:
         return os.path.join(self.root, *parts)
+
+
+def _is_split(name: str) -> bool:
+    return name.casefold() in SPLIT_NAMES
 
 
 def _holds(folder: str, path: str) -> bool:
@@ -166,10 +170,10 @@ def arranged(
     depth = 2 if sources else 1
     files: dict[str, list[tuple[Parts, str]]] = {split: [] for split in ("train", "search", "test")}
     for parts in pictures:
-        if len(parts) > 1 and sources and parts[0] not in sources:
-            left_out.add(BESIDE, parts)
-        elif len(parts) <= depth:
+        if len(parts) <= depth and (len(parts) == 1 or _is_split(parts[0])):
             left_out.add(LOOSE, parts)
+        elif sources and parts[0] not in sources:
+            left_out.add(BESIDE, parts)
         else:
             files[sources.get(parts[0], "train")].append((parts, parts[depth - 1]))
     filled = {parts[:n] for parts in pictures for n in (1, depth)}
@@ -190,13 +194,13 @@ def _sources(root: Path, inside: dict[str, set[str]]) -> dict[str, str]:
     others = sorted(inside.keys() - named)
     divided = {name: inside[name] - {""} for name in named if inside[name] - {""}}
     trained = [name for name in divided if named[name] == "train"]
-    if others and not divided:
-        _check_no_splits_in_classes(root, inside)
+    if others and not divided and len(named) < 2:
+        _check_nothing_is_inside_out(root, inside)
         return {}
     if others and not (trained and _share_classes(divided)):
         raise DataError(
-            f"{root} has folders named as splits ({listed(sorted(divided), 3)}) beside others "
-            f"({listed(others, 3)})",
+            f"{root} has folders named as splits ({listed(sorted(divided or named), 3)}) beside "
+            f"others ({listed(others, 3)})",
             "put all classes into folders train and test, or rename what is no split",
         )
     if named and not trained:
@@ -221,12 +225,18 @@ def _share_classes(divided: dict[str, set[str]]) -> bool:
     return len(set(names)) < len(names)
 
 
-def _check_no_splits_in_classes(root: Path, inside: dict[str, set[str]]) -> None:
+def _check_nothing_is_inside_out(root: Path, inside: dict[str, set[str]]) -> None:
+    """Raise `DataError` where classes hold splits, or the only class holds what may be classes."""
     for name, own in inside.items():
         if len({SPLIT_NAMES.get(folder.casefold()) for folder in own} - {None}) > 1:
             raise DataError(
                 f"{root}/{name} holds folders named as splits ({listed(sorted(own), 3)})",
                 f"give the path {root}/{name}, or put the splits outside: train/CLASS, test/CLASS",
+            )
+        if len(inside) == 1 and len(own) > 1 and "" not in own:
+            raise DataError(
+                f"{root} holds images of 1 class: {printable(name)}",
+                f"give the path {root}/{printable(name)} if its folders are the classes",
             )
 
 
