@@ -14,8 +14,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,7 @@ from zlib import crc32
 
 from nas.errors import RunError
 from nas.progress import console
+from nas.typed import MismatchError, decode
 
 try:
     import fcntl
@@ -118,6 +120,14 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} {error}", "restore it from a copy, or delete it") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; `RunError` if it holds none."""
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise RunError(f"{path} holds no object", "restore it from a copy, or delete it")
+    return data
+
+
 def read_text(path: Path) -> str:
     """What a text file in UTF-8 holds; `RunError` if it cannot be read."""
     try:
@@ -151,6 +161,11 @@ def parse_json(text: str) -> Any:
 def _checksum(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"))
     return f"{crc32(text.encode()):08x}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of which nothing is known."""
 
 
 class Journal:
@@ -191,8 +206,12 @@ class Journal:
                         with suppress(OSError):  # something else is in it
                             folder.rmdir()
 
-    def read(self) -> list[dict[str, Any]]:
-        """All whole records; lines that were cut off are left out, damaged ones are counted."""
+    def read(self, of: type | None = None, metric: str = "") -> list[dict[str, Any]]:
+        """All whole records; lines that were cut off are left out, damaged ones are counted.
+
+        Each must match the dataclass `of`, if one is given (`nas.typed`): a line is written whole,
+        so that one which does not match is of something else; `RunError` names it.
+        """
         if not self.path.exists():
             return []
         try:
@@ -206,10 +225,15 @@ class Journal:
                 record = parse_json(line)
             except ValueError:
                 record = None
-            if isinstance(record, dict):
-                records.append(record)
-            else:
+            if not isinstance(record, dict):
                 damaged.append(number)
+                continue
+            try:
+                decode(of or _Record, record, "", metric)
+            except MismatchError as error:
+                fix = "delete the line, and what it says is computed again"
+                raise RunError(f"{self.path}, line {number}: {error}", fix) from None
+            records.append(record)
         if damaged:
             console.print(
                 f"{self.path}: {len(damaged)} damaged lines are left out, the first is line "
@@ -234,10 +258,13 @@ class Journal:
         except OSError as error:
             raise _storage_error(self.path, error) from error
 
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write these records instead of those there are, all or none."""
+        write_text(self.path, "".join(map(_line, records)))
+
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop all records but the wanted ones."""
-        lines = [_line(record) for record in self.read() if wanted(record)]
-        write_text(self.path, "".join(lines))
+        self.write([record for record in self.read() if wanted(record)])
 
     def _mend(self) -> None:
         """Cut off a torn last line, so that the next record starts a line of its own."""

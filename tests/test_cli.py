@@ -24,6 +24,7 @@ from nas.families import load_space, model_names
 from nas.problem.search import search_space
 from nas.records import read_json, write_json
 from nas.run.main import search_networks
+from nas.run.request import read_budgets
 from nas.settings import Distribution, Settings
 from nas.trellis.graph import space_layers
 
@@ -435,3 +436,36 @@ def test_measure_and_profile_an_architecture(capsys):
     code, out, _ = call(capsys, "measure", small, "--space", "vit:debug", "--rounds", "5")
     assert "predicted" in out
     assert "block0" in out
+
+
+@pytest.mark.parametrize(
+    ("budgets", "tables", "given"),
+    [
+        (["20ms"], ["lr=0.1/table"], {"torch-cpu": "lr=0.1/table"}),
+        (["20ms"], ["cpu=a"], {"torch-cpu": "a"}),
+        (["cpu=20ms"], ["torch-cpu=a"], {"torch-cpu": "a"}),
+        (["cpu=20ms", "torch-cpu=10ms"], ["a"], {"torch-cpu": "a"}),
+        (["20ms"], ["torch-cpu=lr=0.1/table"], {"torch-cpu": "lr=0.1/table"}),
+        (["board=8ms"], ["a"], {"board": "a"}),
+        (["20ms", "board=8ms"], ["board=x=y", "a"], {"board": "x=y", "torch-cpu": "a"}),
+        (["cpu,threads=1=20ms"], ["torch-cpu,threads=1=a"], {"torch-cpu,threads=1": "a"}),
+        (["20ms"], ["torchcpu=a"], None),
+        (["20ms"], ["board=a"], None),
+        (["20ms"], ["a", "cpu=b"], None),
+        (["20ms"], ["=a"], None),
+    ],
+)
+def test_a_table_is_of_a_device_with_a_budget_or_refused(
+    budgets, tables, given, monkeypatch, tmp_path
+):
+    """`lr=0.1/table` is there as a folder; `board` is the label of a table of another machine."""
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.1/table").mkdir(parents=True)
+    Path("lr=0.1/table/manifest.toml").touch()
+    if given is None:
+        with pytest.raises(UsageError, match="table") as error:
+            read_budgets(budgets, "torch-cpu", tables)
+        assert error.value.fix
+        return
+    found = read_budgets(budgets, "torch-cpu", tables).given
+    assert {device: str(folder) for device, folder in found.items()} == given

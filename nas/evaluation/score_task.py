@@ -6,7 +6,8 @@ outcomes of a rival if there is one to race against; the answer is a record for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ from nas.layers.attention import Kernel, fused
 from nas.network.network import Network
 from nas.space.task import Metric, Task, share_variance
 from nas.workers.ledger import Record
+
+_FLOATS = "float16:"  # before packed outcomes that are no hits
+_PERCENT = {"key": "{}_percent", "least": 0, "most": 100}
 
 
 class Payload(NamedTuple):
@@ -72,6 +76,44 @@ class Scorer:
         return record_of(evaluator.score(architecture, rival, self.race))
 
 
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A line of a journal of scores: an architecture, and its score or why it has none.
+
+    See `record_of`; the `id` is that of the architecture.
+    """
+
+    id: str
+    architecture: str
+    origin: str = ""
+    percent: float | None = field(default=None, metadata=_PERCENT)
+    images: int | None = field(default=None, metadata={"least": 1})
+    dropped: bool = False
+    variance: float | None = field(default=None, metadata={"least": 0})
+    hits: str = ""
+    outcomes: str = ""
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.id != sha256(self.architecture.encode()).hexdigest()[:12]:
+            raise ValueError("its id is not that of its architecture")
+        if self.error is None and (self.percent is None or self.images is None):
+            raise ValueError("it has neither a score of images nor an error")
+        bytes.fromhex(self.hits + self.outcomes.removeprefix(_FLOATS))
+        if self.hits and len(self.hits) != 2 * -(-(self.images or 0) // 8):
+            raise ValueError(f"hits are not those of {self.images} images")
+
+
+@dataclass(frozen=True)
+class AccuracyRecord:
+    """A line of the journal of test accuracies."""
+
+    id: str
+    images: int = field(metadata={"least": 1})
+    percent: float = field(metadata=_PERCENT)
+    variance: float | None = field(default=None, metadata={"least": 0})
+
+
 def record_of(scored: Scored) -> Record:
     """A score as JSON: the percentage under `METRIC_percent`, and what later races need.
 
@@ -99,9 +141,6 @@ def variance_in(record: Record, metric: Metric) -> float:
 def rival_in(record: Record) -> str:
     """The packed outcomes in a record of a candidate; empty where its metric has none."""
     return str(record.get("hits", record.get("outcomes", "")))
-
-
-_FLOATS = "float16:"  # before packed outcomes that are no hits
 
 
 def pack(outcomes: Outcomes) -> str:

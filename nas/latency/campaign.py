@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,18 @@ def networks_wanted(runtime: Runtime) -> tuple[int, int]:
     return _EXACT if runtime.exact else (_FIT, _HELD_OUT)
 
 
+@dataclass(frozen=True)
+class SamplesRecord:
+    """A line of the journal of a campaign: the first is its identity, others what was found."""
+
+    identity: str = ""
+    campaign: str = ""
+    samples: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
+
+
 class Samples:
     """What a campaign knows so far, kept in its journal."""
 
@@ -52,7 +64,7 @@ class Samples:
         self.failed: dict[str, str] = {}  # rows that cannot be had, and why
         self.alone: set[str] = set()  # rows that cannot be timed behind another layer
         self.chosen: list[str] = []  # architectures of the reference networks, as JSON
-        for record in journal.read()[1:]:
+        for record in journal.read(SamplesRecord)[1:]:
             self._add(record)
 
     def record(self, record: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def _claim(journal: Journal, identity: str) -> str:
             f"{journal.path} has samples of another machine, version, space or way of timing",
             "choose another folder, or measure anew: vitnas profile --again",
         )
-    return str(records[0]["campaign"])
+    return str(records[0].get("campaign", ""))
 
 
 def _table(campaign: Campaign, outcome: Outcome, number: str) -> LatencyTable:

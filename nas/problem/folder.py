@@ -14,7 +14,7 @@ from typing import Any
 
 from nas.errors import RunError
 from nas.problem.costs import AskedCost
-from nas.records import Journal, read_json, write_json
+from nas.records import Journal, read_object, write_json
 
 
 class Folder:
@@ -83,7 +83,7 @@ class Folder:
                 raise RunError(
                     f"{path} exists already", "pass resume=True, or choose another folder"
                 )
-            before = read_json(file)
+            before = read_object(file)
             if differing := [k for k, v in self._identity.items() if before.get(k) != v]:
                 raise RunError(
                     f"{path} was made with another {' and '.join(differing)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,21 @@ def _score_table(given: Any, used: Sequence[Column]) -> ScoreTable:
     )
     scores = {key: (float(np.mean(own)), (noise / len(own)) ** 0.5) for key, own in trials.items()}
     return ScoreTable(codes, scores, unmatched)
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A line of the journal: a member, and its score and noise or why it has none."""
+
+    id: str
+    architecture: str
+    score: float | None = None
+    noise: float = field(default=0.0, metadata={"least": 0})
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is None and self.error is None:
+            raise ValueError("it has neither a score nor an error")
 
 
 def make_scorer(score: Callable[[Any], Any], usual: float = 0.0) -> Callable[[Any], Record]:

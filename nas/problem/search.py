@@ -23,7 +23,7 @@ from nas.problem.costs import Cost, CostReader, Heard, Renewal
 from nas.problem.folder import Folder
 from nas.problem.members import Checks, Texts, columns_of, value_text
 from nas.problem.result import Answer, Exploration, Found
-from nas.problem.scores import ScoreTable, make_scorer, read_score, score_paths
+from nas.problem.scores import ScoreRecord, ScoreTable, make_scorer, read_score, score_paths
 from nas.progress import bar, console
 from nas.records import fingerprint
 from nas.space.domains import Space
@@ -141,7 +141,7 @@ def search_space(
             own.box.heard = Heard(own.box.name, advance)
         asked = Searcher(propose, positions, [region(b) for b in budgets], rng)
         folder.begin()
-        ledger = Ledger(pool, folder.candidates)
+        ledger = Ledger(pool, folder.candidates, ScoreRecord)
         by_path = isinstance(function, ScoreTable)
         scored = partial(score_paths, space, Texts(positions), by_path, ledger, advance)
         explore(asked, scored, evaluations, batch, patience, folder)

@@ -43,15 +43,17 @@ def read_settings(file: Path) -> Settings:
         raise RunError(f"{file}: {why}", "restore it from a copy, or search again") from None
 
 
-def known_scores(folder: Path) -> list[dict[str, Any]]:
+def known_scores(folder: Path, metric: str) -> list[dict[str, Any]]:
     """Every record that a run, finished or not, has of a score, its own and imported ones, by id.
 
     By id because the order in its journal is that in which workers finished.
     """
+    from nas.evaluation.score_task import ScoreRecord
+
     found = [
         record
         for name in ("imported", "candidates")
-        for record in Journal(folder / f"{name}.jsonl").read()
+        for record in Journal(folder / f"{name}.jsonl").read(ScoreRecord, metric)
     ]
     return sorted(found, key=lambda record: str(record["id"]))
 
@@ -106,12 +108,14 @@ class SavedRun:
             if is_run(folder):
                 fix = f"finish it: vitnas search with its options and --out {folder} --resume"
             raise RunError(f"{folder} is not a finished run", fix)
+        from nas.evaluation.score_task import ScoreRecord
+
         record = RunRecord.read(folder / "run.json")
         return cls(
             folder,
             record,
             read_settings(folder / "settings.json"),
-            Journal(folder / "candidates.jsonl").read(),
+            Journal(folder / "candidates.jsonl").read(ScoreRecord, record.metric.name),
             _numbers(folder / "cloud.csv", "predicted_ms", f"search_{record.metric.name}_percent"),
         )
 

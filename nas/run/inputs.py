@@ -6,7 +6,6 @@ against these records, so that it ends as the undisturbed one would have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 from nas.data import Dataset, load_data
 from nas.errors import RunError, TableError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import Scorer, Scoring, cargo, load_scorer
+from nas.evaluation.score_task import Scorer, ScoreRecord, Scoring, cargo, load_scorer
 from nas.families import load_space
 from nas.latency.library import find_table
 from nas.latency.profiling import profile
@@ -24,7 +23,7 @@ from nas.latency.table import LatencyTable
 from nas.layers.attention import Kernel, explicit, fastest_in_windows, fused
 from nas.network.network import Network
 from nas.progress import console
-from nas.records import Journal, fingerprint, read_json, write_json, write_text
+from nas.records import Journal, fingerprint, read_object, write_json
 from nas.report.saved_run import is_run, known_scores
 from nas.run.limits import Goal, Limits
 from nas.run.request import Request
@@ -107,7 +106,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     limits = Limits(s, space, tables)
     goals = tuple(map(limits.goal, s.budgets))
     identity = _identity(s, space, data, card, tables)
-    imported = _imported(request, identity)
+    imported = _imported(request, identity, space.task.metric.name)
     identity["scores_fingerprint"] = fingerprint([*shipped, *imported])
     kernel = _kernel(request, identity)
     network.use_in_windows(kernel)
@@ -119,7 +118,8 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
         pool = held.enter_context(_pool(request, space, evaluator, kernel))
         identity["explicit_in_windows"] = kernel is explicit
         _write_down(request, identity, imported, tables)
-        ledger = Ledger(pool, Journal(folder / "candidates.jsonl"))
+        journal, metric = Journal(folder / "candidates.jsonl"), space.task.metric.name
+        ledger = Ledger(pool, journal, ScoreRecord, metric)
         scores = Scores(space, ledger, evaluator.images, shipped, imported)
         yield Inputs(
             settings=s,
@@ -196,19 +196,19 @@ def _predictions(table: LatencyTable) -> str:
     return fingerprint(rows, asdict(table.calibration))
 
 
-def _imported(request: Request, identity: Record) -> list[Record]:
+def _imported(request: Request, identity: Record, metric: str) -> list[Record]:
     """Scores of the run that this one starts from; refused unless they would be the same."""
     if request.base is None:
         return []
     if request.resume and request.kept.exists():
-        return Journal(request.kept).read()
-    before = read_json(request.base / "settings.json")
+        return Journal(request.kept).read(ScoreRecord, metric)
+    before = read_object(request.base / "settings.json")
     if differing := [key for key in _SAME_SCORES if before.get(key) != identity[key]]:
         fix = "give the same options, or search without --from"
         if differing == ["layer_code"]:
             fix = "search without --from: its networks ran other code, and scores may differ"
         raise RunError(f"{request.base} was made with another {' and '.join(differing)}", fix)
-    return known_scores(request.base)
+    return known_scores(request.base, metric)
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,13 @@ def shipped_scores(
     """The journal beside the weights, where it is of these weights, layers, data and images."""
     if not (source / "scores.json").exists():
         return []
-    head = read_json(source / "scores.json")
+    head = read_object(source / "scores.json")
     same = {
         "weights_fingerprint": card["fingerprint"],
         "data_fingerprint": data.fingerprint,
         "search_images": images,
         "layer_code": layer_code(space.family),
     }
-    head = head if isinstance(head, dict) else {}
     if any(head.get(key) != value for key, value in same.items()):
         console.print(
             f"the shipped scores are of {head.get('search_images', 'other')} images of the search "
@@ -263,13 +262,13 @@ def _kernel(request: Request, identity: Record) -> Kernel:
     file = request.folder / "settings.json"
     if not (request.resume and file.exists()):
         return fastest_in_windows()
-    before = read_json(file)
+    before = read_object(file)
     if differing := [key for key in identity if before.get(key) != identity[key]]:
         raise RunError(
             f"{request.folder} was made with another {' and '.join(differing)}",
             "resume with the same options, or start a new run without --resume",
         )
-    return explicit if before["explicit_in_windows"] else fused
+    return explicit if before.get("explicit_in_windows") else fused
 
 
 def _pool(request: Request, space: SearchSpace, evaluator: Evaluator, kernel: Kernel) -> Pool:
@@ -300,7 +299,7 @@ def _write_down(
     if not file.exists():
         write_json(file, identity)
     if imported and not request.kept.exists():
-        write_text(request.kept, "".join(json.dumps(record) + "\n" for record in imported))
+        Journal(request.kept).write(imported)
     for device, table in tables.items():
         own = request.folder / request.table_name(device)
         if not (own / "manifest.toml").exists():

@@ -19,7 +19,7 @@ import numpy as np
 
 from nas.budget import Budget, positive_number, readable_ms
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import variance_in
+from nas.evaluation.score_task import AccuracyRecord, variance_in
 from nas.latency.table import LatencyTable
 from nas.progress import bar, console
 from nas.records import Journal, write_json
@@ -205,7 +205,7 @@ def _test(inputs: Inputs, finalists: Sequence[Candidate]) -> dict[Architecture, 
     """The accuracies on the test split, once, of what is reported."""
     metric, images = inputs.space.task.metric, inputs.settings.test_images
     journal = Journal(inputs.folder / "test.jsonl")
-    known = {record["id"]: record for record in journal.read()}
+    known = {record["id"]: record for record in journal.read(AccuracyRecord, metric.name)}
     recorded = inputs.card.get("largest_test", {})
     if recorded.get("images") == images:
         known.setdefault(inputs.space.largest.id, recorded)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nas.budget import Budget, alternatives
-from nas.errors import RunError, UnknownNameError
-from nas.records import Journal, read_json
+from nas.errors import RunError, UnknownNameError, UsageError
+from nas.latency.library import find_table
+from nas.records import Journal, read_object
 from nas.report.saved_run import is_run
-from nas.runtimes import load_runtime
+from nas.runtimes import canonical_name, load_runtime
 from nas.settings import DEVICE, Distribution, Settings
 
 # What a run that ended at its very start may leave in its folder.
@@ -76,17 +78,20 @@ def read_budgets(
     """
     several = [budget] if isinstance(budget, str | float | int | Budget) else budget
     wanted = [_budget(one) for one in several]
-    tables = _tables(table, device)
+    wanted = [Budget(b.latency_ms, canonical_name(b.device or device)) for b in wanted]
+    names = dict.fromkeys(b.device for b in wanted)
+    searched = next(iter(alternatives(wanted, device)[0]))
+    tables = _tables(table, searched, names)
     canonical, described = {}, {}
-    for name in dict.fromkeys(b.device or device for b in wanted):
-        if name in tables and name != device and not _known(name):
+    for name in names:
+        if name in tables and name != canonical_name(device) and not _known(name):
             canonical[name] = name  # only a label for a table
             continue
         runtime = load_runtime(name)
         canonical[name] = runtime.device
         described[runtime.device] = runtime.describe()
-    named = [Budget(b.latency_ms, canonical[b.device or device]) for b in wanted]
-    given = {canonical.get(name, name): folder for name, folder in tables.items()}
+    named = [Budget(b.latency_ms, canonical[b.device]) for b in wanted]
+    given = {canonical[name]: folder for name, folder in tables.items()}
     return Asked(tuple(alternatives(named, device)), described, given)
 
 
@@ -96,14 +101,46 @@ def _budget(budget: str | float | Budget) -> Budget:
     return budget if isinstance(budget, Budget) else Budget(float(budget))
 
 
-def _tables(given: str | Path | Sequence[str | Path], device: str) -> dict[str, Path]:
-    """Folders by device: `FOLDER` is that of the device that is searched on."""
-    found = {}
-    for one in [given] if isinstance(given, str | Path) else given:
-        name, _, folder = str(one).rpartition("=")
-        if str(one):
-            found[name or device] = Path(folder)
+def _tables(
+    given: str | Path | Sequence[str | Path], searched: str, names: Collection[str]
+) -> dict[str, Path]:
+    """Folders by device, each of the `names` that have a budget.
+
+    `FOLDER` alone is that of `searched`, the device that is searched on. Devices and folders may
+    both have a `=` in them. Raises `UsageError` for a table of no such device, and for two of one.
+    """
+    found: dict[str, Path] = {}
+    for one in filter(None, map(str, [given] if isinstance(given, str | Path) else given)):
+        name, folder = _split(one, searched, names)
+        if name in found:
+            raise UsageError(f"two tables are given for {name}", "give one --table a device")
+        found[name] = Path(folder)
     return found
+
+
+def _split(text: str, searched: str, names: Collection[str]) -> tuple[str, str]:
+    """The device and the folder that a `--table` means."""
+    if "=" not in text or _is_folder(text):
+        return searched, text
+    parts = text.split("=")
+    splits = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
+    named = [(canonical_name(name), folder) for name, folder in splits]
+    fitting = [(name, folder) for name, folder in named if name in names]
+    if not fitting:
+        with suppress(UnknownNameError):
+            find_table(text)  # DEVICE/SPACE, whose device has options
+            return searched, text
+        raise UsageError(
+            f"--table {text} is of no device with a budget, and no table itself",
+            f"write DEVICE=FOLDER; devices with a budget: {', '.join(names)}",
+        )
+    there = [own for own in fitting if _is_folder(own[1])]
+    return (there or fitting)[0]
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a folder holds a table; False for a path that cannot be."""
+    return os.path.exists(Path(name) / "manifest.toml")
 
 
 def _known(device: str) -> bool:
@@ -171,9 +208,7 @@ def _unfinished(settings: Settings) -> Path | None:
         if (file.parent / "report.html").exists():  # the last step
             continue
         with suppress(RunError):  # settings that cannot be read are not these
-            before = read_json(file)
-            if isinstance(before, dict) and all(
-                before.get(key) == asked[key] for key in ("space", "budgets")
-            ):
+            before = read_object(file)
+            if all(before.get(key) == asked[key] for key in ("space", "budgets")):
                 found.append(file)
     return max(found, key=lambda file: file.stat().st_mtime).parent if found else None

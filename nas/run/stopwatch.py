@@ -44,6 +44,19 @@ class Samples:
         return sorted(self.ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))] if n else inf
 
 
+@dataclass(frozen=True)
+class TimeRecord:
+    """A line of the journal of what was timed."""
+
+    device: str
+    id: str
+    samples_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.samples_ms or min(self.samples_ms) <= 0:
+            raise ValueError("samples_ms must be one time or more, all above 0")
+
+
 class Stopwatch:
     """Times networks; what was timed is kept in `measured.jsonl`.
 
@@ -57,7 +70,9 @@ class Stopwatch:
         self.first: dict[Architecture, Candidate] = {}
         self.others: dict[Candidate, dict[str, OtherDevice]] = {}
         self._journal = Journal(inputs.folder / "measured.jsonl")
-        self._kept = {(r["device"], r["id"]): r["samples_ms"] for r in self._journal.read()}
+        self._kept = {
+            (r["device"], r["id"]): r["samples_ms"] for r in self._journal.read(TimeRecord)
+        }
         self._asked: dict[tuple[str, Architecture], Samples] = {}
 
     def __call__(self, wanted: Sequence[Candidate]) -> dict[Candidate, Samples]:

@@ -181,6 +181,12 @@ def runtimes() -> dict[str, Factory]:
 ALIASES = {"cpu": "torch-cpu", "cuda": "torch-cuda"}
 
 
+def canonical_name(device: str) -> str:
+    """A device as tables call it, whatever alias it was given by."""
+    name, comma, options = device.partition(",")
+    return ALIASES.get(name, name) + comma + options
+
+
 def load_runtime(device: str) -> Runtime:
     """The runtime that `NAME[,option=value...]` names; `UnknownNameError` with those there are."""
     name, *words = device.split(",")

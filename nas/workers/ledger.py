@@ -31,10 +31,13 @@ class Ledger:
     or from which worker changes nothing.
     """
 
-    def __init__(self, pool: Pool, journal: Journal | None = None) -> None:
+    def __init__(
+        self, pool: Pool, journal: Journal | None = None, of: type | None = None, metric: str = ""
+    ) -> None:
+        """`of` is the dataclass that lines of the journal match, `metric` is in its keys."""
         self.pool, self.journal = pool, journal
         self.records: dict[str, Record] = {}
-        written = journal.read() if journal else []
+        written = journal.read(of, metric) if journal else []
         self.written = {record["id"]: record for record in written if "error" not in record}
         if journal is not None and any("error" in record for record in written):
             journal.keep(lambda record: "error" not in record)
