@@ -80,6 +80,18 @@ def remove_left(path: Path) -> None:
                     path.with_name(name).unlink()
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that is written later; `RunError` if the file cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     with atomic_path(path) as temporary:

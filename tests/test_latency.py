@@ -11,12 +11,13 @@ import time
 
 import numpy as np
 import pytest
+from conftest import made_up_table
 from scipy.stats import kendalltau
 
-from nas.errors import TableError, UnknownNameError
+from nas.errors import DeviceError, TableError, UnknownNameError
 from nas.families import load_space
 from nas.latency.audit import audit
-from nas.latency.files import forget
+from nas.latency.campaign import Campaign
 from nas.latency.fit import Calibration, kendall_tau
 from nas.latency.profiling import profile
 from nas.latency.rows import Row
@@ -187,11 +188,32 @@ def test_samples_of_another_machine_are_refused(tmp_path):
         profile(SPACE, folder=tmp_path)
 
 
-def test_forgetting_a_table_deletes_nothing_else(tmp_path, table):
-    table.save(tmp_path)
+def test_what_is_measured_again_replaces_the_table_when_it_is_complete(tmp_path, monkeypatch):
+    """Until then the old one is whole, and the same call goes on; nothing else is deleted."""
+    made_up_table(SPACE, tmp_path)
+    old = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     (tmp_path / "thesis.tex").write_text("precious")
-    forget(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    campaign = Campaign.run
+
+    def broken(self, minutes):
+        self.samples.record({"alone": ["a"]})
+        raise DeviceError("the device is gone", "plug it in")
+
+    monkeypatch.setattr(Campaign, "run", broken)
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            profile(SPACE, folder=tmp_path, again=True, rounds=1)
+        assert {name: (tmp_path / name).read_bytes() for name in old} == old
+        assert LatencyTable.load(tmp_path).rows
+    journal = Journal(tmp_path / "again" / "samples.jsonl")
+    assert journal.read()[1:] == 2 * [{"alone": ["a"]}]  # the second try went on
+    monkeypatch.setattr(Campaign, "run", campaign)
+    monkeypatch.setattr(Calibration, "fit_kinds", lambda *_: Calibration(1, 0, 2, 2, 1, 2, 0, 1, 1))
+    table = profile(SPACE, folder=tmp_path, again=True, rounds=1)
+    names = {"manifest.toml", "rows.csv", "networks.csv", "samples.jsonl", "thesis.tex"}
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == names
+    assert LatencyTable.load(tmp_path).rows == table.rows
+    assert Journal(tmp_path / "samples.jsonl").read()[0]["campaign"] == table.manifest["campaign"]
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import typer
 from rich.table import Table
 
 from nas.commands.options import option_of
-from nas.errors import UsageError
+from nas.errors import RunError, UsageError
 from nas.progress import Terminal
+from nas.records import require_writable
 from nas.settings import Settings
 
 app = typer.Typer(
@@ -79,7 +80,27 @@ def figure_path(figure: str) -> Path | None:
     """The file that `--out` names for a picture; `UsageError` for a format that cannot be drawn."""
     if figure and not figure.lower().endswith((".png", ".svg", ".pdf")):
         raise UsageError(f"--out is a .png, .svg or .pdf file, got {figure!r}", "e.g. figure.png")
-    return Path(figure) if figure else None
+    if not figure:
+        return None
+    path = Path(figure)
+    require_writable(path)  # said before anything is measured
+    return path
+
+
+def draw(path: Path | None, picture: str, *data: Any) -> None:
+    """Draw a picture of `nas.report.pictures` into a file, if one is asked for.
+
+    It comes last: what was measured is printed by then, and a disk that is full loses none of it.
+    """
+    if path is None:
+        return
+    from nas.report import pictures
+
+    try:
+        pictures.save(getattr(pictures, picture)(*data), path)
+    except RunError as error:
+        print(f"vitnas: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
 
 
 def grid_of(*columns: str) -> Table:
@@ -92,5 +113,5 @@ def grid_of(*columns: str) -> Table:
 
 
 def print_json(data: Any) -> None:
-    """Print parsed JSON on one line of the standard output."""
-    print(json.dumps(data))
+    """Print parsed JSON on one line of the standard output, at once."""
+    print(json.dumps(data), flush=True)

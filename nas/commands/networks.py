@@ -16,6 +16,7 @@ from nas.commands import (
     Space,
     Supernet,
     app,
+    draw,
     figure_path,
     find_architecture,
     grid_of,
@@ -103,13 +104,9 @@ def macs(
     from nas.report.macs import macs_by_resolution
 
     result = macs_by_resolution(names, sides)
-    if path:
-        from nas.report import pictures
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.macs(result), path)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return draw(path, "macs", result)
     grid = grid_of("MACs of one image", "products", "attention", "whole model", "share")
     kinds = ("attention_matmul_macs", "attention_macs", "macs")
     for slope in result["slopes"]:
@@ -131,6 +128,7 @@ def macs(
         style="dim",
     )
     out.print(result["reading"])
+    draw(path, "macs", result)
     if path:
         out.print(f"figure: {path}", soft_wrap=True)
 

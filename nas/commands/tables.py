@@ -14,6 +14,7 @@ from nas.commands import (
     Json,
     Space,
     app,
+    draw,
     figure_path,
     find_architecture,
     grid_of,
@@ -228,13 +229,9 @@ def measure(
         result["predicted_ms"] = round(predicted, 4)
         result["overhead_ms"] = table.calibration.overhead
         result["interval_ms"] = [round(ms, 4) for ms in table.interval(predicted, 0.95)]
-    if path:
-        from nas.report import pictures
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.measured_layers(result, verb), path)
     if as_json:
-        return print_json(result)
+        print_json(result)
+        return draw(path, "measured_layers", result, verb)
     unit, total = runtime.unit, result["measured_ms"]
     p20, p95, least = (readable_ms(result[f"measured_{of}_ms"]) for of in ("p20", "p95", "min"))
     out.print(
@@ -265,5 +262,6 @@ def measure(
         if ":" not in the_space.name:
             why = "tables are fitted to spaces, and this is a single model"
         out.print(f"no prediction: {why}")
+    draw(path, "measured_layers", result, verb)
     if path:
         out.print(f"figure: {path}", soft_wrap=True)

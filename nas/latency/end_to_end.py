@@ -1,8 +1,9 @@
 """Whole networks measured end to end, in a fresh process.
 
 As a program (`python -m nas.latency.end_to_end`) it is that process: it reads `{"device", "space",
-"task", "architectures", "rounds", "layers"}` as JSON from stdin, writes one line `{"done": n}`
-per round to stdout, and last `{"samples": [[...], ...], "layers": [...], "wall_over_cpu": [...]}`.
+"task", "architectures", "rounds", "layers"}` as one line of JSON from stdin, writes one line
+`{"done": n}` per round to stdout, and last `{"samples": [[...], ...], "layers": [...],
+"wall_over_cpu": [...]}`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -71,10 +74,14 @@ def measure_fresh(
     assert process.stdout
     assert process.stderr
     try:
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # why it ended is said below
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
         for line in process.stdout:
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+            except ValueError:  # what a library prints
+                continue
             if "error" in answer:
                 raise EvaluationError(*answer["error"])
             if "samples" in answer:
@@ -88,15 +95,28 @@ def measure_fresh(
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
-        process.stderr.close()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):
+                stream.close()
 
 
 def _main() -> None:
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
-        _measure(json.loads(sys.stdin.read()))
+        _measure(request)
     except VitnasError as error:
         print(json.dumps({"error": [error.message, error.fix]}), flush=True)
+
+
+def _end_with_the_parent() -> None:
+    """End this process when the one that started it has ended, however that ended.
+
+    That one keeps the other end of the standard input open. Reading it here takes no time.
+    """
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def _measure(request: dict[str, Any]) -> None:

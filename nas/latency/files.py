@@ -141,14 +141,6 @@ def _contents(manifest: Mapping[str, Any], texts: Sequence[str]) -> str:
     return fingerprint(json.dumps(own, sort_keys=True, default=str), *texts)
 
 
-def forget(folder: Path) -> None:
-    """Delete a table and its samples, and nothing else that may lie in the folder."""
-    for name in (_MANIFEST, _ROWS, _NETWORKS):
-        (folder / name).unlink(missing_ok=True)
-    if (samples := folder / SAMPLES).exists():
-        os.truncate(samples, 0)  # it may be locked: the file stays, and so does the lock
-
-
 _MOST = 1e15  # milliseconds, or millions of instructions: sums of rows stay finite
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from nas.errors import RunError, TableError
 from nas.latency.campaign import Campaign, networks_wanted
-from nas.latency.files import SAMPLES, SCHEMA, forget
+from nas.latency.files import SAMPLES, SCHEMA
 from nas.latency.library import known_table, table_folder
 from nas.latency.outcome import Outcome
 from nas.latency.port import PER_KIND, Port, choose_rows, provenance
@@ -26,6 +27,7 @@ from nas.space.task import Task
 from nas.trellis.graph import Graph
 from nas.versions import layer_code
 
+_AGAIN = "again"  # the folder, in that of a table, where it is measured anew
 ROUNDS = 5
 _MOST = 3 * ROUNDS  # the first time, where noise keeps the error up
 _MOST_EVER = 6 * ROUNDS  # with all the times that a table was improved
@@ -50,7 +52,8 @@ def profile(
     runtime. After `minutes` it ends with what it has: with a table if every row has three rounds,
     else with a `TableError`, and the same call goes on. With the table of a `sibling` device only
     `rows_per_kind` rows of each kind of layer (and a few to check) are measured, the others
-    carried over. `again` forgets what there was, once everything else is known to be right.
+    carried over. `again` measures anew beside what there is, which stays until the new table is
+    complete; stopped, it goes on by the same call.
     """
     with load_runtime(device) if isinstance(device, str) else device as runtime:
         if folder is None:
@@ -64,7 +67,8 @@ def profile(
                 f"measure it end to end: vitnas measure {space.name}",
             )
         runtime.describe()
-        journal, kept = Journal(folder / SAMPLES), None
+        work = folder / _AGAIN if again else folder
+        journal, kept = Journal(work / SAMPLES), None
         if (folder / "manifest.toml").exists() and not again:
             table = LatencyTable.load(folder)
             table.check(space, runtime.describe())
@@ -75,19 +79,26 @@ def profile(
         fewest, most = _rounds(runtime, rounds, kept)
         try:
             with journal.locked():
-                if again:
-                    forget(folder)
                 context = _context(runtime, context, sibling)
                 port = _port(space, runtime, context, sibling, rows_per_kind)
-                number = _claim(journal, _identity(space, runtime, context, port))
+                number = _claim(journal, _identity(space, runtime, context, port), anew=again)
                 campaign = Campaign(space, graph, runtime, context, journal, fewest, most, port)
                 table = _table(campaign, campaign.run(minutes), number)
                 table.save(folder)
+                if again:
+                    _replace_samples(journal, folder)
                 return table
         except RunError:  # another process measures it, or the disk is full
             if kept is None:
                 raise
             return kept
+
+
+def _replace_samples(journal: Journal, folder: Path) -> None:
+    """Put the samples of a table that was measured anew in the place of those that there were."""
+    with Journal(folder / SAMPLES).locked():
+        journal.path.replace(folder / SAMPLES)
+    shutil.rmtree(journal.path.parent, ignore_errors=True)
 
 
 def _improvable(table: LatencyTable, journal: Journal) -> bool:
@@ -176,12 +187,14 @@ def _identity(space: SearchSpace, runtime: Runtime, context: str, port: Port | N
     )
 
 
-def _claim(journal: Journal, identity: str) -> str:
+def _claim(journal: Journal, identity: str, anew: bool = False) -> str:
     """The number of the campaign that a journal is of; `TableError` if it has another identity.
 
-    An empty journal gets this identity and a new number.
+    An empty journal gets this identity and a new number, and `anew` so does one of another.
     """
     records = journal.read()
+    if anew and records and records[0].get("identity") != identity:
+        journal.write(records := [])
     if not records:
         journal.append({"identity": identity, "campaign": secrets.token_hex(6)})
         records = journal.read()

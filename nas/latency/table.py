@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
@@ -49,7 +49,8 @@ class LatencyTable:
     @cached_property
     def calibration(self) -> Calibration:
         """The fit that turns sums of rows into predictions, as the manifest says it."""
-        return Calibration(**self.manifest["calibration"])
+        own = {f.name for f in fields(Calibration)}
+        return Calibration(**{k: v for k, v in self.manifest["calibration"].items() if k in own})
 
     @property
     def task(self) -> Task:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nas.budget import readable_ms
+from nas.records import atomic_path
 from nas.report.saved_run import SavedRun
 from nas.run_record import Candidate, RunRecord
 
@@ -79,9 +80,9 @@ def png(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the suffix of `path` names."""
-    with mpl.rc_context(_STYLE):
-        figure.savefig(path, dpi=160)
+    """Write a figure, whole or not at all, in the format that the suffix of `path` names."""
+    with mpl.rc_context(_STYLE), atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=160, format=path.suffix[1:].lower())
 
 
 def pareto(runs: Sequence[SavedRun]) -> Figure:
