@@ -27,7 +27,7 @@ from nas.families import load_space
 from nas.network.inputs import Images
 from nas.network.network import Network
 from nas.preprocessing import PictureReader, normalised
-from nas.records import read_json
+from nas.records import fingerprint, read_json
 from nas.space.architecture import Architecture, at_precision
 from nas.space.family import LARGEST, SearchSpace
 from nas.tasks import load_task
@@ -163,11 +163,17 @@ class Card:
 
 
 def load_network(folder: Path, space: SearchSpace, architecture: Architecture) -> Network:
-    """The network in a folder with its weights; `WeightsError` if they are not its."""
+    """The network in a folder with its weights; `WeightsError` if they are not its.
+
+    They must be those that `preprocess.json` was written for, which early versions did not write.
+    """
     network, file = Network.empty(space, architecture), folder / WEIGHTS
     try:
+        check_content(file)
         network.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        if any(not tensor.isfinite().all() for tensor in network.state_dict().values()):
+            raise ValueError("it holds values that are no numbers")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise WeightsError(
             f"cannot load {file}: {str(error).partition(chr(10))[0]}",
             "write it again: vitnas export, or vitnas search with the options of the run and "
@@ -176,12 +182,22 @@ def load_network(folder: Path, space: SearchSpace, architecture: Architecture) -
     return network
 
 
+def check_content(file: Path) -> None:
+    """Raise `ValueError` if a file is not what `preprocess.json` beside it was written for."""
+    if not (file.parent / CARD).exists():
+        return
+    own = described(file.parent)[0].get(file.name)
+    if own and own.fingerprint and own.fingerprint != fingerprint(file.read_bytes()):
+        raise ValueError(f"it is not the file that {CARD} was written for")
+
+
 @dataclass(frozen=True)
 class Written:
-    """The batch (None: any) and the data type that an exported file takes."""
+    """The batch (None: any) and the data type that an exported file takes, and its fingerprint."""
 
     batch: int | None
     dtype: str
+    fingerprint: str = ""
 
 
 def described(folder: Path) -> tuple[dict[str, Written], dict[str, Any]]:

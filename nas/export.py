@@ -31,7 +31,7 @@ from nas.deployment import (
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
 from nas.lowering.onnx import quiet
 from nas.network.network import Network
-from nas.records import atomic_path, remove_left, write_json, write_text
+from nas.records import atomic_path, fingerprint, remove_left, write_json, write_text
 from nas.space.architecture import at_precision
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet
@@ -206,7 +206,11 @@ def _describe(
     files = {file: written for file, written in files.items() if (folder / file).exists()}
     for file in differences:
         any_batch = file == WEIGHTS
-        files[file] = Written(None if any_batch else batch, dtype if file == PT2 else "float32")
+        files[file] = Written(
+            None if any_batch else batch,
+            dtype if file == PT2 else "float32",
+            fingerprint((folder / file).read_bytes()),
+        )
     device = before if device is None else device
     more = {"files": {file: asdict(own) for file, own in files.items()}, "measured_on": {**device}}
     write_json(folder / CARD, {**card.to_json(), **more})

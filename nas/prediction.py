@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.deployment import CARD, ONNX, OUTPUTS, WEIGHTS, Card, load_network
+from nas.deployment import CARD, ONNX, OUTPUTS, WEIGHTS, Card, check_content, load_network
 from nas.errors import MissingPackageError, RunError, UsageError
 from nas.report.pictures import kept_windows
 from nas.report.saved_run import is_run
@@ -128,6 +128,7 @@ def _program(folder: Path, card: Card) -> Callable[[Tensor], Tensor]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
+        check_content(path)
         session = ort.InferenceSession(path.read_bytes(), options)
         batch = session.get_inputs()[0].shape[0]
     except Exception as error:  # its own, and no base class of them

@@ -19,12 +19,12 @@ import nas
 from nas import cli
 from nas.data import load_data
 from nas.deployment import IR_VERSION, OPSET, Card
-from nas.errors import DataError, EvaluationError, RunError, UsageError
+from nas.errors import DataError, EvaluationError, RunError, UsageError, VitnasError
 from nas.export import export_network
 from nas.families import load_space
 from nas.network.calibration import calibrate
 from nas.network.network import Network
-from nas.records import read_json, write_json
+from nas.records import fingerprint, read_json, write_json
 from nas.space.architecture import at_precision
 
 ROOT = Path(__file__).parents[1]
@@ -184,9 +184,11 @@ def test_files_have_the_batch_and_the_data_type_that_were_searched(photo_data, t
     with pytest.raises(AssertionError, match="size"):
         program(inputs[:1].bfloat16())
     card = read_json(tmp_path / "preprocess.json")
+    prints = {name: fingerprint((tmp_path / name).read_bytes()) for name in card["files"]}
+    pt2, weights = prints.pop("model.pt2"), prints.pop("weights.safetensors")
     assert card["files"] == {
-        "model.pt2": {"batch": 2, "dtype": "bfloat16"},
-        "weights.safetensors": {"batch": None, "dtype": "float32"},
+        "model.pt2": {"batch": 2, "dtype": "bfloat16", "fingerprint": pt2},
+        "weights.safetensors": {"batch": None, "dtype": "float32", "fingerprint": weights},
     }
     page = (tmp_path / "README.md").read_text()
     for words in ("p (d): torch-eager 2, 3 threads, batch 2, bfloat16", "set_num_threads(3)",
@@ -373,6 +375,22 @@ def test_no_picture_and_no_network_are_one_line_with_the_fix(photo_data, tmp_pat
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(RunError, match=r"holds neither weights\.safetensors nor"):
         nas.predict(tmp_path, [tmp_path / "x.png"])
+
+
+def test_files_that_were_altered_predict_nothing(photo_data, tmp_path):
+    pytest.importorskip("onnxruntime")
+    files, _ = sources(photo_data)
+    deploy(tmp_path, "vit:debug", photo_data, ["safetensors", "onnx"])
+    for name in (
+        "weights.safetensors",
+        "model.onnx",
+    ):  # the second is asked where there is no first
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) * 3 // 4] ^= 64
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VitnasError, match=rf"{name}.* not the file that preprocess\.json"):
+            nas.predict(tmp_path, files)
+        (tmp_path / name).unlink()
 
 
 def test_inputs_that_are_no_pictures_are_exported_and_said_to_be_unknown(tmp_path):
