@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from nas.data import load_data
-from nas.errors import RunError, UnknownNameError, VitnasError, WeightsError
+from nas.errors import RunError, UnknownNameError, UsageError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.network.inputs import Images
@@ -23,8 +23,8 @@ from nas.network.network import Network
 from nas.records import Journal, read_json
 from nas.tasks.classification import Classification
 from nas.training.objectives.supervised import Supervised
-from nas.training.supernet import load_supernet, supernet_folder, train
-from nas.training.trainer import Recipe, Trainer, check_device, fit
+from nas.training.supernet import check_training, load_supernet, supernet_folder, train
+from nas.training.trainer import ADAPTATION, Recipe, Trainer, check_device, fit
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
 
@@ -224,3 +224,43 @@ def test_the_shipped_supernet_still_has_the_scores_that_ship_with_it():
     evaluator = Evaluator(network, data, data.search, 400)
     # Rounding on another CPU moves an image or two.
     assert evaluator.percent(wanted) == pytest.approx(shipped, abs=0.76)
+
+
+ADAPTED = replace(ADAPTATION, images=(0, 64, 128), batches=(8, 8, 8))
+
+
+def test_adaptation_goes_on_from_a_supernet_and_leaves_it_as_it_is(trained, photo_data, tmp_path):
+    before = (trained / "weights.safetensors").read_bytes()
+    still = replace(ADAPTED, learning_rate=0.0, weight_decay=0.0)
+    folder = train("swin:debug", photo_data, tmp_path / "still", still, adapt=str(trained))
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, trained))
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs if not n.endswith("clip"))
+
+    folder = train("swin:debug", photo_data, tmp_path / "adapted", ADAPTED, adapt=str(trained))
+    assert (trained / "weights.safetensors").read_bytes() == before
+    card = read_json(folder / "supernet.json")
+    assert card["training"]["adapt"] == read_json(trained / "supernet.json")["fingerprint"]
+    network, _ = load_supernet(folder, "swin:debug", photo_data)
+    assert Evaluator(network, photo_data, photo_data.train, 20).percent(network.space.largest) > 90
+
+
+def test_a_stopped_adaptation_goes_on(trained, photo_data, tmp_path):
+    whole = train("swin:debug", photo_data, tmp_path / "whole", ADAPTED, adapt=str(trained))
+    part, calls = tmp_path / "part", iter(range(10**6))
+    start = {"adapt": str(trained), "checkpoint_s": 0}
+    train("swin:debug", photo_data, part, ADAPTED, stop=lambda: next(calls) == 11, **start)
+    assert not (part / "supernet.json").exists()
+    train("swin:debug", photo_data, part, ADAPTED, resume=True, adapt=str(trained))
+    assert_same(part, whole)
+
+
+def test_adaptation_refuses_what_does_not_fit(trained, photo_data, tmp_path):
+    with pytest.raises(WeightsError, match="has the space swin:debug, not vit:debug"):
+        train("vit:debug", photo_data, tmp_path / "a", ADAPTED, adapt=str(trained))
+    with pytest.raises(WeightsError, match="not"):
+        train("swin:debug", load_data("scenes"), tmp_path / "b", ADAPTED, adapt=str(trained))
+    with pytest.raises(UsageError, match="not from both"):
+        check_training("swin:debug", tmp_path / "c", False, "a.pt", "supervised", str(trained))
+    with pytest.raises(RunError, match="another adapt"):
+        folder = train("swin:debug", photo_data, tmp_path / "d", ADAPTED)
+        train("swin:debug", photo_data, folder, ADAPTED, resume=True, adapt=str(trained))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,10 +144,19 @@ def train(
     data: Data = Settings.data,
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",
     images: Annotated[
-        int, typer.Option(min=200, max=10**9, help="Training images in all.")
-    ] = 271_200,
+        int | None,
+        typer.Option(
+            min=200,
+            max=10**9,
+            help="Training images in all; default: 271,200, with --adapt 21,600.",
+        ),
+    ] = None,
     init: Annotated[
         str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
+    ] = "",
+    adapt: Annotated[
+        str,
+        typer.Option(help="Folder of a supernet to go on from: pruned networks get better."),
     ] = "",
     objective: Annotated[str, typer.Option(help="What it learns from.")] = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -157,22 +166,25 @@ def train(
     seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
-    """Train the supernet of a space: sandwich rule, distillation, random window schedules."""
+    """Train the supernet of a space: the largest network, and subnets that learn from it."""
     from nas.data import load_data
     from nas.progress import console
     from nas.records import read_json
     from nas.tasks import load_task
     from nas.training.supernet import check_training
     from nas.training.supernet import train as run_train
-    from nas.training.trainer import Recipe, check_device
+    from nas.training.trainer import ADAPTATION, Recipe, check_device
 
     check_device(device)
     check_seed(seed)
-    check_training(space, Path(folder), resume, init, objective)
-    recipe = Recipe(seed=seed).scaled(images)
+    check_training(space, Path(folder), resume, init, objective, adapt)
+    recipe = replace(ADAPTATION if adapt else Recipe(), seed=seed)
+    recipe = recipe.scaled(images or sum(recipe.images))
     images_of = load_data(data)
     console.print(images_of.summary(), soft_wrap=True)  # before hours of training
-    where = run_train(space, images_of, Path(folder), recipe, device, resume, init, objective)
+    where = run_train(
+        space, images_of, Path(folder), recipe, device, resume, init, objective, adapt
+    )
     card = read_json(where / "supernet.json")
     if as_json:
         return print_json(card)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from nas.data import Dataset
-from nas.errors import VitnasError, WeightsError
+from nas.errors import UsageError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
 from nas.extensions import load_member
@@ -31,9 +31,18 @@ from nas.typed import MismatchError, decode, mapping
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
 
 
-def check_training(space_name: str, out: Path, resume: bool, init: str, objective: str) -> None:
+def check_training(
+    space_name: str, out: Path, resume: bool, init: str, objective: str, adapt: str = ""
+) -> None:
     """Raise what can be said of a training before its images are read."""
     load_space(space_name)
+    if init and adapt:
+        raise UsageError(
+            "a training starts from a checkpoint or from a supernet, not from both",
+            "leave out --init or --adapt",
+        )
+    if adapt:
+        read_card(Path(adapt), space_name)
     load_member("objective", objectives.__name__, objective, "OBJECTIVE")
     if last_checkpoint(out, resume) is None and init:
         read_checkpoint(init)
@@ -48,6 +57,7 @@ def train(
     resume: bool = False,
     init: str = "",
     objective: str = "supervised",
+    adapt: str = "",
     checkpoint_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -55,6 +65,8 @@ def train(
 
     `init` is a checkpoint of the largest architecture (see `nas.load_weights`) to start from; its
     heads and channels are reordered by importance first, so that small subnets inherit the best.
+    Or `adapt` is the folder of a supernet of this space and these data, to go on from, usually by
+    the recipe `ADAPTATION`; it is left as it is.
     `objective` is what it learns from, a file in `nas/training/objectives`. `resume` goes on with a
     training that was stopped; see `fit`.
     """
@@ -64,9 +76,14 @@ def train(
     if last_checkpoint(out, resume) is None and init:
         load_weights(network, init)
         network.reorder()
+    settings = {"init": init}
+    if adapt:
+        trained, card = load_supernet(Path(adapt), space_name, data)
+        settings["adapt"] = card["fingerprint"]
+        network.load_state_dict(trained.state_dict())
     training = fit(
         network, data, recipe, load_objective(objective, space), out, resume=resume,
-        settings={"init": init}, checkpoint_s=checkpoint_s, stop=stop,
+        settings=settings, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if training is not None:
         save_supernet(out, network, data, training)
