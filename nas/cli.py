@@ -21,7 +21,6 @@ for name in ("search", "tables", "networks", "listings"):  # in the order of `vi
 # UsageError of click, or of the click that newer versions of typer bring along.
 _WrongUsage: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
-_CLOSED = 141  # as of a program that ends by the signal of a pipe whose reader has ended
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG)
 
 
@@ -34,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _run([word for word in words if word != "--debug"], debug)
         sys.stdout.flush()
     except OSError as error:  # of the standard output
-        code = _CLOSED if isinstance(error, BrokenPipeError) else 1
+        code = 1
         _drop_output()
-        if code != _CLOSED:
+        if not isinstance(error, BrokenPipeError):  # else nobody reads any more, as in `| head`
             print(
                 f"vitnas: cannot write to the standard output: {error.strerror}; "
                 "what was done is kept, write to another file",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -40,10 +38,6 @@ class Terminal(Console):
         """The text without control characters; of cells of tables, too."""
         shown = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
         return super().render_str(shown, **settings)
-
-    def on_broken_pipe(self) -> None:
-        """Leave it to the command line what follows when nobody reads any more."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 console = Terminal(stderr=True)

@@ -16,7 +16,7 @@ import pytest
 import nas
 from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
 from nas.progress import bar
-from nas.records import Journal
+from nas.records import Journal, write_json
 from nas.space.domains import restrict
 from nas.strategy.features import Fields
 from nas.strategy.searchers import searcher_names
@@ -1114,6 +1114,14 @@ def test_folders_may_have_brackets_in_their_names(tmp_path):
     assert nas.search(4.0, out=str(folder), resume=True, **settings).candidates == found.candidates
     with pytest.raises(RunError, match=r"run\[/\] \[v2\] exists already"):
         nas.search(4.0, out=folder, **settings)
+
+
+def test_a_search_that_ended_before_it_paid_for_anything_is_begun_anew(tmp_path):
+    settings = dict(space=CUBE, latency=WHOLE, score=lambda m: float(m.b), evaluations=9)
+    write_json(tmp_path / "run" / "settings.json", {"seed": 9})
+    found = nas.search(9.0, out=tmp_path / "run", **settings)
+    again = nas.search(9.0, out=tmp_path / "run", resume=True, **settings)
+    assert again.candidates == found.candidates
 
 
 def test_nothing_is_left_of_a_search_that_could_not_begin(tmp_path):

@@ -225,9 +225,17 @@ def test_a_directory_is_of_one_search_at_a_time(settings, tmp_path, monkeypatch)
         with pytest.raises(RunError, match="another process is writing"):
             nas.search(out="one", **settings)
         assert [p.name for p in folder.iterdir()] == [".candidates.jsonl.lock"]
-        write_json(folder / "settings.json", {})
-    with pytest.raises(RunError, match="exists already"), claimed_folder(asked, "one"):
-        pass
+        write_json(folder / "settings.json", asked.to_json())
+        (folder / "table").mkdir()
+    with claimed_folder(asked, "one") as folder:  # nothing had been computed: it is begun anew
+        assert [p.name for p in folder.iterdir()] == [".candidates.jsonl.lock"]
+        write_json(folder / "settings.json", asked.to_json())
+    for name in ("thesis.tex", "candidates.jsonl"):  # something else is in it, or was computed
+        (folder / name).touch()
+        with pytest.raises(RunError, match="exists already"), claimed_folder(asked, "one"):
+            pass
+        assert (folder / "settings.json").exists()
+        (folder / name).unlink()
     at_once, chosen = threading.Barrier(8), []
 
     def choose():

@@ -36,7 +36,7 @@ def test_closed_outputs_are_no_errors(closed):
 
 def test_a_reader_that_ends_early_ends_the_program_without_a_word():
     result = shell(f"set -o pipefail; {LIST} | true")
-    assert result.returncode in (0, 141)
+    assert result.returncode in (0, 1)  # 0 where it was faster
     assert result.stderr == ""
 
 

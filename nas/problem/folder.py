@@ -79,10 +79,13 @@ class Folder:
     def _refuse_other(self, path: Path, resume: bool) -> None:
         file = path / "settings.json"
         if file.exists():
-            if not resume:
+            if not resume and any(path.glob("*.jsonl")):
                 raise RunError(
                     f"{path} exists already", "pass resume=True, or choose another folder"
                 )
+            if not resume:  # it ended before anything was paid for
+                file.unlink()
+                return
             before = read_object(file)
             if differing := [k for k, v in self._identity.items() if before.get(k) != v]:
                 raise RunError(

@@ -28,6 +28,7 @@ from nas.report.saved_run import is_run, known_scores
 from nas.run.limits import Goal, Limits
 from nas.run.request import Request
 from nas.run.scores import Scores
+from nas.run_record import RunRecord
 from nas.runtimes.host import keep_heap
 from nas.settings import Settings
 from nas.space.architecture import Architecture
@@ -203,6 +204,11 @@ def _imported(request: Request, identity: Record, metric: str) -> list[Record]:
     if request.resume and request.kept.exists():
         return Journal(request.kept).read(ScoreRecord, metric)
     before = read_object(request.base / "settings.json")
+    try:
+        if (result := request.base / "run.json").exists():
+            RunRecord.read(result)
+    except RunError as error:
+        console.print(f"{error.message}: its scores are used all the same", style="yellow")
     if differing := [key for key in _SAME_SCORES if before.get(key) != identity[key]]:
         fix = "give the same options, or search without --from"
         if differing == ["layer_code"]:

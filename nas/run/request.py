@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from nas.budget import Budget, alternatives
 from nas.errors import RunError, UnknownNameError, UsageError
 from nas.latency.library import find_table
 from nas.records import Journal, read_object
-from nas.report.saved_run import is_run
+from nas.report.saved_run import is_run, read_settings
 from nas.runtimes import canonical_name, load_runtime
 from nas.settings import DEVICE, Distribution, Settings
 
@@ -175,12 +176,36 @@ def claimed_folder(
 
 
 def _check_named(folder: Path, resume: bool) -> None:
-    """Raise `RunError` unless a folder is empty, or a run that is to be resumed."""
+    """Raise `RunError` unless a folder is empty, or a run that is to be resumed.
+
+    A run that ended before anything was computed is begun anew.
+    """
     if is_run(folder):
-        if not resume:
+        if not resume and not _only_begun(folder):
             raise RunError(f"{folder} exists already", "add --resume, or choose another --out")
+        if not resume:
+            _clear(folder)
     elif any(not p.name.startswith(_REMAINS) for p in folder.iterdir()):
         raise RunError(f"{folder} exists and is not a run", "choose another --out")
+
+
+def _only_begun(folder: Path) -> bool:
+    """Whether a folder holds what a run writes down before it computes anything, and no more."""
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(_REMAINS)}
+    tables = {name for name in names if name == "table" or name.startswith("table-")}
+    try:
+        read_settings(folder / "settings.json")
+    except RunError:
+        return False
+    return names <= {"settings.json", "imported.jsonl", *tables}
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a run has begun with, the settings last."""
+    for table in (folder / "table", *folder.glob("table-*")):
+        shutil.rmtree(table, ignore_errors=True)
+    for name in ("imported.jsonl", "settings.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _new_folder(settings: Settings) -> Path:
