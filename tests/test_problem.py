@@ -1145,3 +1145,35 @@ def test_a_bar_that_is_not_wanted_at_once_waits(capfd):
         sleep(0.02)
         advance(3, "a note")
     assert "a note" in capfd.readouterr().err
+
+
+@dataclass(frozen=True)
+class Tall:
+    stages: tuple[Chain, ...]
+
+
+def test_stages_of_blocks_are_searched_though_a_stage_has_millions_of_values(tmp_path):
+    """A `Repeat` of what holds a `Repeat` took 101 s, and was refused then."""
+    stage = nas.Space(Chain, ops=nas.Repeat(nas.Choice(*range(6)), nas.Choice(*range(1, 10))))
+    short = stage.where(lambda s: s.ops[0] != 5)
+    space = nas.Space(Tall, stages=nas.Repeat(short, nas.Choice(*range(2, 7))))
+
+    def worth(m):
+        return sum((v + 0.5) ** 0.5 for s in m.stages for v in s.ops)
+
+    settings = dict(space=space, latency=nas.Additive(lambda name, v: v + 1.0), evaluations=60)
+    found = nas.search(40.0, score=worth, out=tmp_path, **settings)
+    assert len(found.candidates) == 60
+    for c in found.candidates:
+        stages = c.architecture.stages
+        assert 2 <= len(stages) <= 6
+        assert all(1 <= len(s.ops) <= 9 and s.ops[0] != 5 for s in stages)
+        assert c.latency == sum(v + 1 for s in stages for v in s.ops) <= 40
+    # The worth of a block for its cost is .71, .61, .53, ...: forty of the first kind are best.
+    assert found.best.score > 0.9 * 40 * 0.5**0.5
+    assert found.rejections["refused"] > 0
+    resumed = nas.search(40.0, score=worth, out=tmp_path, resume=True, **settings)
+    assert resumed == found
+    again = nas.search(40.0, score=found.frame(), failed_share=1.0, **settings)
+    known = {c.path: c.score for c in found.candidates}
+    assert all(known[c.path] == c.score for c in again.candidates)

@@ -7,6 +7,7 @@ import json
 import pickle
 from dataclasses import asdict, dataclass, replace
 from random import Random
+from time import process_time
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from hypothesis import strategies as st
 
 from nas.errors import UsageError
 from nas.families import load_space
+from nas.space import domains
 from nas.space.architecture import Architecture, Stage
 from nas.space.domains import Choice, Fixed, Repeat, Space, restrict, rewrite
 from nas.space.rules import ENDED, Along
 from nas.tasks.classification import Classification
 from nas.trellis.graph import Graph, decode, encode
+from nas.trellis.trellis import Trellis
 
 
 @dataclass(frozen=True)
@@ -471,12 +474,85 @@ def test_fields_may_have_any_name():
     assert Space(Own, of=Choice(1), **{"self": Choice(2)}).values() == (Own(1, 2),)
 
 
-def test_an_item_with_too_many_values_is_refused_at_once():
+@dataclass(frozen=True)
+class Piece:
+    kind: object
+    sizes: tuple
+
+
+def _single(part):
+    return len(part.sizes) != 1 or part.kind != 1
+
+
+SIZES = Repeat(Choice(1, 2), Choice(1, 2, 3), rules=Along("sizes", "<="))
+NESTED = {
+    "repeat": Repeat(Repeat(Choice(1, 2, 3), Choice(1, 2)), Choice(0, 1, 3)),
+    "records": Repeat(Space(Piece, kind=Choice(None, 1), sizes=SIZES), Choice(1, 2)),
+    "late": Repeat(Fixed(Repeat(Choice(1, 2), Choice(0, 2)), Choice(3, 4)), Choice(0, 2)),
+    "rule": Repeat(Space(Piece, kind=Choice(1, 2), sizes=Repeat(Choice(1, 2), Choice(0, 1))),
+                   Choice(2, 3), rules=(Along("kind", ">="), Along("sizes", "=="))),
+    "check": Repeat(Space(Piece, kind=Choice(1, 2), sizes=SIZES).where(_single), Choice(1, 2)),
+    "thrice": Repeat(Repeat(Repeat(Choice(1, 2), Choice(1, 2)), Choice(1, 2)), Choice(0, 1)),
+    "own": Repeat((Choice(1, 2), Repeat(Choice(1, 2), Choice(1, 2)), Choice(3)), Choice(1, 2, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 3, 9])
+@pytest.mark.parametrize("name", NESTED)
+def test_an_item_that_is_several_positions_has_the_same_members(name, most, monkeypatch):
+    """As one that is one choice of all its values, which is an independent way to them."""
+    domain = NESTED[name]
+
+    def members(space):
+        paths = np.array(paths_of(Graph.choices(space)))
+        found = []
+        for path in paths:
+            try:
+                found.append(decode(space, path))
+            except ValueError:  # a check
+                continue
+            assert encode(space, found[-1]).tolist() == path.tolist()
+        assert len(set(found)) == len(found)
+        return paths, set(found)
+
+    plain, wanted = members(Space(Widths, widths=domain))
+    monkeypatch.setattr(domains, "MOST_VALUES", most)
+    again = restrict(domain, "nothing")  # a copy, which has listed nothing yet
+    paths, found = members(Space(Widths, widths=again))
+    assert found == wanted
+    if most == 1:
+        assert paths.shape[1] > plain.shape[1]
+
+
+def test_an_item_with_many_values_takes_no_time_and_a_budget_is_kept():
     """Six stages of up to nine blocks were 101 s without a word."""
     stage = Space(Widths, widths=Repeat(Choice(*range(6)), Choice(*range(1, 10))))
-    with pytest.raises(UsageError, match="an item of x would be one choice of more than 4,096"):
-        list(Repeat(stage, Choice(1, 6)).positions("x"))
+    space = Space(Widths, widths=Repeat(stage, Choice(*range(1, 7))))
+    begin = process_time()
+    graph = Graph.choices(space)
+    each = sum(6**n for n in range(1, 10))
+    assert graph.count == sum(each**n for n in range(1, 7))
+    trellis = Trellis(graph, lambda item: float(item[1]) + 1)
+    within = trellis.within(40.0)
+    paths = within.sample(50, np.random.default_rng(0))
+    for path in paths:
+        member = decode(space, path)
+        cost = sum(w + 1 for own in member.widths for w in own.widths)
+        assert cost == trellis.cost(path) <= 40
+        assert encode(space, member).tolist() == path.tolist()
+    assert process_time() - begin < 10
+    empty = Space(Widths, widths=Repeat(Choice(*range(6)), Choice(*range(10))))
+    with pytest.raises(UsageError, match=r"an item of x may be empty, and has too many values"):
+        list(Repeat(empty, Choice(1, 6)).positions("x"))
     # Late contradictions are found by what rules remember, not by trying everything.
     same = Repeat(Choice(*range(9)), 9, rules=Along("widths", "=="))
     nested = Space(Widths, widths=Repeat(Space(Widths, widths=same), Choice(1, 2)))
     assert [len(p.values) for p in nested.positions()] == [9, 10]
+
+
+def test_an_item_of_which_nearly_all_is_refused_ends():
+    """It would try 6**9 combinations."""
+    rare = Space(Widths, widths=Repeat(Choice(*range(6)), 9)).where(lambda w: sum(w.widths) == 45)
+    begin = process_time()
+    assert len(Space(Widths, widths=Repeat(rare, Choice(1, 2))).choices) == 18
+    assert process_time() - begin < 5

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import UsageError
-from nas.space.domains import Fixed, Space
+from nas.space.domains import Fixed, Repeat, Space
 from nas.space.rules import ENDED, Position
 from nas.strategy.constraints import Limit
 from nas.trellis.graph import Floats, Ints, decode
@@ -154,10 +154,12 @@ class Checks:
 
 
 def _checked(domain: Any) -> bool:
-    """Whether a dataclass checks a combination of choices; items of a `Repeat` are one choice."""
+    """Whether a dataclass checks a combination of choices, other than those that are one choice."""
     if isinstance(domain, Space):
         own = bool(domain.checks) or hasattr(domain.of, "__post_init__")
         return own or any(_checked(d) for _, d in domain.domains)
+    if isinstance(domain, Repeat):
+        return any(v is None and _checked(d) for d, v in zip(domain.items, domain.values))
     return isinstance(domain, Fixed) and any(map(_checked, domain.items))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nas.errors import UsageError
 from nas.extensions import described
-from nas.space.domains import Choice, Fixed, Repeat, Space
+from nas.space.domains import MOST_VALUES, Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, LARGEST, SearchSpace
 from nas.space.layer import Layer, Part
 
@@ -58,6 +58,8 @@ def _domain(domain: Any) -> Iterator[str]:
             inner.get("blocks"), Repeat
         ):
             yield f"stage {i} must be a Space of Stage: `width` a Choice, `blocks` a Repeat"
+        if None in inner["blocks"].values:  # type: ignore[attr-defined]
+            yield f"a block of stage {i} has more than {MOST_VALUES:,} values: it is one choice"
 
 
 def _attributes(space: SearchSpace) -> Iterator[str]:

@@ -21,10 +21,11 @@ from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
 
 from nas.errors import UsageError
-from nas.space.rules import ENDED, Along, Length, Position, Walk
+from nas.space.rules import ENDED, Along, Length, Position, Together, Walk
 
 S = TypeVar("S")
 MOST_VALUES = 4096  # of one position: the trellis has an edge for each, in each of its states
+_MOST_TRIED = 2**16  # combinations, most of them refused, after which no more values are looked for
 
 
 class Domain(Protocol):
@@ -250,7 +251,7 @@ class Fixed:
 
 @dataclass(frozen=True, init=False)
 class Repeat:
-    """As many items as one of `times` says; each item is one position of the flat form.
+    """As many items as one of `times` says; each item is one position of the flat form, or several.
 
     `item` is the domain of every item, or a tuple with one domain for each index; `times` is a
     number or a choice of numbers, which are kept in rising order; `rules` hold along the items.
@@ -282,24 +283,74 @@ class Repeat:
             raise ValueError(f"{len(items)} domains for up to {longest} items")
         return items
 
+    @cached_property
+    def values(self) -> tuple[tuple[Any, ...] | None, ...]:
+        """The values of each item, which is one choice of them; None where these are too many."""
+        found = {key: _few_values(item) for key, item in {id(x): x for x in self.items}.items()}
+        return tuple(found[id(item)] for item in self.items)
+
     def positions(self, name: str) -> Iterator[Position]:
-        """Yield a position for each item; `ENDED` is a value of those that may be absent."""
-        different = {id(item): item for item in self.items}
-        values = {key: _values_of(item, name) for key, item in different.items()}
-        for i, item in enumerate(self.items):
-            end = (ENDED,) if i >= self.times.values[0] else ()
-            position = Position(f"{name}[{i}]", (*end, *values[id(item)]))
-            yield position.under(name, Length(self.times.values), *self.rules)
+        """Yield a position for each item; `ENDED` is a value of those that may be absent.
+
+        An item of more than `MOST_VALUES` values has the positions of its own domain.
+        """
+        length = Length(self.times.values)
+        for i, (item, values) in enumerate(zip(self.items, self.values)):
+            optional, own = i >= self.times.values[0], f"{name}[{i}]"
+            if values is None:
+                yield from self._parts(name, own, tuple(item.positions(own)), optional)
+            else:
+                position = Position(own, (*((ENDED,) if optional else ()), *values))
+                yield position.under(name, length, *self.rules)
+
+    def _parts(
+        self, name: str, own: str, inner: tuple[Position, ...], optional: bool
+    ) -> Iterator[Position]:
+        """The positions of an item called `own` that is several; all are `ENDED` or the item is."""
+        always = [position.name for position in inner if ENDED not in position.values]
+        if not always:
+            raise UsageError(
+                f"an item of {name} may be empty, and has too many values to be one choice",
+                "give it a choice that is always made, or Repeat(..., 1) or more inside",
+            )
+        for position in inner:
+            if optional:
+                end = () if ENDED in position.values else (ENDED,)
+                rules = tuple(
+                    (c, replace(rule, absent=True) if isinstance(rule, Length) else rule)
+                    for c, rule in position.rules
+                )
+                position = Position(position.name, (*end, *position.values), rules)
+                position = position.under(own, Together(tuple(always)))
+            length = [Length(self.times.values)] if position.name == always[0] else []
+            yield position.under(name, *length, *self.rules)
+
+    @cached_property
+    def _widths(self) -> tuple[int, ...]:
+        """The number of positions of each item that is several; 0 of one that is one choice."""
+        return tuple(
+            0 if values is not None else sum(1 for _ in item.positions(""))
+            for item, values in zip(self.items, self.values)
+        )
 
     def flatten(self, value: Any) -> Iterator[Any]:
-        """Yield the items, and `ENDED` for those that are absent."""
-        yield from value
-        yield from itertools.repeat(ENDED, self.times.values[-1] - len(value))
+        """Yield the items, or their parts, and `ENDED` for those that are absent."""
+        for i, (item, width) in enumerate(zip(self.items, self._widths)):
+            if i >= len(value):
+                yield from itertools.repeat(ENDED, width or 1)
+            elif width:
+                yield from item.flatten(value[i])
+            else:
+                yield value[i]
 
     def assemble(self, values: Iterator[Any]) -> Any:
         """Make the tuple of the items before `ENDED`."""
-        taken = itertools.islice(values, self.times.values[-1])
-        return tuple(v for v in list(taken) if v is not ENDED)
+        found = []
+        for item, width in zip(self.items, self._widths):
+            taken = list(itertools.islice(values, width or 1))
+            if any(v is not ENDED for v in taken):
+                found.append(item.assemble(iter(taken)) if width else taken[0])
+        return tuple(found)
 
     def parse(self, data: Any, name: str) -> Any:
         """Make the tuple of a list; raises `UsageError` if it breaks a rule."""
@@ -312,23 +363,33 @@ class Repeat:
         return _parse_items(self, data, name)
 
 
-def _values_of(domain: Domain, name: str = "") -> tuple[Any, ...]:
-    """Every value of a domain called `name`, the first position slowest."""
+def _values_of(domain: Domain) -> tuple[Any, ...]:
+    """Every value of a domain, the first position slowest; `UsageError` if there are too many."""
+    found = _few_values(domain)
+    if found is None:
+        raise UsageError(
+            f"there are more than {MOST_VALUES:,} values", "list those of a smaller part"
+        )
+    return found
+
+
+def _few_values(domain: Domain) -> tuple[Any, ...] | None:
+    """Every value of a domain, the first position slowest; None if there are too many to try."""
     if isinstance(domain, Choice):
         return domain.values
-    found, refused = [], ""
-    for combo in _allowed(tuple(domain.positions(""))):
+    found: list[Any] = []
+    refused = ""
+    for tried, combo in enumerate(_allowed(tuple(domain.positions("")))):
+        if len(found) > MOST_VALUES or tried > _MOST_TRIED:
+            return None
         try:
             found.append(domain.assemble(iter(combo)))
         except (ValueError, AssertionError) as error:
             refused = f": {error}"
-        if len(found) > MOST_VALUES:
-            raise UsageError(
-                f"an item of {name} would be one choice of more than {MOST_VALUES:,} values",
-                "let its items choose less: what a Repeat repeats is one choice as a whole",
-            )
+    if len(found) > MOST_VALUES:
+        return None
     if not found:
-        raise UsageError(f"{name or 'the space'} has no value{refused}", "loosen a rule or a check")
+        raise UsageError(f"the space has no value{refused}", "loosen a rule or a check")
     _require_hash(found[0])
     return tuple(found)
 

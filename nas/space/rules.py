@@ -127,9 +127,13 @@ _OVER = -1
 
 @dataclass(frozen=True)
 class Length:
-    """A sequence ends (its values are `ENDED` from there on) after one of `times` items."""
+    """A sequence ends (its values are `ENDED` from there on) after one of `times` items.
+
+    It may also have none, whatever `times` says, where what contains it may be `absent`.
+    """
 
     times: tuple[int, ...]
+    absent: bool = False
 
     def reads(self, name: str, value: Any) -> Last:
         """The value itself: whether it is `ENDED` is all that counts."""
@@ -139,8 +143,30 @@ class Length:
         """The number of items so far, or None where the sequence may not end or go on."""
         length = last[0] if last else 0
         if value is ENDED:
-            return (_OVER,) if length == _OVER or length in self.times else None
+            may_end = length in (_OVER, *self.times) or (self.absent and not length)
+            return (_OVER,) if may_end else None
         return None if length == _OVER else (length + 1,)
+
+
+@dataclass(frozen=True)
+class Together:
+    """The positions of an item are all `ENDED`, or the item is there.
+
+    Then those called `always` have another value; others may still be `ENDED`.
+    """
+
+    always: tuple[str, ...]
+
+    def reads(self, name: str, value: Any) -> Last:
+        """The value itself: whether it is `ENDED` is all that counts."""
+        return (value,)
+
+    def after(self, last: Last, name: str, value: Any) -> Last | None:
+        """Whether the item is there, as far as that is known; None if it was said otherwise."""
+        there = value is not ENDED
+        if not there and name not in self.always:
+            return last
+        return None if last and last[0] != there else (there,)
 
 
 class Walk:
