@@ -36,7 +36,6 @@ from nas.space.family import SearchSpace
 from nas.strategy.constraints import Region
 from nas.training.supernet import load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
-from nas.typed import MismatchError, decode
 from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
 from nas.workers.ledger import Ledger, Record
@@ -247,15 +246,14 @@ def shipped_scores(
             "split, or of other weights, layers or data: they are not used"
         )
         return []
-    records, file = Journal(source / "scores.jsonl").read(), source / "scores.jsonl"
+    journal = Journal(source / "scores.jsonl")
+    records = journal.read(_Score, space.task.metric.name)
     for record in records:
         try:
-            decode(_Score, record, metric=space.task.metric.name)
             space.parse(record["architecture"])
-        except (MismatchError, UsageError) as error:
-            why = error.message if isinstance(error, UsageError) else error
+        except UsageError as error:
             fix = "restore it from a copy, or search with --fresh"
-            raise WeightsError(f"a score in {file} cannot be used: {why}", fix) from None
+            raise WeightsError(f"{journal.path}: {error.message}", fix) from None
     return records
 
 
