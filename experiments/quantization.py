@@ -1,11 +1,14 @@
 """Int8 in every family: accuracy by clipping method, and latency in ONNX Runtime and torch.
 
-    python experiments/quantization.py [--families vit,swin,...] [--minutes 12] [--out DIR]
+    python experiments/quantization.py [--families vit,swin,...] [--minutes 12] [--images 0]
+        [--out DIR]
 
 For each family the largest `micro` network below the full resolution is trained alone on the
 shipped scenes for a fixed time (`swin`: the largest of the shipped supernet), then quantized by
 every method: ranges from 64 training scenes, methods compared on 400 of the search split; the
-method that was best there is reported on 500 of the test split. Latencies are of one thread, batch
+method that was best there is reported on 500 of the test split. With `--images` the network is
+also trained in int8 on so many scenes, from the ranges of `best`, beside the same network trained
+on in float32 by the same recipe (`trained`). Latencies are of one thread, batch
 1, float32 and int8 in turns. Appends to `results/quantization.csv`; a family whose weights lie in
 `--out` is not trained again.
 
@@ -18,6 +21,7 @@ import argparse
 import csv
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -34,6 +38,7 @@ from nas.progress import bar
 from nas.runtimes.host import quiet_process
 from nas.space.architecture import at_precision
 from nas.training.objectives.supervised import Supervised
+from nas.training.rounding import train_rounded
 from nas.training.supernet import load_supernet, supernet_folder
 from nas.training.trainer import Recipe, Trainer, faster_in_bf16
 
@@ -123,7 +128,17 @@ def latencies(networks, image) -> tuple[list[float], list[float]]:
     return medians[: len(networks)], medians[len(networks) :]
 
 
-def study(family: str, data, minutes: float, out: Path) -> list[tuple]:
+def trained_on(network: Network, ranges, data, images: int, bits: str) -> Network:
+    """The network after so many more images, taught by itself as it was: in float32 or in int8."""
+    plain = network.inherit(at_precision(network.architecture, bits)).eval()
+    if bits == "int8":
+        calibrate(plain, ranges)
+    teacher = network.inherit(network.architecture).eval()
+    with TemporaryDirectory() as folder:
+        return train_rounded(plain, teacher, data, images, Path(folder)).deploy()
+
+
+def study(family: str, data, minutes: float, images: int, out: Path) -> list[tuple]:
     network = trained(family, data, minutes, out)
     space, wide = network.space, network.architecture
     narrow = at_precision(wide, "int8")
@@ -143,16 +158,21 @@ def study(family: str, data, minutes: float, out: Path) -> list[tuple]:
     best = max(METHODS, key=lambda m: scores[m])
     tests = {"": 100 * test.observed_by(exact).mean()}
     tests[best] = 100 * test.observed_by(quantized(best)).mean()
+    for bits in ("fp32", "int8") if images else ():
+        after = trained_on(network, ranges, data, images, bits)
+        name = f"trained {bits}"
+        scores[name] = 100 * search.observed_by(after).mean()
+        tests[name] = 100 * test.observed_by(after).mean()
     torch.set_num_threads(1)
     onnx_ms, torch_ms = latencies([exact, quantized(best)], ranges[:1].contiguous())
     rows = []
     for method, score in scores.items():
-        i = int(bool(method))
+        i = int(bool(method) and not method.endswith("fp32"))
         rows.append(
             (
                 f"{space.name} {wide.resolution} px",
                 ("fp32", "int8")[i],
-                method,
+                method.partition(" ")[0],
                 f"{score:.1f}",
                 f"{tests[method]:.1f}" if method in tests else "",
                 f"{onnx_ms[i]:.2f}",
@@ -167,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", default=",".join(RESOLUTIONS))
     parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--images", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("quantization"))
     parser.add_argument("--train-only", action="store_true")
     options = parser.parse_args()
@@ -176,7 +197,7 @@ def main() -> None:
             trained(family, data, options.minutes, options.out)
             continue
         quiet_process()
-        rows = study(family, data, options.minutes, options.out)
+        rows = study(family, data, options.minutes, options.images, options.out)
         known = []
         if RESULTS.exists():
             with RESULTS.open(newline="") as file:

@@ -21,6 +21,7 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Task
+from nas.training.rounding import train_rounded
 
 _SENSITIVITY_IMAGES = 16
 _ROUNDS = 10
@@ -32,13 +33,15 @@ def quantize(
     *,
     images: int = 400,
     calibration: int = 64,
+    train: int = 0,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Compare a plain float32 network with itself in int8, for each method of clipping.
 
     Ranges come from the first `calibration` training images, accuracies from the first `images` of
     the search split; the test split is not touched. With `out`, the network in int8 with the ranges
-    of `best` is written there as safetensors, `.pt2` and, where ONNX is installed, as ONNX QDQ.
+    of `best` is written there as safetensors, `.pt2` and, where ONNX is installed, as ONNX QDQ. It
+    is first trained on so many images (`train`) as it will be deployed: the method `trained`.
     Returns `fp32`, `methods`, `layers` (in order) and `measured_ms` (torch eager, one thread).
     `changed_percent` of a method is the share of answers that differ from those in float32, None
     where the task does not say what an answer is. `error` and `logit_error` of a layer are relative
@@ -48,7 +51,8 @@ def quantize(
     narrow = at_precision(network.architecture, "int8")
     space = network.space.with_int8()
     evaluator = Evaluator(network, data, data.search, images)
-    percent = evaluator.metric.key
+    if train and out is None:
+        raise UsageError("a network is trained into a folder", "name it by --out")
     first = data.first(data.train, calibration, space.largest.resolution)
     ranges = space.parts.resized(first[space.parts.takes], wide.resolution)
     methods = {}
@@ -58,11 +62,7 @@ def quantize(
         for method in METHODS:
             quantized = _plain(network, narrow)
             layers = calibrate(quantized, ranges, method=method)
-            after = evaluator.outputs(deepcopy(quantized).deploy())
-            methods[method] = {
-                percent: round(evaluator.percent_of(after), 3),
-                "changed_percent": changed_percent(space.task, before, after),
-            }
+            methods[method] = _compared(quantized, evaluator, before)
             advance(1, method)
     with bar("sensitivity", len(layers), "layers") as advance:
         alone = sensitivity(quantized, ranges[:_SENSITIVITY_IMAGES], advance)
@@ -72,7 +72,7 @@ def quantize(
         "architecture": asdict(narrow),
         "search_images": evaluator.images,
         "calibration_images": len(ranges),
-        "fp32": {percent: round(evaluator.percent_of(before), 3)},
+        "fp32": {evaluator.metric.key: round(evaluator.percent_of(before), 3)},
         "methods": methods,
         "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
         "measured_ms": {
@@ -80,9 +80,21 @@ def quantize(
             for name, own in zip(("fp32", "int8"), both)
         },
     }
+    if train and out is not None:
+        train_rounded(quantized, _plain(network, wide), data, train, out / "training")
+        methods["trained"] = _compared(quantized, evaluator, before)
     if out is not None:
         result["exported"] = _export(quantized, ranges[:1].contiguous(), data, out)
     return result
+
+
+def _compared(quantized: Network, evaluator: Evaluator, before: Tensor) -> dict[str, float | None]:
+    """The score of a network in int8, and how many answers differ from those `before`."""
+    after = evaluator.outputs(deepcopy(quantized).deploy())
+    return {
+        evaluator.metric.key: round(evaluator.percent_of(after), 3),
+        "changed_percent": changed_percent(quantized.space.task, before, after),
+    }
 
 
 def changed_percent(task: Task, before: Tensor, after: Tensor) -> float | None:

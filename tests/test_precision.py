@@ -438,16 +438,37 @@ def test_quantize_on_the_command_line(debug_supernet, photos, tmp_path, capsys):
     arguments = ["quantize", "--space", "swin:debug", "--data", f"imagefolder:{photos}"]
     arguments += ["--supernet", str(debug_supernet), "--images", "10", "--calibration", "4"]
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert not stop.value.code
-    assert "relative squared error" in capsys.readouterr().out
+        main([*arguments, "--train", "40"])
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--out", str(tmp_path / "q"), "--json"])
+        main([*arguments, "--out", str(tmp_path / "q"), "--train", "40", "--json"])
     assert not stop.value.code
     result = json.loads(capsys.readouterr().out)
+    assert list(result["methods"]) == [*METHODS, "trained"]
+    assert json.loads((tmp_path / "q/training/checkpoint.json").read_text())["step"] == 2
     assert "model.onnx" in result["exported"]
     saved = json.loads((tmp_path / "q" / "architecture.json").read_text())
     assert {b["precision"] for s in saved["stages"] for b in s["blocks"]} == {"int8"}
+
+
+def test_quantize_prints_what_it_found(monkeypatch, capsys):
+    space = load_space("swin:debug", Classification(5))
+    network = Network.empty(space, space.smallest)
+    row = {"top1_percent": 51.25, "changed_percent": None}
+    found = {
+        "fp32": row, "methods": {"best": row | {"changed_percent": 2.5}, "trained": row},
+        "measured_ms": {"fp32": 2.0, "int8": 1.0},
+        "layers": [{"layer": "stage0", "error": {"mse": 1e-4}, "method": "mse", "logit_error": 0.5}],
+    }  # fmt: skip
+    monkeypatch.setattr("nas.quantization.subject", lambda *_: (network, None))
+    monkeypatch.setattr("nas.quantization.quantize", lambda *_, **options: found)
+    with pytest.raises(SystemExit):
+        main(["quantize"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["int8", "best", "51.2", "%", "2.5", "%"]
+    assert lines[3].split() == ["int8", "trained", "51.2", "%"]
+    assert "relative squared error of a layer's output by method" in "\n".join(lines)
 
 
 def test_what_cannot_be_quantized_is_said(photos):

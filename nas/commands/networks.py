@@ -147,6 +147,9 @@ def quantize(
     ] = "",
     images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
     calibration: Annotated[int, typer.Option(min=1, help="Training images for the ranges.")] = 64,
+    train: Annotated[
+        int, typer.Option(min=0, help="Images to train the int8 network on, into --out.")
+    ] = 0,
     folder: Annotated[str, typer.Option("--out", help="Write the int8 network here.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -163,6 +166,7 @@ def quantize(
         images_of,
         images=images,
         calibration=calibration,
+        train=train,
         out=Path(folder) if folder else None,
     )
     if as_json:

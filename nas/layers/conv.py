@@ -18,7 +18,10 @@ from nas.layers.precision import Quantizer, conv2d, linear
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the leading channels; a subnet needs statistics of its own."""
+    """BatchNorm over the leading channels; a subnet needs statistics of its own.
+
+    If it is `frozen`, training uses them, too, instead of those of a batch.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -27,6 +30,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
         self.eps = eps
         self.momentum = 0.1
+        self.frozen = False
 
     running_mean: Tensor
     running_var: Tensor
@@ -40,7 +44,7 @@ class BatchNorm(nn.Module):
             self.running_var[:c],
             self.weight[:c],
             self.bias[:c],
-            self.training,
+            self.training and not self.frozen,
             self.momentum,
             self.eps,
         )
@@ -97,7 +101,8 @@ class ConvNorm(nn.Module):
         """
         weight, bias = self._sliced(outputs or len(self.weight), x_BSSC.shape[-1], kernel)
         norm = self.norm
-        if norm is not None and bits == 8 and not self.training:
+        rounds = not self.training if self.input is None else self.input.rounds
+        if norm is not None and bits == 8 and rounds:
             scale, shift = (t[: len(weight)] for t in norm.affine())
             weight, bias = weight * scale[:, None, None, None], _folded(bias, scale, shift)
             norm = None

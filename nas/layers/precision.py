@@ -4,13 +4,18 @@ Int8 follows Jacob et al. (CVPR 2018, https://arxiv.org/abs/1712.05877, equation
 x = s (q - z) clipped to a calibrated range and weights w = s_o q_o symmetric per output channel,
 products are accumulated exactly in int32 and scaled once. The bias is rounded to the accumulator's
 unit. Depthwise convolutions stay in float32: no CPU runtime here has a faster kernel for them
-whose output is not int8 too. Post-training only: in training mode everything runs in float32;
-quantization-aware training belongs where `linear` and `conv2d` look at `training`.
+whose output is not int8 too.
+
+In training mode everything runs in float32, unless a quantizer is `aware`: then what training sees
+is the integer arithmetic itself, and gradients are those of the same products of rounded floats,
+where rounding counts as the identity (straight-through: Bengio et al., 2013,
+https://arxiv.org/abs/1308.3432). Ranges follow a moving average (Jacob et al., section 3.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +27,15 @@ from nas.layers import mode
 
 LOW, HIGH = -128, 127  # of activations; weights use -127 to 127
 _EXACT_FLOAT32 = 2**24 // (255 * 127)  # products that a float32 sums without rounding
+_FOLLOWED = 0.01  # how far a range moves to that of a batch, as a share, while it is trained
 
 
 class Quantizer(nn.Module):
     """Where the input of one operation is clipped before it is rounded to int8.
 
     `clip` holds (low, high), set by calibration; both are 0 before it. An `observer` sees every
-    input. With `fixed` weights, what was computed from them is kept in `packed`.
+    input. With `fixed` weights, what was computed from them is kept in `packed`. If it is `aware`,
+    training rounds as inference does.
     """
 
     clip: Tensor
@@ -37,7 +44,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.register_buffer("clip", torch.zeros(2))
         self.observer: Callable[[Tensor], None] | None = None
-        self.fixed = False
+        self.fixed = self.aware = False
         self.packed: Packed | None = None
 
     def deploy(self) -> None:
@@ -47,6 +54,15 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.packed = None  # of the weights before
         super()._load_from_state_dict(*arguments)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether int8 is int8 now, and not float32 because it is trained as such."""
+        return self.aware or not self.training
+
+    def follow(self, x: Tensor) -> None:
+        """Move the range towards that of a batch."""
+        self.clip.lerp_(torch.stack(x.detach().float().aminmax()), _FOLLOWED)
 
     def scale_zero(self) -> tuple[float, int]:
         """The unit and the zero point of inputs; 0.0 stays exact (equation 1)."""
@@ -119,19 +135,22 @@ def linear(
     """
     if quantizer.observer is not None:
         quantizer.observer(x)
-    if bits == 32 or quantizer.training:
+    if bits == 32 or not quantizer.rounds:
         if residual is not None and _overwritable(residual, x):
             return _accumulated(x, weight, bias, residual)
         y = F.linear(x, weight, bias)
+    elif quantizer.training:
+        y = _straight_through(x, weight, bias, quantizer, F.linear, _linear_int8)
     else:
         packed = _packed(weight, bias, quantizer)
-        if mode.exporting():
-            y = _linear_qdq(x, packed)
-        else:
-            q = rounded(x.flatten(0, -2), packed.scale, packed.zero)
-            total = _integer_product(q, packed.weight.t()).add_(packed.bias)
-            y = total.float().mul_(packed.unit).view(*x.shape[:-1], -1)
+        y = _linear_qdq(x, packed) if mode.exporting() else _linear_int8(x, packed)
     return y if residual is None else residual + y
+
+
+def _linear_int8(x: Tensor, packed: Packed) -> Tensor:
+    q = rounded(x.flatten(0, -2), packed.scale, packed.zero)
+    total = _integer_product(q, packed.weight.t()).add_(packed.bias)
+    return total.float().mul_(packed.unit).view(*x.shape[:-1], -1)
 
 
 def _overwritable(residual: Tensor, x: Tensor) -> bool:
@@ -169,16 +188,63 @@ def conv2d(
     """Dense convolution of x (B, in, S, S) with `weight` (out, in, k, k)."""
     if quantizer.observer is not None:
         quantizer.observer(x)
-    if bits == 32 or quantizer.training:
+    if bits == 32 or not quantizer.rounds:
         return F.conv2d(x, weight, bias, stride, padding)
+    if quantizer.training:
+        product = partial(F.conv2d, stride=stride, padding=padding)
+        exact = partial(_conv_int8, stride=stride, padding=padding)
+        return _straight_through(x, weight, bias, quantizer, product, exact)
     packed = _packed(weight, bias, quantizer)
-    if mode.exporting():
-        return _conv_qdq(x, packed, stride, padding)
+    return (_conv_qdq if mode.exporting() else _conv_int8)(x, packed, stride, padding)
+
+
+def _conv_int8(x: Tensor, packed: Packed, stride: int, padding: int) -> Tensor:
     # Integers in floats, in a type that adds them without rounding: what int32 would give.
-    exact = torch.float32 if weight[0].numel() <= _EXACT_FLOAT32 else torch.float64
+    products = packed.weight[0].numel()
+    exact = torch.float32 if products <= _EXACT_FLOAT32 else torch.float64
     q = rounded(x, packed.scale, packed.zero).sub_(packed.zero).to(exact)
     total = F.conv2d(q, packed.weight.to(exact), None, stride, padding).float()
     return total.add_(_own_bias(packed)[:, None, None]).mul_(packed.unit[:, None, None])
+
+
+class _Instead(torch.autograd.Function):
+    """The values of one tensor with the gradient of another."""
+
+    @staticmethod
+    def forward(_: Any, gradient: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _straight_through(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    quantizer: Quantizer,
+    product: Callable[..., Tensor],
+    exact: Callable[[Tensor, Packed], Tensor],
+) -> Tensor:
+    """The `exact` integer product, with the gradient of `product` of what was rounded."""
+
+    def instead(gradient: Tensor, values: Tensor) -> Tensor:
+        found: Tensor = _Instead.apply(gradient, values)  # type: ignore[no-untyped-call]
+        return found
+
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        quantizer.follow(x)
+        with torch.no_grad():
+            packed = Packed.of(weight, bias, quantizer)
+            scale, zero = packed.scale, packed.zero
+            x_hat = rounded(x, scale, zero).sub_(zero).mul_(scale)
+            unit = (packed.unit / scale).view(-1, *[1] * (weight.ndim - 1))
+            values = exact(x, packed)
+        inside = x.clamp((LOW - zero) * scale, (HIGH - zero) * scale)
+        y = product(instead(inside, x_hat), instead(weight, packed.weight * unit), bias)
+        return instead(y, values)
 
 
 # ONNX: QuantizeLinear and DequantizeLinear around a float operator, which runtimes fuse into their

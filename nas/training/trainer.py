@@ -312,13 +312,15 @@ def fit(
     resume: bool = False,
     *,
     settings: Mapping[str, Any] | None = None,
+    bf16: bool | None = None,
     checkpoint_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Train a network in place, with a checkpoint and the loss curve in the folder `out`.
 
     A network built at the largest architecture of its space is trained as a supernet, any other one
-    alone; a `teacher` is a further network to learn from. Returns what determined the training and
+    alone; a `teacher` is a further network to learn from. Products are of bfloat16 where that is
+    faster, unless `bf16` says. Returns what determined the training and
     how long it took; None if `stop` ended it early. A killed training goes on with `resume` from
     the last checkpoint (one every `checkpoint_s`) and ends with the same weights and loss curve on
     the same machine and thread count; it must have the same space, data, recipe, objective and
@@ -336,8 +338,11 @@ def fit(
             f"{out} was trained with another {' and '.join(differing)}",
             "resume with the same options, or choose another --out",
         )
-    bf16 = saved["bf16"] if saved else faster_in_bf16(next(network.parameters()).device)
-    trainer = Trainer(network, data, recipe, objective, teacher, bf16, loading_processes())
+    if saved:
+        bf16 = saved["bf16"]
+    elif bf16 is None:
+        bf16 = faster_in_bf16(next(network.parameters()).device)
+    trainer = Trainer(network, data, recipe, objective, teacher, bool(bf16), loading_processes())
     if saved:
         _go_on(trainer, saved, out)
     saved = {"step": 0, "seconds": 0.0, **(saved or {}), **identity, "bf16": bf16}
