@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nas.data import Dataset
 from nas.deployment import Card
+from nas.errors import UsageError
 from nas.evaluation.accuracy import Evaluator
 from nas.export import default_formats, export_network
 from nas.latency.end_to_end import measure_fresh
