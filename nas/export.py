@@ -29,7 +29,7 @@ from nas.deployment import (
     pages,
 )
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
-from nas.lowering.onnx import quiet
+from nas.lowering.onnx import fold, quiet
 from nas.network.network import Network
 from nas.records import atomic_path, fingerprint, remove_left, write_json, write_text
 from nas.space.architecture import at_precision
@@ -299,8 +299,11 @@ def _write_onnx(network: Network, images: Tensor, path: Path, form: Form) -> Non
                 model = _program(network, images, form)
         program: Any = torch.onnx.export(
             model, (images,), dynamo=True, verbose=False, opset_version=OPSET,
+            optimize=_is_int8(network),
             input_names=[form.card.input.name], output_names=[OUTPUTS],
         )  # fmt: skip
+        if not _is_int8(network):  # which runs as the file says, see `_read_onnx`
+            fold(program.model)
         path.write_bytes(_plain(program.model_proto, form).SerializeToString())
 
 

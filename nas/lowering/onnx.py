@@ -191,6 +191,29 @@ def _export(layer: Layer, batch: int) -> OnnxPiece:
     return OnnxPiece(model.SerializeToString(), takes, writes, keeps)
 
 
+def fold(model: Any) -> None:
+    """Compute in an exported model (`onnx_ir`) what is constant, and drop what nothing uses.
+
+    The exporter's own optimizer takes more than half of an export, nearly all of it in rewriting
+    rules whose work ONNX Runtime does again when it loads a model (pairs of processor times of the
+    largest networks at 40 % sparsity: 1.02 for `swin:micro`, 0.99 for `mobilenetv3:micro`).
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model)
+    for tidy in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        tidy(model)
+
+
 def _filled(state: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(state, tuple):
         return tuple(_filled(item, tensors) for item in state)
