@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from nas.data import Dataset
 from nas.deployment import (
     CARD,
     IR_VERSION,
@@ -105,6 +106,28 @@ def export_again(
     return export_network(
         network, inputs, expected, folder, formats,
         card=card, dtype=measured_dtype(device or {}), any_batch=any_batch, device=device,
+    )  # fmt: skip
+
+
+def export_measured(
+    network: Network, data: Dataset, device: Mapping[str, Any], folder: Path
+) -> dict[str, float]:
+    """Write a plain network for the device that it was measured on, compared on test samples.
+
+    Files have the batch of the device; what runs in torch has its data type, too, and then there is
+    no ONNX. Other runtimes take float32 files, and convert them themselves.
+    """
+    space, architecture, batch = network.space, network.architecture, int(device.get("batch", 1))
+    first = data.first(data.test, batch, space.largest.resolution)
+    some = space.parts.resized(first[space.parts.takes], architecture.resolution)
+    examples = some[torch.arange(batch) % len(some)]  # a small split may have fewer
+    with torch.no_grad():
+        expected = network(examples)
+    dtype = measured_dtype(device)
+    return export_network(
+        network, examples, expected, folder,
+        [f for f in default_formats() if f != "onnx" or dtype == "float32"],
+        card=Card.of(space, architecture, data), device=device, dtype=dtype,
     )  # fmt: skip
 
 

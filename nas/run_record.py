@@ -269,3 +269,52 @@ def _whole(answer: Any, run: Mapping[str, Any]) -> dict[str, Any]:
         "exported": exported if "folder" in exported else {"differences": exported},
         "quality": answer.get("quality") or {**unknown, **counts, **share},
     }
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A network of a run after its own training: accuracies as inherited, and now.
+
+    `folder` is where it was exported to in the run's directory, empty for a baseline;
+    `measured_ms` the median on the device of the run, None where that could not be measured.
+    """
+
+    budget_ms: float
+    name: str
+    id: str
+    folder: str
+    measured_ms: float | None
+    inherited_search_percent: float = _score("inherited_search")
+    inherited_test_percent: float | None = _score("inherited_test")
+    search_percent: float = _score("search")
+    test_percent: float = _score("test")
+    test_error_points: float | None = None
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The content of `finetuned.json`: how networks of a run were trained further, and the result.
+
+    `images` is the number of training images of each network.
+    """
+
+    images: int
+    learning_rate: float
+    seed: int
+    seconds: float
+    networks: tuple[FineTuned, ...]
+
+    def to_json(self, metric: str) -> dict[str, Any]:
+        """The content of the file, for the metric of this name."""
+        found: dict[str, Any] = encode(self, metric)
+        return found
+
+    @classmethod
+    def read(cls, file: Path, metric: str) -> Self | None:
+        """What a file holds, None where there is none; `RunError` if it is damaged."""
+        if not file.exists():
+            return None
+        try:
+            return decode(cls, read_json(file), "it", metric)
+        except MismatchError as error:
+            raise RunError(f"{file}: {error}", "remove it, and fine-tune again") from None

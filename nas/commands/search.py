@@ -1,4 +1,4 @@
-"""The commands from images to a winner and its answers: train, search, report, export, predict."""
+"""The commands from images to a winner and its answers."""
 
 from __future__ import annotations
 
@@ -193,6 +193,42 @@ def train(
         f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
         f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} search images"
     )
+
+
+@app.command(epilog="Example: vitnas finetune runs/swin-micro-20ms")
+def finetune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    images: Annotated[
+        int, typer.Option(min=16, max=10**9, help="Training images of each network.")
+    ] = 6_400,
+    dense: Annotated[
+        bool, typer.Option("--dense/--no-dense", help="Train the best dense network as long.")
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped training.")
+    ] = False,
+    seed: Seed = Settings.seed,
+    as_json: Json = False,
+) -> None:
+    """Train the winner of a run further, alone, and the best dense network for comparison."""
+    check_seed(seed)
+    from nas.report.saved_run import SavedRun
+    from nas.run.finetuning import finetune as run_finetune
+    from nas.run.finetuning import shorter
+
+    found = run_finetune(run, recipe=shorter(images, seed), dense=dense, resume=resume)
+    metric = SavedRun.load(run).record.metric
+    assert found is not None  # nothing stops it early here
+    if as_json:
+        return print_json(found.to_json(metric.name))
+    what = f"test {metric.heading}"
+    grid = grid_of("network", "measured", f"inherited {what}", f"fine-tuned {what}")
+    for own in found.networks:
+        percents = (own.inherited_test_percent, own.test_percent)
+        cells = ["-" if percent is None else f"{percent:.1f} %" for percent in percents]
+        grid.add_row(own.name, f"{readable_ms(own.measured_ms)} ms", *cells)
+    out.print(grid)
+    out.print(f"{found.seconds:.0f} s; report: {run}/report.html", soft_wrap=True)
 
 
 @app.command(epilog="Example: vitnas report runs/swin-micro-20ms runs/swin-micro-12ms")

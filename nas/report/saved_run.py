@@ -17,7 +17,7 @@ from nas.families import load_space
 from nas.latency.table import LatencyTable
 from nas.records import Journal, read_json, read_text
 from nas.report.wording import command, ladder
-from nas.run_record import Candidate, RunRecord
+from nas.run_record import Candidate, FineTuning, RunRecord
 from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -131,6 +131,11 @@ class SavedRun:
     def table(self) -> LatencyTable:
         """The latency table of the device that was searched on."""
         return LatencyTable.load(self.folder / "table")
+
+    @cached_property
+    def finetuned(self) -> FineTuning | None:
+        """How networks of this run were trained further; None where they were not."""
+        return FineTuning.read(self.folder / "finetuned.json", self.record.metric.name)
 
     @property
     def command(self) -> str:

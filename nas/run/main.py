@@ -237,30 +237,11 @@ def _export_winners(inputs: Inputs, outcomes: Sequence[Outcome]) -> Mapping[Arch
 
 
 def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[str, float]:
-    """Write a network to a folder as it was measured; the largest difference of an output, by file.
+    """Write a network as it was measured; the largest difference of an output, by file."""
+    from nas.export import export_measured
 
-    Files have the batch of the device; what runs in torch has its data type, too, and then there is
-    no ONNX. Other runtimes take float32 files, and convert them themselves.
-    """
-    import torch
-
-    from nas.deployment import Card
-    from nas.export import default_formats, export_network, measured_dtype
-
-    space, data = inputs.space, inputs.data
-    device = inputs.described[inputs.settings.device]
-    first = data.first(data.test, device["batch"], space.largest.resolution)
-    some = space.parts.resized(first[space.parts.takes], architecture.resolution)
-    examples = some[torch.arange(device["batch"]) % len(some)]  # a small split may have fewer
-    plain = inputs.evaluator.subnet(architecture)
-    with torch.no_grad():
-        expected = plain(examples)
-    dtype = measured_dtype(device)
-    formats = [f for f in default_formats() if f != "onnx" or dtype == "float32"]
-    return export_network(
-        plain, examples, expected, folder, formats,
-        card=Card.of(space, architecture, data), device=device, dtype=dtype,
-    )  # fmt: skip
+    described = inputs.described[inputs.settings.device]
+    return export_measured(inputs.evaluator.subnet(architecture), inputs.data, described, folder)
 
 
 class Clock:

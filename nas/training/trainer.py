@@ -121,7 +121,7 @@ class Trainer:
         self.device = next(network.parameters()).device
         self.network, self.objective = network, objective.to(self.device)
         self.data, self.recipe, self.bf16 = data, recipe, bf16
-        self.teacher = None if teacher is None else teacher.eval()
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         parameters = self._parameters().values()
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
@@ -158,8 +158,8 @@ class Trainer:
         made = self._made(self.network, own, batch, size)
         loss = self.objective.loss(made, batch)
         if self.teacher is not None:
-            with torch.no_grad():
-                theirs = self._made(self.teacher, self.teacher.architecture, batch, size)
+            # Not under `no_grad`: layers would then write where they read, in one data type only.
+            theirs = self._made(self.teacher, self.teacher.architecture, batch, size)
             loss = loss + self.objective.distil(made, theirs)
         loss.backward()  # type: ignore[no-untyped-call]
         if phase and own == space.largest:  # in the first phase there is nothing to distil yet

@@ -1,0 +1,208 @@
+"""Fine-tuning: winners of a run and their best dense rivals, each alone at its own schedule.
+
+What is trained is the plain network with inherited weights. It learns from the labels and from the
+largest network of the supernet. So training and search see the same two splits as before, and the
+test split judges once more, after the last step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from nas.budget import Budget
+from nas.data import Dataset, load_data
+from nas.errors import EvaluationError, RunError
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.batch_norm import recalibrate
+from nas.export import export_measured
+from nas.latency.end_to_end import measure_fresh
+from nas.network.calibration import calibrate
+from nas.network.network import Network
+from nas.progress import bar
+from nas.records import read_object, write_json
+from nas.report.saved_run import SavedRun
+from nas.run_record import Answer, Candidate, FineTuned, FineTuning
+from nas.space.architecture import Architecture, at_precision
+from nas.training.objectives import load_objective
+from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.trainer import Recipe, fit
+
+# A tenth of the rate of a training from nothing; all at the network's own size.
+RECIPE = Recipe(images=(0, 0, 6_400), batches=(64, 32, 16), learning_rate=3e-4, subnets={})
+_ROUNDS = 10  # of measuring
+_CALIBRATED_ON, _RANGES_ON = 256, 64  # training samples for statistics, and for ranges of int8
+
+
+def finetune(
+    folder: str | Path,
+    *,
+    recipe: Recipe = RECIPE,
+    dense: bool = True,
+    resume: bool = False,
+    checkpoint_s: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> FineTuning | None:
+    """Train the winner of each budget of a run further, and the best dense network as long.
+
+    Writes `finetuned/` (exported like `winner/`) and `finetuned.json` into the run, and the report
+    again; returns what `finetuned.json` holds, or None where `stop` ended a training early. With
+    `resume` a training that was stopped goes on. Raises `RunError` where images or supernet are no
+    longer those of the run.
+    """
+    run = SavedRun.load(Path(folder))
+    if (run.folder / "finetuned.json").exists() and not resume:
+        raise RunError(
+            f"{run.folder} is fine-tuned already",
+            f"remove {run.folder / 'finetuned.json'} to do it again",
+        )
+    started = time.monotonic()
+    network, data = _supernet(run)
+    done = []
+    for answer, candidate, name in _wanted(run, dense):
+        own = run.architecture(candidate)
+        trained = _trained(run, network, data, own, recipe, resume, checkpoint_s, stop)
+        if trained is None:
+            return None
+        accuracies = _accuracies(run, data, trained)
+        where = name if candidate is answer.winner else ""
+        if where:
+            export_measured(trained, data, run.record.device_described, run.folder / where)
+        done.append((answer, candidate, accuracies, where))
+    times = _measured(run, [run.architecture(candidate) for _, candidate, *_ in done])
+    networks = tuple(
+        FineTuned(
+            budget_ms=answer.budget_ms,
+            name=candidate.name,
+            id=candidate.id,
+            folder=where,
+            measured_ms=ms,
+            inherited_search_percent=candidate.search_percent,
+            inherited_test_percent=candidate.test_percent,
+            search_percent=search,
+            test_percent=test,
+            test_error_points=error,
+        )
+        for (answer, candidate, (search, test, error), where), ms in zip(done, times)
+    )
+    found = FineTuning(
+        images=sum(recipe.images),
+        learning_rate=recipe.learning_rate,
+        seed=recipe.seed,
+        seconds=round(time.monotonic() - started, 1),
+        networks=networks,
+    )
+    write_json(run.folder / "finetuned.json", found.to_json(run.record.metric.name))
+    shutil.rmtree(run.folder / "finetuning", ignore_errors=True)
+    from nas.report.report import write_report
+
+    write_report([run.folder])
+    return found
+
+
+def _supernet(run: SavedRun) -> tuple[Network, Dataset]:
+    """The supernet of a run and its data, both as they were."""
+    identity = read_object(run.folder / "settings.json")
+    data = load_data(run.record.data)
+    if data.fingerprint != identity.get("data_fingerprint", data.fingerprint):
+        raise RunError(
+            f"the images of {data.name} have changed since {run.folder} was searched",
+            "restore them, or search again",
+        )
+    given = run.settings.supernet
+    source = Path(given) if given else supernet_folder(run.record.space, data)
+    network, card = load_supernet(source, run.record.space, data)
+    if card["fingerprint"] != run.record.supernet.fingerprint:
+        raise RunError(
+            f"{source} holds other weights than those that {run.folder} was searched with",
+            "restore them, or search again",
+        )
+    return network, data
+
+
+def _wanted(run: SavedRun, dense: bool) -> list[tuple[Answer, Candidate, str]]:
+    """The networks to train, each once: its answer, and the folder that it is exported to."""
+    found: list[tuple[Answer, Candidate, str]] = []
+    for answer in run.record.answers:
+        rival = answer.baseline("best dense") if dense else None
+        suffix = "" if answer is run.record.answers[0] else f"-{Budget(answer.budget_ms)}"
+        for candidate in filter(None, (answer.winner, rival)):
+            if candidate.id not in {known.id for _, known, _ in found}:
+                found.append((answer, candidate, f"finetuned{suffix}"))
+    return found
+
+
+def _trained(
+    run: SavedRun,
+    network: Network,
+    data: Dataset,
+    architecture: Architecture,
+    recipe: Recipe,
+    resume: bool,
+    checkpoint_s: float,
+    stop: Callable[[], bool],
+) -> Network | None:
+    """The network of an architecture after its training; None if that was stopped.
+
+    Blocks in int8 train in float32, and get new ranges for what their inputs are then.
+    """
+    exact = at_precision(architecture, "fp32")
+    plain = network.inherit(exact)
+    folder = run.folder / "finetuning" / architecture.id
+    objective = load_objective("supervised", network.space)
+    torch.manual_seed(recipe.seed)
+    done = fit(
+        plain, data, recipe, objective, folder,
+        teacher=network.inherit(network.space.largest), resume=resume,
+        settings={"supernet": run.record.supernet.fingerprint},
+        checkpoint_s=checkpoint_s, stop=stop,
+    )  # fmt: skip
+    if done is None:
+        return None
+    first = data.first(data.train, _CALIBRATED_ON, network.space.largest.resolution)
+    inputs = network.space.parts.resized(first[network.space.parts.takes], exact.resolution)
+    if plain.eval().batch_norms:
+        recalibrate(plain, inputs)
+    if architecture == exact:
+        return plain
+    calibrate(plain, inputs[:_RANGES_ON])
+    return plain.inherit(architecture)
+
+
+def _accuracies(run: SavedRun, data: Dataset, network: Network) -> tuple[float, float, float]:
+    """Percent on the search and the test split, and the standard error of the latter."""
+    metric, found = network.space.task.metric, []
+    counts = (run.record.search_images, run.record.test_images)
+    with bar("evaluate", sum(counts), "samples") as advance:
+        for split, count in zip((data.search, data.test), counts):
+            evaluator = Evaluator(network, data, split, count)
+            found.append(evaluator.observed_by(deepcopy(network).deploy()))
+            advance(count, "")
+    search, test = found
+    return metric.percent(search), metric.percent(test), metric.variance(test) ** 0.5
+
+
+def _measured(run: SavedRun, networks: Sequence[Architecture]) -> list[float | None]:
+    """Median milliseconds on the device of the run, in turns; None where it cannot be measured."""
+    if run.record.verb != "measured":
+        return [None] * len(networks)
+    try:
+        with bar("measure", _ROUNDS, "rounds") as advance:
+            found = measure_fresh(
+                run.record.device, run.space, networks, _ROUNDS, advance=lambda n: advance(n, "")
+            )
+    except EvaluationError:  # another machine, or a device that is no longer there
+        return [None] * len(networks)
+    return [round(median(own.samples), 4) for own in found]
+
+
+def shorter(images: int, seed: int) -> Recipe:
+    """The recipe of fine-tuning for as many images."""
+    return replace(RECIPE.scaled(images), seed=seed)
