@@ -42,6 +42,7 @@ _HOMES = {
     "VitnasError": "nas.errors",
     "calibrate": "nas.network.calibration",
     "export_network": "nas.export",
+    "finetune": "nas.run.finetuning",
     "fit": "nas.training.trainer",
     "load_data": "nas.data",
     "load_space": "nas.families",
