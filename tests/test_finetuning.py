@@ -100,7 +100,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(run, searched, tmp_path)
 
 
 def test_the_command_prints_both_and_trains_the_winner_alone_on_request(run, capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["finetune", str(run), "--images", "32", "--no-dense", "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["images"] == 32
