@@ -32,6 +32,7 @@ def search(
     device: str = ...,
     data: str = ...,
     confidence: float = ...,
+    quantile: float = ...,
     max_params: float | str | None = ...,
     max_macs: float | str | None = ...,
     min_params: float | str | None = ...,

@@ -43,13 +43,15 @@ class MetricName:
 class OtherDevice:
     """A network on a further device: its budget there, its prediction, and what was measured.
 
-    `measured_ms` is None where the device could not be reached; `verb` is that of `RunRecord`.
+    `measured_ms` is None where the device could not be reached; `verb` is that of `RunRecord`, and
+    `measured_quantile_ms` that of a `Candidate`.
     """
 
     budget_ms: float
     predicted_ms: float
     measured_ms: float | None
     verb: str
+    measured_quantile_ms: float | None = field(default=None, metadata={"only_if_any": True})
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Candidate:
 
     `architecture` holds its choices. Of the accuracies the first is that on the search split, the
     second the same with its noise taken out, the third that on the test split (None: not tested).
+    `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
+    is not the median.
     """
 
     name: str
@@ -72,14 +76,21 @@ class Candidate:
     other_devices: dict[str, OtherDevice] = field(
         default_factory=dict, metadata={"only_if_any": True}
     )
+    measured_quantile_ms: float | None = field(default=None, metadata={"only_if_any": True})
+
+    @property
+    def tail_ms(self) -> float | None:
+        """The quantile of single inferences to show: the one asked for, or the 95th percentile."""
+        return self.measured_quantile_ms or self.measured_p95_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Winner(Candidate):
     """The network that answers a budget, with what the table says of its latency.
 
-    `upper_ms` is the upper 95 % confidence limit of the measured median, `test_error_points` the
-    standard error of the accuracy on the test split.
+    `upper_ms` is the upper 95 % confidence limit of what the budget holds for: the measured median,
+    or the measured quantile. `test_error_points` is the standard error of the accuracy on the test
+    split.
     """
 
     measured_ms: float
@@ -160,6 +171,7 @@ class RunRecord(dict[str, Any]):
     space: str
     data: str
     confidence: float = Settings.confidence
+    quantile: float = Settings.quantile
     supernet: SupernetName
     source_run: str = Settings.source_run
     evaluations: int
@@ -200,6 +212,12 @@ class RunRecord(dict[str, Any]):
 
     def __post_init__(self) -> None:
         self.update(self.to_json())
+
+    @property
+    def tail(self) -> str:
+        """What `Candidate.tail_ms` is called, e.g. `p95`."""
+        asked = self.quantile != Settings.quantile
+        return f"p{100 * self.quantile:g}" if asked else "p95"
 
     @property
     def by_budget(self) -> list[Answer]:

@@ -29,7 +29,7 @@ from nas.settings import Distribution, Settings
 from nas.trellis.graph import space_layers
 
 OPTIONS = {
-    "search": {"--budget", "--space", "--data", "--device", "--confidence", "--max-params",
+    "search": {"--budget", "--space", "--data", "--device", "--confidence", "--quantile", "--max-params",
                "--max-macs", "--min-params", "--min-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
                "--evaluations", "--search-images", "--test-images", "--searcher", "--sampler",
                "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
@@ -64,6 +64,7 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--max-macs=-3M"): "not a positive number of MACs",
     ("--budget=20ms", "--searcher=evolutoin"): "did you mean evolution?",
     ("--budget=20ms", "--confidence=1.5"): "e.g. 0.95",
+    ("--budget=20ms", "--quantile=95"): "at most 0.99, got 95",
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
     ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
@@ -158,7 +159,7 @@ def test_the_help_of_a_search_reads_at_80_columns(capsys, monkeypatch):
     order = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
     for together in (
         ["--budget", "--space", "--data", "--device"],
-        ["--confidence", "--max-params", "--max-macs", "--min-params", "--min-macs"],
+        ["--confidence", "--quantile", "--max-params", "--max-macs", "--min-params", "--min-macs"],
         ["--out", "--resume", "--from", "--fresh"],
         ["--evaluations", "--search-images", "--test-images"],
         ["--searcher", "--sampler", "--batch", "--surrogate", "--race-error"],

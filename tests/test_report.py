@@ -234,12 +234,13 @@ def test_another_device_is_never_called_measured_when_it_is_not(finished, tmp_pa
 
 
 def test_what_version_0_1_0_recorded_is_read_and_written_again():
-    """The file is what version 0.1.0 wrote, its lists cut short; metric, task and counts of dense are new."""
+    """The file is what version 0.1.0 wrote, its lists cut short; metric, task, counts of dense and quantile are new."""
     file = Path(__file__).parent / "run_of_version_0_1_0.json"
     record = RunRecord.read(file)
     again = dict(record)
     assert again.pop("metric") == {"name": "top1", "label": "top-1 accuracy", "heading": "top-1"}
     assert [again.pop(f"dense_{of}") for of in ("evaluations", "known")] == [None, None]
+    assert again.pop("quantile") == 0.5
     assert json.dumps(again) == json.dumps(read_json(file))
     assert load_task(record.task) == Classification(2)
     assert page.headline(record).endswith("above the best dense network found within it.")

@@ -45,9 +45,9 @@ class Format(StrEnum):
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
 @with_options(
-    "budget space data device confidence max_params max_macs min_params min_macs supernet table "
-    "run resume source_run fresh evaluations search_images test_images searcher sampler batch "
-    "surrogate race_error workers ray_address gpus timeout_s reuse_mb seed as_json",
+    "budget space data device confidence quantile max_params max_macs min_params min_macs supernet "
+    "table run resume source_run fresh evaluations search_images test_images searcher sampler "
+    "batch surrogate race_error workers ray_address gpus timeout_s reuse_mb seed as_json",
     Settings,
     Distribution,
 )
@@ -109,9 +109,9 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
         for count in (record.search_images, record.test_images)
     ]
     accuracies = (f"search {metric}{few[0]}", f"test {metric}{few[1]}")
-    grid = grid_of("network", "predicted", record.verb, "p95", *accuracies)
+    grid = grid_of("network", "predicted", record.verb, record.tail, *accuracies)
     for i, c in enumerate([answer.winner, *answer.baselines]):
-        times = (c.predicted_ms, c.measured_ms, c.measured_p95_ms)
+        times = (c.predicted_ms, c.measured_ms, c.tail_ms)
         cells = [f"{readable_ms(ms)} ms" for ms in times]
         cells += [f"{c.search_percent:.1f} %"]
         cells += ["-" if c.test_percent is None else f"{c.test_percent:.1f} %"]

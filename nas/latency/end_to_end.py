@@ -1,9 +1,9 @@
 """Whole networks measured end to end, in a fresh process.
 
-As a program (`python -m nas.latency.end_to_end`) it is that process: it reads `{"device", "space",
-"task", "architectures", "rounds", "layers"}` as one line of JSON from stdin, writes one line
-`{"done": n}` per round to stdout, and last `{"samples": [[...], ...], "layers": [...],
-"wall_over_cpu": [...]}`.
+As a program (`python -m nas.latency.end_to_end`) it is that process. It reads a line of JSON from
+stdin, `{"device", "space", "task", "architectures", "rounds", "layers"}`, and ends at once when
+stdin is closed. To stdout it writes one line `{"done": n}` per round, and last `{"samples":
+[[...], ...], "layers": [...], "wall_over_cpu": [...], "cpu": [[...], ...]}`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Measurement(NamedTuple):
     samples: list[float]  # of whole inferences
     layers: list[list[float]]  # of each layer, in network order; nothing if not asked for
     wall_over_cpu: float  # well above 1 if the process was held up; 0 if the device does not tell
+    cpu: Sequence[
+        float
+    ] = ()  # processor time of the same inferences; 0 if the device does not tell
 
 
 def measure_fresh(
@@ -85,7 +88,7 @@ def measure_fresh(
             if "error" in answer:
                 raise EvaluationError(*answer["error"])
             if "samples" in answer:
-                columns = (answer[key] for key in ("samples", "layers", "wall_over_cpu"))
+                columns = (answer[key] for key in ("samples", "layers", "wall_over_cpu", "cpu"))
                 return [Measurement(*own) for own in zip(*columns)]
             advance(1)
         raise EvaluationError(
@@ -146,6 +149,7 @@ def _measure(request: dict[str, Any]) -> None:
         "samples": [_walls(own) for own in samples],
         "layers": [[_walls(own) for own in layers] for layers in parted],
         "wall_over_cpu": [_held_up(own) for own in samples],
+        "cpu": [[round(sample.cpu, 5) for sample in own] for own in samples],
     }
     print(json.dumps(answer), flush=True)
 

@@ -179,8 +179,8 @@ class SavedRun:
 
     def ladder(self) -> list[tuple[float, float]]:
         """Round budgets in ms, each with the expected accuracy of the best network known for it."""
-        confidence = self.record.confidence
-        return ladder(self.archive.tolist(), lambda ms: self.table.limit(ms, confidence))
+        confidence, tail = self.record.confidence, self.table.tail(self.record.quantile)
+        return ladder(self.archive.tolist(), lambda ms: self.table.limit(ms / tail, confidence))
 
     def architecture(self, candidate: Candidate) -> Architecture:
         """The architecture of a network of this run; `RunError` if the space has none such."""

@@ -89,9 +89,12 @@ def headline(record: RunRecord) -> str:
         )
     (answer,) = answers
     w, budget = answer.winner, answer.budget_ms
+    ms, often = w.measured_ms, ""
+    if w.measured_quantile_ms is not None:
+        ms, often = w.measured_quantile_ms, f" for {100 * record.quantile:g} % of inferences"
     text = (
-        f"{w.test_percent:.1f} % in {readable_ms(w.measured_ms, 1)} ms: the winner uses "
-        f"{100 * w.measured_ms / budget:.0f} % of the {budget:g} ms budget"
+        f"{w.test_percent:.1f} % in {readable_ms(ms, 1)} ms{often}: the winner uses "
+        f"{100 * ms / budget:.0f} % of the {budget:g} ms budget"
     )
     gain = above_dense(answer)
     if gain is None:

@@ -96,11 +96,12 @@ class Limits:
     ) -> Region:
         """The architectures that are predicted within milliseconds by device and meet all counts.
 
-        `slower` says how many times as long as its table says each device takes now.
+        `slower` says how many times as long as its table says each device takes now, for the
+        quantile that is asked for.
         """
         limits = []
         for device, ms in wanted.items():
-            reach = self._reach(device, ms / (slower or {}).get(device, 1.0))
+            reach = self._reach(device, ms / (slower or {}).get(device, self._tail(device)))
             name = "budget" if device == self.settings.device else device
             limits.append(Limit.additive(name, reach, self.times[device], "ms"))
         return Region(self.graph, [*limits, *self.counts], self.settings.sampler)
@@ -110,22 +111,32 @@ class Limits:
         limit = self.tables[device].limit(budget_ms, self.settings.confidence)
         return limit if self.times[device].fastest <= limit else budget_ms
 
+    def _tail(self, device: str) -> float:
+        """How many times its median the quantile of inferences is that the budget holds for."""
+        return self.tables[device].tail(self.settings.quantile)
+
     def feasible(self, wanted: Mapping[str, float]) -> Feasible:
         """The range of the space in time, and how many architectures fit the first device's budget.
 
         Raises `InfeasibleError` with the smallest possible, and what it is made of.
         """
         for device, ms in wanted.items():
-            if (fastest := self.times[device].fastest) > ms:
+            if (fastest := self.times[device].fastest * self._tail(device)) > ms:
                 least, more = readable_ms(fastest), f"{float(f'{1.1 * fastest:.2g}'):g}ms"
+                share = (
+                    f" for {100 * q:g} % of inferences"
+                    if (q := self.settings.quantile) > 0.5
+                    else ""
+                )
                 where = "this machine" if len(wanted) == 1 else device
                 named = "" if len(wanted) == 1 else f"{device}="
                 raise InfeasibleError(
                     f"no architecture of {self.space.name} fits {ms:g} ms on {where}: the smallest "
-                    f"possible takes {least} ms (predicted): {self._made_of(device)}",
+                    f"possible takes {least} ms (predicted{share}): {self._made_of(device)}",
                     f"raise the budget: --budget {named}{more}",
                 )
-        budget, trellis = wanted[self.settings.device], self.times[self.settings.device]
+        device, trellis = self.settings.device, self.times[self.settings.device]
+        budget = wanted[device] / self._tail(device)
         everything = budget >= trellis.slowest
         within = self.graph.count
         if not everything:

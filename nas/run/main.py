@@ -42,6 +42,7 @@ def search_networks(
     device: str = DEVICE,
     data: str = Settings.data,
     confidence: float = Settings.confidence,
+    quantile: float = Settings.quantile,
     max_params: float | str | None = Settings.max_params,
     max_macs: float | str | None = Settings.max_macs,
     min_params: float | str | None = Settings.min_params,
@@ -77,12 +78,13 @@ def search_networks(
     `nas.settings`; `evaluations` counts the candidates that are scored besides the shipped scores,
     which `fresh` ignores. Raises `InfeasibleError` if nothing fits, and other `VitnasError`s.
     """
-    asked = read_budgets(budget, device, table)
+    asked = read_budgets(budget, device, table, quantile)
     settings = Settings(
         budgets=asked.budgets,
         space=space,
         data=data,
         confidence=confidence,
+        quantile=quantile,
         max_params=_count("max_params", max_params),
         max_macs=_count("max_macs", max_macs),
         min_params=_count("min_params", min_params),
@@ -178,6 +180,8 @@ def _greet(inputs: Inputs) -> None:
     fitting = ", ".join(
         f"{goal.feasible.within_budget:,} within {goal.budget_ms:g} ms" for goal in inputs.goals
     )
+    if (quantile := inputs.settings.quantile) != Settings.quantile:
+        fitting += f" for {100 * quantile:g} % of inferences"
     scores, error = inputs.scores, table.calibration
     console.print(
         f"{inputs.space.name} on {table.manifest['device']['processor']}: "

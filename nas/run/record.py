@@ -18,7 +18,7 @@ from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
 from nas.run.search import Searched, dense_space
-from nas.run.stopwatch import Stopwatch
+from nas.run.stopwatch import Stopwatch, asked_ms
 from nas.run_record import Answer, Exported, MetricName, RunRecord, SupernetName, Winner
 from nas.runtimes import VERBS
 from nas.settings import Settings
@@ -133,7 +133,8 @@ def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, watch: Stopwatch, test
     samples = watch.samples(winner)
     assert samples is not None  # it won as measured
     low, high = table.interval(winner.predicted_ms, inputs.settings.confidence)
-    chance = table.chance_within(winner.predicted_ms, goal.budget_ms)
+    wanted_ms = goal.budget_ms / table.tail(inputs.settings.quantile)
+    chance = table.chance_within(winner.predicted_ms, wanted_ms)
     return Winner(
         **{**_written(winner, watch, tests), "name": "winner"},
         upper_ms=round(samples.upper_ms, 4),
@@ -157,6 +158,7 @@ def _written(candidate: Candidate, watch: Stopwatch, tests: Tests) -> dict[str, 
         "search_percent": round(candidate.search_percent, 3),
         "expected_percent": round(candidate.expected_percent, 3),
         "test_percent": None if tested is None else round(tested.percent, 4),
+        "measured_quantile_ms": None if samples is None else asked_ms(samples),
         "other_devices": watch.others.get(candidate, {}),
     }
 

@@ -71,11 +71,13 @@ def read_budgets(
     budget: str | float | Budget | Sequence[str | float | Budget],
     device: str = DEVICE,
     table: str | Path | Sequence[str | Path] = (),
+    quantile: float = Settings.quantile,
 ) -> Asked:
     """What is asked by budgets ("20ms", milliseconds, or `Budget`) and tables (`DEVICE=FOLDER`).
 
     `device` is that of budgets that name none. Raises `VitnasError` for a device that cannot be
-    used, before anything is loaded.
+    used, before anything is loaded; and for one that gives no times of single inferences, where the
+    budget holds for a `quantile` of these.
     """
     several = [budget] if isinstance(budget, str | float | int | Budget) else budget
     wanted = [_budget(one) for one in several]
@@ -85,12 +87,18 @@ def read_budgets(
     tables = _tables(table, searched, names)
     canonical, described = {}, {}
     for name in names:
-        if name in tables and name != canonical_name(device) and not _known(name):
-            canonical[name] = name  # only a label for a table
-            continue
-        runtime = load_runtime(name)
-        canonical[name] = runtime.device
-        described[runtime.device] = runtime.describe()
+        # Only a label for a table, or a device that can be measured?
+        label = name in tables and name != canonical_name(device) and not _known(name)
+        runtime = None if label else load_runtime(name)
+        single = runtime is not None and runtime.single and not runtime.exact
+        if quantile != Settings.quantile and not single:
+            raise UsageError(
+                f"{name} gives no times of single inferences, and so no quantile of them",
+                "leave out --quantile: the budget then holds for what the device does give",
+            )
+        canonical[name] = name if runtime is None else runtime.device
+        if runtime is not None:
+            described[runtime.device] = runtime.describe()
     named = [Budget(b.latency_ms, canonical[b.device]) for b in wanted]
     given = {canonical[name]: folder for name, folder in tables.items()}
     return Asked(tuple(alternatives(named, device)), described, given)

@@ -4,33 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
+from functools import cached_property
+from math import inf
 from statistics import median
 
 import numpy as np
 
 from nas.errors import VitnasError
+from nas.latency.noise import held_up, undisturbed
 from nas.progress import bar, console
 from nas.records import Journal
 from nas.run.inputs import Inputs
 from nas.run.scores import Candidate
 from nas.run_record import OtherDevice
-from nas.runtimes import VERBS
+from nas.runtimes import KEPT, VERBS
+from nas.settings import Settings
 from nas.space.architecture import Architecture
 
-_ROUNDS = 10  # of three end-to-end samples of each network
+_ROUNDS = 10  # at least, of three end-to-end samples of each network
+_BUSY = 0.1  # share of inferences that waited, from which a run says so
+_SURE = 0.975  # of the upper end of an interval of 95 %
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The times in ms of one network on one device."""
+    """The times in ms of single inferences of one network on one device.
+
+    `cpu_ms` are their processor times, where these stand for the time on a quiet machine. The
+    budget holds for `quantile` of the inferences.
+    """
 
     ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...] = ()
+    quantile: float = 0.5
+
+    @cached_property
+    def _undisturbed(self) -> Sequence[float]:
+        """The samples without the waiting for other programs, like the rows of a table."""
+        if not self.cpu_ms:
+            return self.ms
+        both = np.array([self.ms, self.cpu_ms]).T
+        return [float(ms) for ms in undisturbed(both)[:, 0]]
 
     @property
     def median_ms(self) -> float:
-        """The median, which is what a run calls measured."""
-        return float(np.median(self.ms))
+        """The median without what held them up, which is what a run calls measured."""
+        return float(np.median(self._undisturbed))
+
+    @property
+    def held_up(self) -> float:
+        """The share of inferences that waited for other programs; 0 where that is not known."""
+        both = np.array([self.ms, self.cpu_ms or [0.0] * len(self.ms)]).T
+        return float(held_up(both).mean()) if self.ms else 0.0
+
+    @property
+    def quantile_ms(self) -> float:
+        """What the budget holds for: the median, or a quantile of all inferences as they were."""
+        if self.quantile == Settings.quantile:
+            return self.median_ms
+        return float(np.quantile(self.ms, self.quantile))
 
     @property
     def p95_ms(self) -> float:
@@ -39,9 +71,35 @@ class Samples:
 
     @property
     def upper_ms(self) -> float:
-        """The upper 95 % confidence limit of the median, by order statistics; inf of no samples."""
-        n = len(self.ms)
-        return sorted(self.ms)[min(n - 1, ceil(n / 2 + 0.98 * sqrt(n)))] if n else inf
+        """The upper end of the 95 % confidence interval of `quantile_ms`, by order statistics.
+
+        It is infinite where there are too few samples to say.
+        """
+        median = self.quantile == Settings.quantile
+        ordered = sorted(self._undisturbed if median else self.ms)
+        place = _place(len(ordered), self.quantile)
+        if median:
+            place = min(place, len(ordered) - 1)
+        return ordered[place] if 0 <= place < len(ordered) else inf
+
+
+def _place(n: int, quantile: float) -> int:
+    """The place of the upper limit of a quantile among n samples in order; n where none is sure.
+
+    So many samples or fewer are below the quantile, with confidence, because each of them is with
+    the chance that the quantile says (as if they were independent).
+    """
+    from scipy.stats import binom
+
+    return int(binom.ppf(_SURE, n, quantile)) if n else -1
+
+
+def rounds_for(quantile: float) -> int:
+    """How many rounds of three samples say a quantile: two samples at least lie above its limit."""
+    rounds = _ROUNDS
+    while _place(KEPT * rounds, quantile) > KEPT * rounds - 3:
+        rounds += 1
+    return rounds
 
 
 @dataclass(frozen=True)
@@ -51,10 +109,13 @@ class TimeRecord:
     device: str
     id: str
     samples_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.samples_ms or min(self.samples_ms) <= 0:
             raise ValueError("samples_ms must be one time or more, all above 0")
+        if self.cpu_ms and (len(self.cpu_ms) != len(self.samples_ms) or min(self.cpu_ms) < 0):
+            raise ValueError("cpu_ms must be as many times as samples_ms, none below 0")
 
 
 class Stopwatch:
@@ -71,7 +132,8 @@ class Stopwatch:
         self.others: dict[Candidate, dict[str, OtherDevice]] = {}
         self._journal = Journal(inputs.folder / "measured.jsonl")
         self._kept = {
-            (r["device"], r["id"]): r["samples_ms"] for r in self._journal.read(TimeRecord)
+            (r["device"], r["id"]): (r["samples_ms"], r.get("cpu_ms", []))
+            for r in self._journal.read(TimeRecord)
         }
         self._asked: dict[tuple[str, Architecture], Samples] = {}
 
@@ -106,14 +168,18 @@ class Stopwatch:
                 round(inputs.predict_ms(candidate.architecture, device), 4),
                 None if samples is None else round(samples.median_ms, 4),
                 VERBS[inputs.tables[device].measured_source],
+                None if samples is None else asked_ms(samples),
             )
             fits = fits and (samples is None or samples.upper_ms <= budget)
         return fits
 
     def ratio(self, device: str) -> float:
-        """How many times as long as predicted networks take on a device now, in the median."""
+        """How many times as long as predicted networks take on a device now.
+
+        In the median of networks; each by what the budget holds for, its median or its quantile.
+        """
         ratios = [
-            median(samples.ms) / self.inputs.predict_ms(architecture, device)
+            samples.quantile_ms / self.inputs.predict_ms(architecture, device)
             for (where, architecture), samples in self._asked.items()
             if where == device
         ]
@@ -129,19 +195,37 @@ class Stopwatch:
         wanted = list(dict.fromkeys(architectures))
         if missing := [a for a in wanted if (device, a.id) not in self._kept]:
             self._measure(device, missing)
-        found = {a: Samples(tuple(self._kept[device, a.id])) for a in wanted}
+        quantile = self.inputs.settings.quantile
+        kept = {a: self._kept[device, a.id] for a in wanted}
+        found = {a: Samples(tuple(ms), tuple(cpu), quantile) for a, (ms, cpu) in kept.items()}
         self._asked |= {(device, a): samples for a, samples in found.items()}
         return found
 
     def _measure(self, device: str, architectures: Sequence[Architecture]) -> None:
         from nas.latency.end_to_end import measure_fresh
 
-        space = self.inputs.space
-        with bar("measure", _ROUNDS, "rounds") as advance:
-            new = measure_fresh(device, space, architectures, _ROUNDS, advance=advance)
+        space, rounds = self.inputs.space, rounds_for(self.inputs.settings.quantile)
+        serial = self.inputs.described[device].get("threads", 1) == 1
+        with bar("measure", rounds, "rounds") as advance:
+            new = measure_fresh(device, space, architectures, rounds, advance=advance)
         for a, own in zip(architectures, new):
             samples = [round(x, 4) for x in own.samples]
-            self._kept[device, a.id] = samples
+            cpu = [round(x, 4) for x in own.cpu if serial]
+            self._kept[device, a.id] = samples, cpu
             self._journal.append(
-                {"device": device, "id": a.id, "architecture": a.to_json(), "samples_ms": samples}
+                {"device": device, "id": a.id, "architecture": a.to_json(), "samples_ms": samples,
+                 "cpu_ms": cpu}
+            )  # fmt: skip
+        shares = [Samples(*self._kept[device, a.id]).held_up for a in architectures]
+        if (share := sum(shares) / len(shares)) > _BUSY:
+            console.print(
+                f"{device} was busy while networks were measured: {100 * share:.0f} % of all "
+                "inferences waited for other programs",
+                style="yellow",
             )
+
+
+def asked_ms(samples: Samples) -> float | None:
+    """The quantile that the budget holds for; None where it is the median."""
+    median = samples.quantile == Settings.quantile
+    return None if median else round(samples.quantile_ms, 4)

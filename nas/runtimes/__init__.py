@@ -72,6 +72,7 @@ class Runtime(ABC):
     unit: ClassVar[str] = "ms"  # or Minstructions
     lowering: ClassVar[str] = ""  # version of what turns layers into the runtime's own form
     exact: ClassVar[bool] = False  # every call gives the same numbers: one round is enough
+    single: ClassVar[bool] = True  # a sample is one inference, not a mean or a model of several
     # How rows are timed best, found by the error on whole networks (experiments/table_error):
     # `network`: layer by layer inside whole networks, in their order; `isolated`: each alone;
     # `stacked`: twice in a row less once, where a layer can follow itself; `added`: behind the

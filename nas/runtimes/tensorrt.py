@@ -32,6 +32,7 @@ class TensorRt(Runtime):
     """
 
     kind = "gpu"
+    single = False  # a sample is the mean of passes
     lowering = VERSION
     packages = ("tensorrt", *PACKAGES)
     extra = "tensorrt"

@@ -100,6 +100,7 @@ class TorchCuda(Runtime):
     """
 
     kind = "gpu"
+    single = False  # a sample is the mean of passes
     captured = False
 
     def __init__(self, device: str, *, dtype: str = "float32", batch: int = 1) -> None:
