@@ -311,6 +311,21 @@ def test_no_function_is_called(network, model, tmp_path, function, old):
     assert not touched.exists()
 
 
+def test_classes_of_odd_names(network, model, tmp_path):
+    """No name of a class, in a file of whatever origin, is trusted to be one."""
+    for old in (True, False):
+        path = tmp_path / "odd.pth"
+        torch.save({**model.state_dict(), "cls_token": Calls(touch)}, path,
+                   _use_new_zipfile_serialization=not old)  # fmt: skip
+        with_name = path.read_bytes()
+        for name in (b"to\0ch", b"\x1b[2Jt", b"t.uch", b"t uch"):
+            assert with_name.count(b"touch\n") == 1
+            path.write_bytes(with_name.replace(b"touch\n", name + b"\n"))
+            fails(
+                network, path, "cls_token is a" if old else "damaged"
+            )  # a checksum is of the name
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_whole_models_are_named(network, model, tmp_path):
     torch.save(model, tmp_path / "model.pth")

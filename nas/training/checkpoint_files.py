@@ -81,7 +81,7 @@ def _unknown(name: str) -> type:
         made.stands_for = name  # type: ignore[attr-defined]
         return made
 
-    return _Unknown(name, (StandIn,), {"__new__": new, "stands_for": name})
+    return _Unknown("StandIn", (StandIn,), {"__new__": new, "stands_for": name})
 
 
 def class_of(value: object) -> str:
