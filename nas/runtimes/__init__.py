@@ -224,6 +224,16 @@ def _options(device: str, factory: Factory, words: Sequence[str]) -> dict[str, A
     return options
 
 
+def check_threads(device: str, threads: int, cores: int) -> None:
+    """Raise `UsageError` if there are fewer cores than threads: these would wait for each other."""
+    if threads > cores:
+        count = "1 core" if cores == 1 else f"{cores} cores"
+        raise UsageError(
+            f"{device} asks for {threads} threads, and there can be {count} for them",
+            f"threads={cores}, or allow more cores (the affinity, or the quota of the container)",
+        )
+
+
 def check_option(name: str, value: str, known: Sequence[str]) -> str:
     """`value` if it is one of those known; else `UnknownNameError`."""
     if value not in known:

@@ -28,7 +28,7 @@ from nas.errors import (
     printable,
 )
 from nas.lowering.onnx import PACKAGES, VERSION, lower, lower_ahead
-from nas.runtimes import Program, Runtime, Sample
+from nas.runtimes import Program, Runtime, Sample, check_threads
 from nas.space.layer import Layer
 
 LIMIT_S = 600
@@ -90,6 +90,8 @@ class Adb(Runtime):
             )
         emulated = "1" in lines[5:7]
         self.source = "emulated-time" if emulated else "measured"
+        cores = int(lines[4]) if lines[4].isdecimal() else 0
+        check_threads(self.device, self.threads, cores or self.threads)
         return {
             "name": self.device,
             "kind": "arm" if lines[3].startswith(("aarch64", "arm")) else "cpu",
@@ -97,7 +99,7 @@ class Adb(Runtime):
             "machine": lines[3],
             "board": lines[0],
             "system": f"Android {lines[2]}",
-            "cores": int(lines[4]) if lines[4].isdecimal() else 0,
+            "cores": cores,
             "emulator": "Android emulator" if emulated else "",
             "runtime": "onnxruntime_perf_test",
             "runtime_version": lines[8][:12],

@@ -5,8 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from nas.runtimes import check_threads
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def quiet_process(threads: int = 1) -> None:
@@ -37,13 +43,60 @@ def keep_heap() -> None:
     mallopt(top_pad, 2**26)
 
 
-def describe_host() -> dict[str, Any]:
-    """Processor, machine and cores of the host."""
+def describe_host(device: str = "", threads: int = 1) -> dict[str, Any]:
+    """Processor, machine and cores of the host.
+
+    Raises `UsageError` where a device asks for more threads than this process has cores.
+    """
+    check_threads(device, threads, usable_cores())
     return {"processor": _processor(), "machine": platform.machine(), "cores": _cores()}
 
 
 def _cores() -> int:
     return os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """How many cores this process may use at once: by its affinity, and the quota of its cgroup.
+
+    A part of a core is none: threads that share it wait for each other.
+    """
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        allowed = _cores()
+    return max(1, min([allowed, *(int(quota) for quota in _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """The cores that each cgroup above this process may use, for those that have a quota."""
+    try:
+        lines = (_PROC / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            roots = [_CGROUPS, _CGROUPS / "unified"]
+        elif "cpu" in controllers.split(","):
+            roots = [_CGROUPS / controllers, _CGROUPS / "cpu"]
+        else:
+            continue
+        # In a container a path may be that of the host, which is not to be found inside.
+        own = Path(path.lstrip("/"))
+        for folder in {root / place for root in roots for place in (own, *own.parents)}:
+            yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """The quota of one cgroup in cores; nothing where it has none."""
+    with suppress(OSError, ValueError):  # version 2: "max 100000" is no limit
+        quota, period = (folder / "cpu.max").read_text().split()
+        yield int(quota) / int(period)
+    with suppress(OSError, ValueError):  # version 1: -1 is no limit
+        quota, period = ((folder / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
+        if int(quota) > 0:
+            yield int(quota) / int(period)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -32,7 +32,7 @@ class LiteRtCpu(Runtime):
         self.require()
         return {
             "name": self.device,
-            **describe_host(),
+            **describe_host(self.device, self.threads),
             "runtime": "litert",
             "runtime_version": installed("ai-edge-litert"),
             "threads": self.threads,

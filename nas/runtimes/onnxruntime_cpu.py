@@ -36,7 +36,7 @@ class OnnxRuntimeCpu(Runtime):
         self.require()
         return {
             "name": self.device,
-            **describe_host(),
+            **describe_host(self.device, self.threads),
             "runtime": "onnxruntime",
             "runtime_version": installed("onnxruntime"),
             "threads": self.threads,

@@ -39,7 +39,7 @@ class OpenVinoCpu(Runtime):
         self.require()
         return {
             "name": self.device,
-            **describe_host(),
+            **describe_host(self.device, self.threads),
             "runtime": "openvino",
             "runtime_version": installed("openvino"),
             "threads": self.threads,

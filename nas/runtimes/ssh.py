@@ -18,7 +18,7 @@ from typing import Any, Self
 from nas.agent.client import OLD_PYTHON, Hello, Link, Step
 from nas.errors import DeviceError, MissingPackageError, UsageError, VitnasError
 from nas.lowering.onnx import PACKAGES, VERSION, OnnxPiece, lower, lower_ahead
-from nas.runtimes import Program, Runtime, Sample, check_option
+from nas.runtimes import Program, Runtime, Sample, check_option, check_threads
 from nas.space.layer import Layer
 
 ADDRESS = re.compile(
@@ -71,6 +71,7 @@ class AgentRuntime(Runtime):
                 pass
         hello = self._hello
         assert hello is not None
+        check_threads(self.device, self.threads, hello.cores)
         return {
             "name": self.device,
             "kind": "arm" if hello.machine.startswith(("aarch64", "arm")) else "cpu",

@@ -28,7 +28,7 @@ class TorchCpu(Runtime):
         """The host, torch's version, and how it runs."""
         return {
             "name": self.device,
-            **describe_host(),
+            **describe_host(self.device, self.threads),
             "runtime": "torch-eager",
             "runtime_version": installed("torch"),
             "threads": self.threads,
