@@ -119,9 +119,9 @@ class Settings:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if self.searcher not in searcher_names():
             raise UnknownNameError("searcher", self.searcher, searcher_names())
-        if not 0.5 <= self.confidence < 1:
+        if not 0.5 <= self.confidence <= 0.999_999:
             raise UsageError(
-                f"a confidence is at least 0.5 and below 1, got {self.confidence}", "e.g. 0.95"
+                f"a confidence is from 0.5 to 0.999999, got {self.confidence!r}", "e.g. 0.95"
             )
         for counted in ("params", "macs"):
             low, high = getattr(self, f"min_{counted}"), getattr(self, f"max_{counted}")

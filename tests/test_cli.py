@@ -64,6 +64,7 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--max-macs=-3M"): "not a positive number of MACs",
     ("--budget=20ms", "--searcher=evolutoin"): "did you mean evolution?",
     ("--budget=20ms", "--confidence=1.5"): "e.g. 0.95",
+    ("--budget=20ms", "--confidence=0.9999999999999999"): "from 0.5 to 0.999999",
     ("--budget=20ms", "--quantile=95"): "at most 0.99, got 95",
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
@@ -366,6 +367,18 @@ def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
     code, out, err = call(capsys, "list", "runs", "--json")
     assert [row["run"] for row in json.loads(out)["runs"]] == [row["run"] for row in rows[:4]]
     assert err.startswith("vitnas: runs/c/run.json, written by vitnas 0.1.0: answers[0].winner")
+    for name, text in (("d", "["), ("e", "[]"), ("f", "{}"), ("g", json.dumps({**settings, "seed": "0"})),
+                       ("h", json.dumps({**settings, "budget_ms": None})), ("i", "[" * 10**5)):  # fmt: skip
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "settings.json").write_text(text)
+    code, out, err = call(capsys, "list", "runs", "--json")
+    assert (code, [row["run"] for row in json.loads(out)["runs"]]) == (
+        0,
+        [r["run"] for r in rows[:4]],
+    )
+    said = err.splitlines()[1:]
+    assert [line.split("/")[1] for line in said] == [*"defghi"]
+    assert all("restore it" in line for line in said)
 
 
 def test_inspect_counts_what_the_layers_say(capsys):

@@ -296,3 +296,42 @@ def test_a_run_of_version_0_1_still_has_its_page(finished, tmp_path):
     both = write_report([old, finished], tmp_path / "both.html").read_text()
     assert both.count("<h2>How good is the answer") == 1
     assert both.count("<h1>") == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"winner": 3}', "[]", "{"])
+def test_a_run_starts_from_one_whose_result_cannot_be_read_and_says_so(
+    finished, photo_data, debug_supernet, tmp_path, monkeypatch, capfd, text
+):
+    """Its scores have checksums of their own; a report of it is refused."""
+    folder = shutil.copytree(finished, tmp_path / "cut")
+    (folder / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"cut/run\.json"):
+        SavedRun.load(folder)
+    table = made_up_table(SPACE, tmp_path / "table")
+    measure_as_predicted(monkeypatch, table)
+    export_weights_alone(monkeypatch)
+    monkeypatch.setattr("nas.report.report.write_report", lambda *_: None)
+    known = len(Journal(folder / "candidates.jsonl").read())
+    result = nas.search(
+        table.trellis(SPACE).slowest, space="swin:debug", data=photo_data.name,
+        supernet=debug_supernet, table=tmp_path / "table", source_run=folder, evaluations=1,
+        search_images=10, test_images=10, out=tmp_path / "run",
+    )  # fmt: skip
+    assert result["imported_scores"] == known
+    assert "its scores are used all the same" in " ".join(capfd.readouterr().err.split())
+
+
+def test_the_directory_of_an_earlier_version_is_reported_and_continued_or_refused(
+    finished, photo_data, debug_supernet, tmp_path
+):
+    old = as_version_0_1(finished, tmp_path)
+    assert write_report([old]).exists()
+    before = read_json(old / "settings.json")
+    for key in ("layer_code", "data_fingerprint"):
+        before.pop(key)
+    write_json(old / "settings.json", before)
+    with pytest.raises(RunError, match="old was made with another data_fingerprint and layer_code"):
+        nas.search(
+            "20ms", space="swin:debug", data=photo_data.name, supernet=debug_supernet,
+            table=finished / "table", source_run=old, search_images=10, out=tmp_path / "run",
+        )  # fmt: skip

@@ -39,7 +39,9 @@ Device = Annotated[str, typer.Option(help="Device to run on; see `vitnas list de
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 Classes = Annotated[
     int | None,
-    typer.Option(min=2, help="Classes of the classifier; default: 10, for named models 1000."),
+    typer.Option(
+        min=2, max=1_000_000, help="Classes of the classifier; default: 10, for named models 1000."
+    ),
 ]
 
 
