@@ -165,7 +165,12 @@ def _misfit(
     else:
         got, needed = ("x".join(map(str, t.shape)) for t in (tensors[theirs], own))
         what = f"{theirs} has the shape {got}, {path} needs {needed}"
-    return WeightsError(what + besides, f"give one of {name}")
+    if f"layers.{path}" in tensors:
+        what, besides = "these are weights of vitnas, not of timm or torchvision", ""
+        fix = "go on from the supernet in a folder: vitnas train --adapt FOLDER"
+    else:
+        fix = f"give one of {name}"
+    return WeightsError(what + besides, fix)
 
 
 def _listed(names: Sequence[str]) -> str:
