@@ -28,7 +28,7 @@ from nas.errors import UsageError
 from nas.settings import DEVICE, Distribution, Settings, check_seed
 
 if TYPE_CHECKING:
-    from nas.run_record import Answer, RunRecord
+    from nas.run_record import Answer, FineTuning, RunRecord
 
 
 _MOST = 4096  # inputs at once
@@ -73,6 +73,16 @@ def search(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
+    images: Annotated[
+        int,
+        typer.Option(
+            "--finetune",
+            metavar="IMAGES",
+            min=0,
+            max=10**9,
+            help="Then train the winner alone on so many images.",
+        ),
+    ] = 0,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -91,13 +101,40 @@ def search(
     record = search_networks(
         budgets, device=device, table=table or (), out=run or None, resume=resume, **settings
     )
+    if not as_json:
+        for answer in record.answers:
+            _print_answer(answer, record)
+    tuned = _finetuned(Path(record.run_dir), images, record.seed) if images else None
     if as_json:
-        return print_json(record.to_json())
-    for answer in record.answers:
-        _print_answer(answer, record)
+        name = record.metric.name
+        return print_json(record.to_json() | ({"finetuned": tuned.to_json(name)} if tuned else {}))
+    if tuned:
+        _print_finetuned(tuned, record)
     parts = ", ".join(f"{k} {v:.0f} s" for k, v in record.seconds.items() if k != "total")
     out.print(f"{record.seconds['total']:.0f} s in all: {parts}")
     out.print(f"report: {record.run_dir}/report.html", soft_wrap=True)
+
+
+def _finetuned(run: Path, images: int, seed: int) -> FineTuning:
+    """The winner of a run after training alone, which a run that is resumed has behind it."""
+    from nas.report.saved_run import SavedRun
+    from nas.run.finetuning import finetune, shorter
+
+    done = SavedRun.load(run).finetuned
+    if done is None or done.images != images:
+        done = finetune(run, recipe=shorter(images, seed), resume=True)
+    assert done is not None  # nothing stops it early here
+    return done
+
+
+def _print_finetuned(found: FineTuning, record: RunRecord) -> None:
+    what = f"test {record.metric.heading}"
+    grid = grid_of("network", record.verb, f"inherited {what}", f"fine-tuned {what}")
+    for own in found.networks:
+        percents = (own.inherited_test_percent, own.test_percent)
+        cells = ["-" if percent is None else f"{percent:.1f} %" for percent in percents]
+        grid.add_row(own.name, f"{readable_ms(own.measured_ms)} ms", *cells)
+    out.print(grid)
 
 
 def _print_answer(answer: Answer, record: RunRecord) -> None:
@@ -217,17 +254,11 @@ def finetune(
     from nas.run.finetuning import shorter
 
     found = run_finetune(run, recipe=shorter(images, seed), dense=dense, resume=resume)
-    metric = SavedRun.load(run).record.metric
     assert found is not None  # nothing stops it early here
+    record = SavedRun.load(run).record
     if as_json:
-        return print_json(found.to_json(metric.name))
-    what = f"test {metric.heading}"
-    grid = grid_of("network", "measured", f"inherited {what}", f"fine-tuned {what}")
-    for own in found.networks:
-        percents = (own.inherited_test_percent, own.test_percent)
-        cells = ["-" if percent is None else f"{percent:.1f} %" for percent in percents]
-        grid.add_row(own.name, f"{readable_ms(own.measured_ms)} ms", *cells)
-    out.print(grid)
+        return print_json(found.to_json(record.metric.name))
+    _print_finetuned(found, record)
     out.print(f"{found.seconds:.0f} s; report: {run}/report.html", soft_wrap=True)
 
 
