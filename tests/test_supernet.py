@@ -264,3 +264,17 @@ def test_adaptation_refuses_what_does_not_fit(trained, photo_data, tmp_path):
     with pytest.raises(RunError, match="another adapt"):
         folder = train("swin:debug", photo_data, tmp_path / "d", ADAPTED)
         train("swin:debug", photo_data, folder, ADAPTED, resume=True, adapt=str(trained))
+
+
+def test_another_supernet_may_teach(trained, photo_data, tmp_path):
+    with pytest.raises(WeightsError, match="no finished supernet"):
+        check_training("vit:debug", tmp_path / "a", False, "", "supervised", "", str(tmp_path))
+    folder = train("vit:debug", photo_data, tmp_path / "b", SMALL, teacher=str(trained))
+    card = read_json(folder / "supernet.json")
+    assert card["training"]["teacher"] == read_json(trained / "supernet.json")["fingerprint"]
+    alone = train("vit:debug", photo_data, tmp_path / "c", SMALL)
+    ours, theirs = (Journal(f / "loss.jsonl").read() for f in (folder, alone))
+    assert ours[0]["loss"] > theirs[0]["loss"]  # the teacher's is added to that of the labels
+
+
+SMALL = Recipe(images=(16, 16, 16), batches=(8, 8, 8))

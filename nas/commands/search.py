@@ -195,6 +195,9 @@ def train(
         str,
         typer.Option(help="Folder of a supernet to go on from: pruned networks get better."),
     ] = "",
+    teacher: Annotated[
+        str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
+    ] = "",
     objective: Annotated[str, typer.Option(help="What it learns from.")] = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
@@ -214,13 +217,13 @@ def train(
 
     check_device(device)
     check_seed(seed)
-    check_training(space, Path(folder), resume, init, objective, adapt)
+    check_training(space, Path(folder), resume, init, objective, adapt, teacher)
     recipe = replace(ADAPTATION if adapt else Recipe(), seed=seed)
     recipe = recipe.scaled(images or sum(recipe.images))
     images_of = load_data(data)
     console.print(images_of.summary(), soft_wrap=True)  # before hours of training
     where = run_train(
-        space, images_of, Path(folder), recipe, device, resume, init, objective, adapt
+        space, images_of, Path(folder), recipe, device, resume, init, objective, adapt, teacher
     )
     card = read_json(where / "supernet.json")
     if as_json:

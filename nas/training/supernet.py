@@ -32,7 +32,13 @@ ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
 
 
 def check_training(
-    space_name: str, out: Path, resume: bool, init: str, objective: str, adapt: str = ""
+    space_name: str,
+    out: Path,
+    resume: bool,
+    init: str,
+    objective: str,
+    adapt: str = "",
+    teacher: str = "",
 ) -> None:
     """Raise what can be said of a training before its images are read."""
     load_space(space_name)
@@ -43,6 +49,8 @@ def check_training(
         )
     if adapt:
         read_card(Path(adapt), space_name)
+    if teacher:
+        read_card(Path(teacher))
     load_member("objective", objectives.__name__, objective, "OBJECTIVE")
     if last_checkpoint(out, resume) is None and init:
         read_checkpoint(init)
@@ -58,6 +66,7 @@ def train(
     init: str = "",
     objective: str = "supervised",
     adapt: str = "",
+    teacher: str = "",
     checkpoint_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -66,7 +75,8 @@ def train(
     `init` is a checkpoint of the largest architecture (see `nas.load_weights`) to start from; its
     heads and channels are reordered by importance first, so that small subnets inherit the best.
     Or `adapt` is the folder of a supernet of this space and these data, to go on from, usually by
-    the recipe `ADAPTATION`; it is left as it is.
+    the recipe `ADAPTATION`; it is left as it is. `teacher` is the folder of a supernet of any space
+    on these data, whose largest network the one here learns from besides the labels.
     `objective` is what it learns from, a file in `nas/training/objectives`. `resume` goes on with a
     training that was stopped; see `fit`.
     """
@@ -81,8 +91,13 @@ def train(
         trained, card = load_supernet(Path(adapt), space_name, data)
         settings["adapt"] = card["fingerprint"]
         network.load_state_dict(trained.state_dict())
+    taught = None
+    if teacher:
+        card = read_card(Path(teacher))
+        taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
+        settings["teacher"] = card["fingerprint"]
     training = fit(
-        network, data, recipe, load_objective(objective, space), out, resume=resume,
+        network, data, recipe, load_objective(objective, space), out, taught, resume,
         settings=settings, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if training is not None:
@@ -167,15 +182,16 @@ def supernet_folder(space_name: str, data: Dataset) -> Path:
     return folder
 
 
-def read_card(folder: Path, space_name: str) -> dict[str, Any]:
-    """The card of a finished supernet of a space; `WeightsError` if the folder holds none."""
-    base, file = load_space(space_name).base, folder / "supernet.json"
+def read_card(folder: Path, space_name: str = "") -> dict[str, Any]:
+    """The card of a finished supernet, of this space if one is named; else `WeightsError`."""
+    base = load_space(space_name).base if space_name else ""
+    file = folder / "supernet.json"
     if not _is_file(file):
         stopped = _is_file(folder / "checkpoint.json")
         raise WeightsError(
             f"no finished supernet in {folder}",
-            f"{'finish it' if stopped else 'train one'}: vitnas train --space {base} "
-            f"--out {folder}{' --resume' if stopped else ''}",
+            f"{'finish it' if stopped else 'train one'}: vitnas train --space "
+            f"{base or 'FAMILY:PRESET'} --out {folder}{' --resume' if stopped else ''}",
         )
     try:
         card = read_json(file)
@@ -185,7 +201,7 @@ def read_card(folder: Path, space_name: str) -> dict[str, Any]:
         why = error.message if isinstance(error, VitnasError) else str(error)
         why = why.removeprefix(f"{file} ")
         raise WeightsError(f"{file}: {why}", "restore it from a copy, or train again") from None
-    if card["space"] != base:
+    if base and card["space"] != base:
         raise WeightsError(
             f"the supernet in {folder} has the space {card['space']}, not {base}",
             f"use --space {card['space']}, or another --supernet",
