@@ -195,6 +195,9 @@ def test_what_is_measured_again_replaces_the_table_when_it_is_complete(tmp_path,
     (tmp_path / "thesis.tex").write_text("precious")
     campaign = Campaign.run
 
+    def refused(why):
+        raise TableError(why, "again")
+
     def broken(self, minutes):
         self.samples.record({"alone": ["a"]})
         raise DeviceError("the device is gone", "plug it in")
@@ -207,6 +210,11 @@ def test_what_is_measured_again_replaces_the_table_when_it_is_complete(tmp_path,
         assert LatencyTable.load(tmp_path).rows
     journal = Journal(tmp_path / "again" / "samples.jsonl")
     assert journal.read()[1:] == 2 * [{"alone": ["a"]}]  # the second try went on
+    monkeypatch.setattr(Campaign, "run", lambda *_: refused("too noisy"))
+    monkeypatch.setattr(Campaign, "done", True)
+    with pytest.raises(TableError, match="too noisy"):
+        profile(SPACE, folder=tmp_path, again=True, rounds=1)
+    assert journal.read() == []  # what makes no table is not gone on with
     monkeypatch.setattr(Campaign, "run", campaign)
     monkeypatch.setattr(Calibration, "fit_kinds", lambda *_: Calibration(1, 0, 2, 2, 1, 2, 0, 1, 1))
     table = profile(SPACE, folder=tmp_path, again=True, rounds=1)

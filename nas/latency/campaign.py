@@ -215,6 +215,11 @@ class Campaign:
             self.plan = self._plan()
         return notes
 
+    @property
+    def done(self) -> bool:
+        """Whether every piece has had its rounds, so that nothing is left to go on with."""
+        return not self._due()
+
     def _due(self) -> list[Piece]:
         """The pieces that still need visits; networks are chosen once every row has had one."""
         due = [p for p in self.plan.pieces if self._visits(p) < self.rounds]
