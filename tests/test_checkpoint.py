@@ -271,6 +271,18 @@ def test_half_a_download_leaves_nothing(network, source, hub):
     load_weights(network, TAG)
 
 
+def test_what_is_no_model_is_not_kept(network, source, hub):
+    hub.files[ADDRESS] = b"<!doctype html><title>Sign in to continue</title>"
+    fails(network, TAG, "is not safetensors", "give its path")
+    assert cached() == []
+    hub.files[ADDRESS] = save(source)
+    load_weights(network, TAG)
+    kept = Path(platformdirs.user_cache_dir("vitnas")) / "weights" / f"{TAG}.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1000])  # as a full disk once left it
+    load_weights(network, TAG)
+    assert len(hub.asked) == 3
+
+
 def test_a_name_that_the_hub_does_not_know(network, hub):
     fails(network, "vit_tiny.of_mine", "cannot fetch", "404", "a model on timm's hub")
     assert cached() == []

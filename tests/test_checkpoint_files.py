@@ -335,6 +335,8 @@ def test_whole_models_are_named(network, model, tmp_path):
     fails(network, tmp_path / "model.pkl", f"a pickle of a {kind} that torch.save did not write")
     torch.save({"model": model, "epoch": 3}, tmp_path / "model.pth")
     fails(network, tmp_path / "model.pth", f"model is a {kind}", "state_dict()")
+    torch.save(model.state_dict(), tmp_path / "four.pth", pickle_protocol=4)
+    fails(network, tmp_path / "four.pth", "of another protocol than 2", "give safetensors")
     torch.jit.trace(model, torch.randn(1, 3, 32, 32)).save(tmp_path / "script.pt")
     fails(network, tmp_path / "script.pt", "it is a TorchScript program")
     program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))

@@ -279,7 +279,11 @@ def _loaded(path: Path, named: Iterable[str]) -> Any:
     except pickle.UnpicklingError:
         known = ("torch.", "collections.")
         classes = ", ".join(name for _, name in stand_ins if not name.startswith(known))
-        what = f"needs code to be read ({classes})" if classes else "is damaged"
+        what = (
+            f"needs code to be read ({classes})"
+            if classes
+            else "is damaged, or of another protocol than 2"
+        )
         raise _unreadable(path, f"it {what}", _PLAIN) from None
     except Exception as error:
         raise _damaged(path, error) from None

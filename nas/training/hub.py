@@ -36,7 +36,7 @@ def fetched(model: str) -> Path:
     what came is then not kept.
     """
     path = Path(platformdirs.user_cache_dir("vitnas")) / "weights" / f"{model}.safetensors"
-    if path.exists():
+    if path.exists() and _whole(path):
         return path
     hub = os.environ.get("HF_ENDPOINT", HUB)
     address = f"{hub}/timm/{model}/resolve/main/model.safetensors"
@@ -50,7 +50,11 @@ def fetched(model: str) -> Path:
             for piece in _pieces(answer):
                 file.write(piece)
             file.flush()
-            _check(temporary, address)
+            if not _whole(temporary):  # it is of a gate or a proxy before the hub
+                raise WeightsError(
+                    f"what {address} sends is not safetensors (a page to log in, perhaps)",
+                    "fetch the file with a browser, and give its path",
+                )
     except (OSError, HTTPException, ValueError) as error:  # ValueError: HF_ENDPOINT is no address
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
@@ -58,16 +62,13 @@ def fetched(model: str) -> Path:
     return path
 
 
-def _check(path: Path, address: str) -> None:
-    """Raise `WeightsError` unless a hub, and not a gate or a proxy before it, sent the file."""
+def _whole(path: Path) -> bool:
+    """Whether a file is safetensors and as long as it says; one kept by a disk error is not."""
     try:
         with safe_open(path, "pt"):
-            pass
-    except SafetensorError:
-        raise WeightsError(
-            f"what {address} sends is not safetensors (a page to log in, perhaps)",
-            "fetch the file with a browser, and give its path",
-        ) from None
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def _pieces(answer: HTTPResponse) -> Iterator[bytes]:
