@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from zlib import crc32
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import nas.latency.campaign
 import nas.runtimes
+from nas import cli
 from nas.errors import TableError
 from nas.families import load_space
 from nas.latency.audit import audit
@@ -207,3 +209,39 @@ def test_what_is_wanted():
     assert wanting(3.5, 3.0)
     assert not wanting(3.5, 1.0)  # more rounds would not help
     assert not wanting(1.9, 1.9)
+
+
+def test_the_list_of_tables_shows_state_and_date_and_which_one_a_search_takes(
+    machine, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    device = machine(waits=0.6, jitter=0.01)
+    taken = profile(SPACE, device, rounds=3)
+    (folder,) = (tmp_path / "cache").glob("vitnas/tables/*/*/manifest.toml")
+    other = {**taken.manifest, "device": {**taken.manifest["device"], "runtime": "older"}}
+    quiet = {**other, "held_up_percent": 0.0, "noise_percent": 9.0}
+    quiet["calibration"] = {**taken.manifest["calibration"], "mape_percent": 9.0}
+    LatencyTable(taken.rows, quiet, taken.references).save(folder.parent.with_name("older"))
+    ported = {**other, "layer_code": "0" * 12, "device": {**other["device"], "name": "ssh://pi"}}
+    LatencyTable(taken.rows, ported, taken.references).save(folder.parent.with_name("pi"))
+
+    def listed(*options):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["list", "tables", *options])
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    rows = {row["folder"].rpartition("/")[2]: row for row in json.loads(listed("--json"))["tables"]}
+    own = rows[folder.parent.name]
+    assert (own["state"], own["used"], own["date"]) == ("busy", "yes", taken.manifest["date"])
+    assert (rows["older"]["state"], rows["older"]["used"]) == ("noisy", "no")
+    assert (rows["pi"]["state"], rows["pi"]["used"]) == ("stale, busy", "?")
+    assert {"source", "rows", "MAPE %", "p95 %", "tau", "bias %"} <= own.keys()
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line for line in listed().splitlines() if line.startswith("machine/")]
+    assert any("busy" in x and taken.manifest["date"][:10] in x and " yes " in x for x in lines)
+    rows_csv = folder.with_name("rows.csv")
+    rows_csv.write_text(rows_csv.read_text().replace(",0.", ",1.", 1))
+    rows = {row["folder"].rpartition("/")[2]: row for row in json.loads(listed("--json"))["tables"]}
+    assert rows[folder.parent.name]["state"].startswith("altered")
+    assert rows[folder.parent.name]["used"] == "no"

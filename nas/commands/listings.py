@@ -24,7 +24,11 @@ class Listing(StrEnum):
     runs = "runs"
 
 
-_ONLY_JSON = {"bias %", "date", "folder", "budgets"}  # 80 columns are few
+# What only --json shows, because 80 columns are few.
+_ONLY_JSON = {
+    Listing.tables: {"source", "rows", "p95 %", "bias %", "tau", "folder"},
+    Listing.runs: {"budgets"},
+}
 
 
 @app.command(name="list", epilog="Example: vitnas list models")
@@ -38,11 +42,12 @@ def list_(
         return print_json({what.value: rows})
     if not rows:
         return out.print(f"no {what.value} yet")
-    shown = [{k: v for k, v in row.items() if k not in _ONLY_JSON} for row in rows]
+    shown = [{k: v for k, v in row.items() if k not in _ONLY_JSON.get(what, ())} for row in rows]
     grid = grid_of(*shown[0])
     for column, value in zip(grid.columns, shown[0].values()):
         column.justify = "left" if isinstance(value, str) else "right"
     for row in shown:
+        row = row | {"date": row["date"][:10]} if "date" in row else row
         cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
         grid.add_row(*cells)
     out.print(grid)
@@ -112,21 +117,31 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    from nas.latency.library import saved_tables
+    """A row for each table: its state, and whether a search here would take it."""
+    from nas.latency.library import is_taken, saved_tables
+    from nas.runtimes import VERBS
 
     rows = []
     for folder, table in saved_tables():
         m, c = table.manifest, table.calibration
         states = ["stale"] * (not table.current) + ["altered"] * table.altered
+        states += ["busy"] * table.busy + ["noisy"] * (table.wanting and table.current)
+        taken = is_taken(folder, table)
         rows.append(
             {
                 "table": f"{m['device']['name']}/{m['space']}",
                 "source": ", ".join([m["source"], *states]),
+                "state": ", ".join(
+                    [VERBS[m["source"]] * (m["source"] != "measured"), *states]
+                ).strip(", ")
+                or "measured",
+                "date": m["date"],
+                "used": {True: "yes", False: "no", None: "?"}[taken],
                 "rows": len(table.rows),
                 "MAPE %": c.mape_percent,
                 "p95 %": c.p95_percent,
                 "tau": c.kendall_tau,
-                **{"bias %": c.bias_percent, "date": m["date"], "folder": str(folder)},
+                **{"bias %": c.bias_percent, "folder": str(folder)},
             }
         )
     return rows

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
 
-from nas.errors import TableError, UnknownNameError
+from nas.errors import TableError, UnknownNameError, VitnasError
+from nas.families import load_space
 from nas.latency.protocols import PROTOCOL
 from nas.latency.table import LatencyTable
 from nas.progress import console
 from nas.records import fingerprint
-from nas.runtimes import Runtime
+from nas.runtimes import Runtime, load_runtime
 from nas.space.family import SearchSpace
+from nas.space.task import Task
 from nas.versions import layer_code
 
 
@@ -32,31 +35,55 @@ def shipped_folder() -> Path:
 
 def table_folder(space: SearchSpace, runtime: Runtime) -> Path:
     """The folder in the cache for the table of a device, a space, and today's layer code."""
-    code = layer_code(space.family)
-    identity = fingerprint(
-        runtime.describe(), code, runtime.lowering, PROTOCOL, space.task.to_json()
-    )
+    return _cached(space.name, space.task, runtime)
+
+
+def _cached(space: str, task: Task, runtime: Runtime) -> Path:
+    code = layer_code(space.partition(":")[0])
+    identity = fingerprint(runtime.describe(), code, runtime.lowering, PROTOCOL, task.to_json())
     device = "".join(c if c.isalnum() or c in "-." else "_" for c in runtime.device)
-    return cache_folder() / device / f"{space.name.replace(':', '-')}-{identity}"
+    return cache_folder() / device / f"{space.replace(':', '-')}-{identity}"
 
 
 def known_table(space: SearchSpace, runtime: Runtime) -> LatencyTable | None:
     """The table of this device for this space that was measured here or ships; else None."""
+    return next((table for _, table in _known(space, runtime)), None)
+
+
+def _known(space: SearchSpace, runtime: Runtime) -> Iterator[tuple[Path, LatencyTable]]:
+    """The folder and the table of a device for a space: in the cache, else among those shipped."""
     folder = table_folder(space, runtime)
     if (folder / "manifest.toml").exists():
-        return LatencyTable.load(folder)
+        yield folder, LatencyTable.load(folder)
+        return
     described = runtime.describe()
     for manifest in sorted(
         shipped_folder().glob(f"*/{space.name.replace(':', '-')}/manifest.toml")
     ):
         table = LatencyTable.load(manifest.parent)
-        try:
+        with suppress(TableError):
             table.check(space, described)
-        except TableError:
-            continue
-        if table.task == space.task:
-            return table
-    return None
+            if table.task == space.task:
+                yield manifest.parent, table
+
+
+def is_taken(folder: Path, table: LatencyTable) -> bool | None:
+    """Whether a search on this machine takes the table in a folder, without being told to.
+
+    None for a device with an address, which is not connected to for this.
+    """
+    name, space = str(table.manifest["device"]["name"]), str(table.manifest["space"])
+    if "://" in name:
+        return None
+    if table.altered:
+        return False  # it is refused
+    try:
+        runtime = load_runtime(name)
+        if not runtime.exact:
+            return bool(folder == _cached(space, table.task, runtime))
+        return folder == next(_known(load_space(space, table.task), runtime), (None,))[0]
+    except (VitnasError, KeyError):  # no such device here, or a table of others without a task
+        return False
 
 
 def find_table(name: str) -> LatencyTable:
