@@ -36,7 +36,7 @@ def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
     as_json: Json = False,
 ) -> None:
-    """List models of the papers, spaces, shipped supernets, devices, measured tables, or runs."""
+    """List spaces, devices, tables, models or runs."""
     rows = _LISTINGS[what]()
     if as_json:
         return print_json({what.value: rows})

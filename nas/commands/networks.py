@@ -41,7 +41,7 @@ def inspect(
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, MACs and predicted latency of an architecture, layer by layer."""
+    """List parameters, MACs and latency by layer."""
     from nas.latency.library import known_table
     from nas.network.macs import count_macs, count_params, sum_params
     from nas.runtimes import load_runtime
@@ -97,7 +97,7 @@ def macs(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """How the MACs of attention, and of whole models, grow with the resolution."""
+    """Show how MACs grow with the resolution."""
     names = _items(models, "--models", "names", "vit_base_patch16_224")
     sides = [_pixels(item) for item in _items(resolutions, "--resolutions", "pixels", "224,448")]
     path = figure_path(figure)
@@ -153,7 +153,10 @@ def quantize(
     folder: Annotated[str, typer.Option("--out", help="Write the int8 network here.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a network in int8 by clipping method, and what each layer costs."""
+    """Compare a network in int8 with float32.
+
+    It gives the accuracy by clipping method, and what each layer costs.
+    """
     import torch
 
     from nas.quantization import quantize as run_quantize

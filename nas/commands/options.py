@@ -50,6 +50,9 @@ def with_options(order: str, *kinds: Any) -> Callable[[Callable[..., None]], Cal
             command(**{k: v.value if isinstance(v, Enum) else v for k, v in given.items()})
 
         known = {**inspect.signature(command, eval_str=True).parameters, **settings}
+        own = inspect.signature(command).parameters
+        left_out = {n for n, p in own.items() if p.kind != p.VAR_KEYWORD} - set(order.split())
+        assert not left_out, f"{left_out} of {command.__name__} have no place among the options"
         signature = inspect.Signature([known[name] for name in order.split()])
         run.__signature__ = signature  # type: ignore[attr-defined]  # which typer reads
         return run

@@ -47,7 +47,7 @@ class Format(StrEnum):
 @with_options(
     "budget space data device confidence quantile max_params max_macs min_params min_macs supernet "
     "table run resume source_run fresh evaluations search_images test_images searcher sampler "
-    "batch surrogate race_error workers ray_address gpus timeout_s reuse_mb seed as_json",
+    "batch surrogate race_error workers ray_address gpus timeout_s reuse_mb images seed as_json",
     Settings,
     Distribution,
 )
@@ -206,7 +206,10 @@ def train(
     seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
-    """Train the supernet of a space: the largest network, and subnets that learn from it."""
+    """Train the supernet of a space.
+
+    Each step trains the largest network, and a few subnets on what it answers.
+    """
     from nas.data import load_data
     from nas.progress import console
     from nas.records import read_json
@@ -250,7 +253,10 @@ def finetune(
     seed: Seed = Settings.seed,
     as_json: Json = False,
 ) -> None:
-    """Train the winner of a run further, alone, and the best dense network for comparison."""
+    """Train the winner of a run alone.
+
+    The best dense network is trained as long, for comparison.
+    """
     check_seed(seed)
     from nas.report.saved_run import SavedRun
     from nas.run.finetuning import finetune as run_finetune
@@ -271,7 +277,7 @@ def report(
     page: Annotated[str, typer.Option("--out", help="Page for several runs.")] = "comparison.html",
     as_json: Json = False,
 ) -> None:
-    """Write the report of one run again, or one page with several side by side."""
+    """Write the report of runs, several side by side."""
     from nas.report.report import write_report
 
     path = write_report(runs, None if len(runs) == 1 else Path(page))
@@ -304,7 +310,10 @@ def export(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Write a network as files that run without vitnas, reloaded and compared with its weights."""
+    """Write a network as files that run without vitnas.
+
+    Each file is loaded again and compared with the weights.
+    """
     if batch not in ("", "any") and not (batch.isdecimal() and 1 <= int(batch[:9]) <= _MOST):
         raise UsageError(
             f"--batch is a count from 1 to {_MOST} or any, got {batch!r}", "e.g. --batch 8"
@@ -344,7 +353,7 @@ def predict(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """What the network of a run says of pictures, and where it looked."""
+    """Say what is in pictures, and where it looked."""
     path = figure_path(figure)
     from nas.prediction import looked
     from nas.prediction import predict as run_predict

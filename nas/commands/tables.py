@@ -47,7 +47,10 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="Measure anew even if complete.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the latency table of a device for a space; goes on where it was stopped."""
+    """Measure the latency table of a device.
+
+    A campaign that was stopped goes on where it was.
+    """
     from dataclasses import asdict
 
     from nas.families import load_space
@@ -118,7 +121,10 @@ def audit(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """What is wrong with a latency table: copies, slips, outliers, gaps, stale code."""
+    """Find what is wrong with a latency table.
+
+    That is copies, slips, outliers, gaps and stale code.
+    """
     from nas.families import load_space
     from nas.latency.audit import as_json as json_of
     from nas.latency.audit import audit as run_audit
@@ -158,7 +164,10 @@ def import_(
     device: Annotated[str, typer.Option(help="What the device is called.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Bring a table of others into this schema, as an external one: to look at, not to search."""
+    """Read a latency table of another project.
+
+    It becomes an external one: to look at, not to search with.
+    """
     from nas.latency.external import import_table
 
     table = import_table(file, form, unit, device)
@@ -182,7 +191,10 @@ def measure(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Measure an architecture end to end in a fresh process, beside its prediction by layer."""
+    """Measure an architecture end to end.
+
+    It runs in a fresh process, and is shown beside its prediction by layer.
+    """
     import numpy as np
 
     from nas.latency.end_to_end import measure_fresh
