@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import fields, replace
@@ -16,6 +17,7 @@ from conftest import export_weights_alone, made_up_table, measure_as_predicted
 import nas
 import nas.run.main
 from nas import cli
+from nas.commands.search import _print_answer as print_answer
 from nas.errors import RunError
 from nas.families import load_space
 from nas.records import Journal, read_json, write_json
@@ -335,3 +337,31 @@ def test_the_directory_of_an_earlier_version_is_reported_and_continued_or_refuse
             "20ms", space="swin:debug", data=photo_data.name, supernet=debug_supernet,
             table=finished / "table", source_run=old, search_images=10, out=tmp_path / "run",
         )  # fmt: skip
+
+
+def test_accuracies_are_of_as_many_images_as_a_split_has(finished, photo_data, capsys):
+    """Ten were asked for, and the split has two."""
+    record = RunRecord.read(finished / "run.json")
+    assert (record.search_images, record.test_images) == (2, 2)
+    assert (photo_data.search.size, photo_data.test.size) == (2, 2)
+    page = write_report([finished]).read_text()
+    assert "Test: 2 images" in page
+    assert "10 images" not in page
+    print_answer(record.answers[0], record)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "few samples: 2 of the search split, 2 of the test split" in shown
+    print_answer(record.answers[0], replace(record, search_images=400, test_images=500))
+    assert "few samples" not in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_report_is_written_again_when_the_images_have_moved(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = write_report([run]).read_text()
+    record = read_json(run / "run.json")
+    write_json(run / "run.json", {**record, "data": f"imagefolder:{tmp_path}/gone"})
+    after = write_report([run]).read_text()
+    picture = re.findall(r'src="data:image/png;base64,[^"]+"', before)
+    assert len(picture) == 1
+    assert re.findall(r'src="data:image/png;base64,[^"]+"', after) == picture
+    (run / "pictures" / "kept.png").unlink()
+    assert "What each block looks at" not in write_report([run]).read_text()

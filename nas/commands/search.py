@@ -141,12 +141,8 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     if len(record.answers) > 1:
         out.print(f"within {answer.budget_ms:g} ms", style="bold")
     metric = record.metric.heading
-    few = [
-        f" of {count}" if count < _FEW else ""
-        for count in (record.search_images, record.test_images)
-    ]
-    accuracies = (f"search {metric}{few[0]}", f"test {metric}{few[1]}")
-    grid = grid_of("network", "predicted", record.verb, record.tail, *accuracies)
+    split_columns = (f"search {metric}", f"test {metric}")
+    grid = grid_of("network", "predicted", record.verb, record.tail, *split_columns)
     for i, c in enumerate([answer.winner, *answer.baselines]):
         times = (c.predicted_ms, c.measured_ms, c.tail_ms)
         cells = [f"{readable_ms(ms)} ms" for ms in times]
@@ -154,6 +150,12 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
         cells += ["-" if c.test_percent is None else f"{c.test_percent:.1f} %"]
         grid.add_row(c.name, *cells, style="bold" if i == 0 else "")
     out.print(grid)
+    if min(record.search_images, record.test_images) < _FEW:
+        out.print(
+            f"few samples: {record.search_images} of the search split, {record.test_images} of "
+            "the test split",
+            style="yellow",
+        )
     for device, other in answer.winner.other_devices.items():
         if other.measured_ms is None:
             how = "predicted, not measured"
