@@ -409,7 +409,7 @@ def _loop(
 
 def _check(losses: Sequence[Tensor], trainer: Trainer) -> None:
     """Raise `DivergedError` unless the last losses are finite."""
-    finite = [bool(loss.isfinite()) for loss in losses]
+    finite = torch.stack([*losses]).isfinite().tolist() if losses else []
     if not all(finite):
         step = trainer.step - len(finite) + finite.index(False)
         raise DivergedError(step + 1, trainer.recipe.rate(step))
