@@ -16,6 +16,7 @@ VitnasError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -38,8 +39,8 @@ class VitnasError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, fix: str = "") -> None:
-        line = printable(message, len(message))
-        self.fix = printable(fix, max(_FIX, _LONGEST - len(line)))
+        line = _one_line(message)
+        self.fix = _without_middle(_one_line(fix), max(_FIX, _LONGEST - len(line)))
         self.message = _without_middle(line, _LONGEST - len(self.fix))
         super().__init__(f"{self.message}; {self.fix}" if fix else self.message)
 
@@ -70,6 +71,12 @@ class UnknownNameError(UsageError):
     def kind(self) -> str:
         """The name `unknown_name`: two words, where the class gives one."""
         return "unknown_name"
+
+
+def _one_line(text: str) -> str:
+    """A text in one printable line; spaces stay as they are, for paths may have several."""
+    broken = "".join(c if c.isprintable() else "\n" for c in text)
+    return re.sub(r"\s*\n\s*", " ", broken).strip()
 
 
 def _without_middle(line: str, length: int) -> str:

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -277,6 +279,66 @@ def test_a_damaged_journal_of_a_campaign_is_an_error_or_loses_lines(tmp_path):
         )
 
     check()
+
+
+@dataclass(frozen=True)
+class Cube:
+    a: int
+    b: int
+    c: int
+
+
+SIDE = nas.Choice(*range(6))
+
+
+def search_cube(out, **more):
+    """Search a space of one's own whose cost is a function, too."""
+    return nas.search(
+        12.0, space=nas.Space(Cube, a=SIDE, b=SIDE, c=SIDE), latency=lambda m: 1.0 + m.a + m.b * m.c,
+        score=lambda m: m.a + 2.0 * m.b - 0.5 * m.c, batch=4, out=out, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["candidates", "latencies", "batches"])
+def test_a_search_goes_on_from_a_damaged_journal_as_if_nothing_had_been(name, tmp_path):
+    search_cube(tmp_path / "run", evaluations=12)
+    right = search_cube(tmp_path / "whole", evaluations=20)
+    folder = tmp_path / "again"
+
+    @settings(TRIES, max_examples=6)
+    @given(bytes_damaged((tmp_path / "run" / f"{name}.jsonl").read_bytes()))
+    def check(damaged):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "run", folder)
+        (folder / f"{name}.jsonl").write_bytes(damaged)
+        found = refused(lambda: search_cube(folder, evaluations=20, resume=True))
+        assert found is None or found.candidates == right.candidates
+
+    check()
+
+
+def test_a_flipped_bit_of_a_score_gives_the_same_winner(
+    run, photo_data, debug_supernet, tmp_path, monkeypatch
+):
+    """It made a winner of 900 percent: the score is computed again."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    before = SavedRun.load(folder)
+    for name in ("run.json", "report.html"):
+        (folder / name).unlink()
+    text = (folder / "candidates.jsonl").read_text()
+    score = re.search(r'"top1_percent":([0-9.]+)', text)
+    (folder / "candidates.jsonl").write_text(f"{text[: score.start(1)]}900.0{text[score.end(1) :]}")
+    table = LatencyTable.load(folder / "table")
+    measure_as_predicted(monkeypatch, table)
+    export_weights_alone(monkeypatch)
+    monkeypatch.setattr("nas.report.report.write_report", lambda *_: None)
+    result = nas.search(
+        before.settings.budgets[0]["torch-cpu"], space="swin:debug", data=photo_data.name,
+        supernet=debug_supernet, evaluations=4, search_images=10, test_images=10, out=folder,
+        resume=True,
+    )  # fmt: skip
+    assert same(result["winner"], before.record["winner"])
+    assert same(result["front"], before.record["front"])
 
 
 # --- Latency tables, own and foreign ---

@@ -184,6 +184,7 @@ def test_errors_are_one_printable_line_below_300_characters():
         assert str(error).isprintable()
         assert len(str(error)) < 300
         assert (error.message, error.fix) != ("", "")
+    assert str(RunError("runs/a  b\x1b[2J\n  c", " d ")) == "runs/a  b [2J c; d"
     assert str(RunError("a" * 200, "b" * 90)) == "a" * 200 + "; " + "b" * 90
     known = [f"name{i}" for i in range(999)]
     assert str(UnknownNameError("thing", "zzz", known)).endswith(" more")
