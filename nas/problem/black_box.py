@@ -27,6 +27,7 @@ from nas.trellis.graph import Floats, Graph, Ints, decode
 from nas.trellis.trellis import Trellis, whole
 
 _DRAWS = 400  # random members, at most, that the first estimate is fitted to
+_MANY = 32  # members that are known to fit, whose estimates say where others are
 _NEAR = 24  # calls, at least, from which the error near a bound is taken
 _FLUSH_S = 1.0  # how long calls may be unwritten
 
@@ -167,13 +168,15 @@ class Estimate:
     def reach(self, bound: float) -> float:
         """The highest estimate at which what costs at most `bound` is looked for.
 
-        All that is known to fit is within it, however wrong its estimate. Where nothing is known
-        to fit, it is where the cheapest are.
+        What is known to fit is within it, however wrong its estimate; where much is known, nearly
+        all of it. Where nothing is known to fit, it is where the cheapest are.
         """
         (costs, estimates), bound = self.pairs.T, self.scaled(bound)
         fitting = estimates[costs <= bound]
         near = np.argsort(np.abs(costs - bound), kind="stable")[: max(_NEAR, len(costs) // 4)]
         found = bound + _error(self.pairs[near])
+        if len(fitting) >= _MANY:  # these tell more than errors do; a few estimates are far off
+            return min(max(found, float(fitting.max())), float(np.quantile(fitting, 0.95)))
         if len(fitting):
             return max(found, float(fitting.max()))
         cheapest = np.argsort(costs, kind="stable")[: max(8, len(costs) // 50)]

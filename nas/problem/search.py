@@ -145,6 +145,8 @@ def search_space(
         by_path = isinstance(function, ScoreTable)
         scored = partial(score_paths, space, Texts(positions), by_path, ledger, advance)
         explore(asked, scored, evaluations, batch, patience, folder)
+    for one in asked.regions:
+        one.renew()  # so that the quality of answers is by all that is known
     for spent in (own.box for own in read.asked if own.box.spent):
         said = f"the cost of {spent.name} was asked for {spent.most:,} members, as many as allowed"
         if not len(asked.known):
