@@ -47,7 +47,7 @@ Orders = tuple[Tensor, Tensor] | None
 # Intel Xeon, whatever the width and so whatever fits into a cache. All at once took up to 6 % more.
 CHUNK = 32
 # With pruning it depends on the data which tokens are padding. Leaving some out before the MLP
-# costs a sort and a copy: on an Intel Xeon as much as was saved at 3-7 % of the tokens, less at
+# costs a sort and a copy: on an AMD EPYC as much as was saved at 3-7 % of the tokens, less at
 # 14-38 % (blocks 1.07-1.24x faster, widths 128 to 384). On GPUs a sort always costs more.
 WORTH = 0.1
 
