@@ -235,6 +235,22 @@ def test_another_device_is_never_called_measured_when_it_is_not(finished, tmp_pa
     assert "<td>8.50</td><td>not measured</td>" in table
 
 
+def test_a_table_of_a_busy_machine_and_a_quantile_are_said(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "busy")
+    result = read_json(folder / "run.json")
+    assert "busy" not in write_report([folder]).read_text()
+    result["table_manifest"]["held_up_percent"] = 44.4
+    result["quantile"] = 0.9
+    for answer in result["answers"]:
+        answer["winner"]["measured_quantile_ms"] = 7.77
+    write_json(folder / "run.json", result)
+    text = write_report([folder]).read_text()
+    assert "rounds on a busy machine (44 % of samples held up)" in text
+    assert "p90 [ms]" in text
+    assert "7.77" in text
+    assert "measures in 90 % of inferences within" in text
+
+
 def test_what_version_0_1_0_recorded_is_read_and_written_again():
     """The file is what version 0.1.0 wrote, its lists cut short; metric, task, counts of dense and quantile are new."""
     file = Path(__file__).parent / "run_of_version_0_1_0.json"
