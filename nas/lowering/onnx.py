@@ -125,7 +125,7 @@ def _stored(layer: Layer, batch: int) -> OnnxPiece:
         wiring = json.loads(head)
         keeps = tuple((to, at) for to, at in wiring["keeps"])
         return OnnxPiece(model, tuple(wiring["takes"]), tuple(wiring["writes"]), keeps)
-    except (OSError, zlib.error, ValueError, KeyError):
+    except (OSError, zlib.error, ValueError, KeyError, TypeError):
         pass
     piece = _export(layer, batch)
     wiring = {"takes": piece.takes, "writes": piece.writes, "keeps": piece.keeps}

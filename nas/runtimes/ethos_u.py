@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -25,11 +24,12 @@ from typing import Any, NamedTuple
 
 import platformdirs
 
-from nas.errors import PreparationError
+from nas.errors import PreparationError, RunError
 from nas.lowering.tflite import LOWERING
-from nas.records import write_text
+from nas.records import read_object, write_json
 from nas.runtimes import Program, Runtime, Sample
 from nas.space.layer import Layer
+from nas.typed import MismatchError, decode
 from nas.versions import installed
 
 TIME_LIMIT_S = 600  # a whole network takes 1-30 s
@@ -163,11 +163,10 @@ class EthosU(Runtime):
         folder = f"{self.device}-vela-{installed('ethos-u-vela')}-{LOWERING.replace('/', '-')}"
         name = f"{hashlib.sha256(model).hexdigest()}.json"
         path = Path(platformdirs.user_cache_dir("vitnas")) / "ethos-u" / folder / name
-        with suppress(OSError, ValueError, TypeError):
-            found = json.loads(path.read_text())
-            return Compiled(**found | {"host": tuple(found["host"])})
+        with suppress(RunError, MismatchError):  # not there, or damaged
+            return decode(Compiled, read_object(path))
         compiled = run_vela(model, self.device, self.setting)
-        write_text(path, json.dumps(asdict(compiled)) + "\n")
+        write_json(path, asdict(compiled))
         return compiled
 
 
