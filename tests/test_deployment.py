@@ -7,6 +7,7 @@ import runpy
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from nas.families import load_space
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.records import fingerprint, read_json, write_json
+from nas.run.main import _export
+from nas.runtimes import load_runtime
 from nas.space.architecture import at_precision
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +197,38 @@ def test_files_have_the_batch_and_the_data_type_that_were_searched(photo_data, t
     for words in ("p (d): torch-eager 2, 3 threads, batch 2, bfloat16", "set_num_threads(3)",
                   "batch 2, bfloat16 |", "MALLOC_MMAP_MAX_=0", "set_flush_denormal"):  # fmt: skip
         assert words in page
+
+
+def test_a_search_exports_what_it_measured(photo_data, tmp_path, monkeypatch):
+    """A batch of more than the test split has, in bfloat16; and what is not torch in float32."""
+    space = load_space("vit:debug", photo_data.task)
+    network = plain(space, space.largest, None)
+    chosen = at_precision(space.smallest, "fp32")
+    found = {}
+
+    def export(network, images, expected, folder, formats, *, card, dtype, device):
+        found[device["name"]] = (len(images), dtype, [*formats], card, device)
+        with torch.no_grad():
+            torch.testing.assert_close(network(images), expected)
+        return {}
+
+    monkeypatch.setattr("nas.export.export_network", export)
+    monkeypatch.setattr("nas.export.onnx_installed", lambda: True)
+    described = {
+        name: {**load_runtime("torch-cpu,dtype=bfloat16,batch=4").describe(), "name": name} | more
+        for name, more in {"own": {}, "other": {"runtime": "tensorrt", "dtype": "float16"}}.items()
+    }
+    for name in described:
+        inputs = SimpleNamespace(
+            space=space, data=photo_data, described=described,
+            settings=SimpleNamespace(device=name),
+            evaluator=SimpleNamespace(subnet=network.inherit),
+        )  # fmt: skip
+        _export(inputs, chosen, tmp_path)
+    card = Card.of(space, chosen, photo_data)
+    assert found["own"] == (4, "bfloat16", ["safetensors", "pt2"], card, described["own"])
+    formats = ["safetensors", "pt2", "onnx"]
+    assert found["other"] == (4, "float32", formats, card, described["other"])
 
 
 def test_a_folder_never_holds_files_of_two_networks(photo_data, tmp_path):
