@@ -10,11 +10,11 @@ evaluations, and smaller still where `noise` is given.
 
 `calls` (two minutes): how often a latency that is a function is called until 60 members are scored
 of which one in 3, 100, 1,000 fits; 12 choices, 2 seeds. Expected: below 1,500 where the function is
-a sum, a product or a maximum, or a sum with outliers of a million; what only pairs of choices tell
-is found by thousands of calls, and not always within the 7,000 that are allowed.
+a sum, a product or a maximum, and thousands where outliers of a million are added or only pairs of
+choices tell, not always within the 7,000 that are allowed.
 
-`time` (ten minutes): milliseconds of processor time an evaluation after so many scores that cost
-nothing, and the share of it that a resume takes. Expected: below 50 ms at 5,000; below 10 %.
+`time` (three minutes of processor time): milliseconds an evaluation after so many scores that cost
+nothing, and the share of the whole that a resume takes. Expected: below 50 ms at 5,000; below 5 %.
 """
 
 from __future__ import annotations
