@@ -18,7 +18,14 @@ from conftest import export_weights_alone, made_up_table, measure_as_predicted
 import nas
 from nas import cli
 from nas.budget import Budget
-from nas.errors import EvaluationError, InfeasibleError, RunError, UnknownNameError, UsageError
+from nas.errors import (
+    EvaluationError,
+    InfeasibleError,
+    RunError,
+    TableError,
+    UnknownNameError,
+    UsageError,
+)
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.latency.table import LatencyTable
@@ -560,3 +567,15 @@ def test_the_upper_limit_of_a_median():
 def test_a_run_that_is_not_finished_has_no_report(tmp_path):
     with pytest.raises(RunError, match="vitnas search"):
         SavedRun.load(tmp_path)
+
+
+@pytest.mark.parametrize("budget", [20.0, Budget(20.0, "board")])
+def test_a_search_refuses_a_table_that_was_altered_by_hand(settings, table, tmp_path, budget):
+    """That of this machine, and that of a board which is only the label of a table."""
+    folder = Path(shutil.copytree(table, tmp_path / "table"))
+    text = (folder / "rows.csv").read_text()
+    row = text.splitlines()[1]
+    (folder / "rows.csv").write_text(text.replace(row, row.replace(",0.00", ",0.01", 1)))
+    with pytest.raises(TableError, match="was altered after it was measured; restore its files"):
+        nas.search(out=tmp_path / "run", **{**settings, "budget": budget, "table": folder})
+    assert not (tmp_path / "run").exists()
