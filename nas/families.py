@@ -72,13 +72,13 @@ def _find(name: str, task: Task | None) -> SearchSpace:
     for family in families():
         if name in _of(family, "MODELS"):
             found = _of(family, "MODELS")[name]
-            return SearchSpace(name, *found, task or Classification(1000))
+            return SearchSpace(name, *found, task or Classification.of_imagenet())
     raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
 
 
 def _default_task(family: str) -> Task:
     module = load_module("family", "search_spaces", family)
-    return getattr(module, "TASK", Classification(10))
+    return getattr(module, "TASK", Classification())
 
 
 def _of(family: str, what: str) -> Mapping[str, tuple[Space[Architecture], Parts]]:

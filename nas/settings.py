@@ -82,7 +82,9 @@ class Settings:
 
     budgets: tuple[dict[str, float], ...]
     space: str = option("swin:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
-    data: str = option("scenes", "`scenes` (shipped) or `imagefolder:PATH`.")
+    data: str = option(
+        "scenes", "`scenes` (shipped), `imagefolder:PATH`, or `MODULE:ARGUMENT` of your own."
+    )
     confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
     quantile: float = option(
         0.5, "Share of single inferences that stay within the budget; 0.5: their median."
@@ -92,8 +94,8 @@ class Settings:
         "", "Run whose scores are known: it may answer at once.", name="from", metavar="RUN"
     )
     evaluations: int = option(8, "Candidates to score in this run.", least=1)
-    search_images: int = option(400, "Images of the search split.", least=10)
-    test_images: int = option(500, "Images of the test split.", least=10)
+    search_images: int = option(400, "Samples (images) of the search split.", least=10)
+    test_images: int = option(500, "Samples (images) of the test split.", least=10)
     searcher: str = option("evolution", "What is tried next: evolution, nsga2, tpe or random.")
     sampler: str = option("trellis", "Where proposals come from.", choices=SAMPLERS)
     batch: int = option(8, "Candidates between two looks at the scores.", least=1)

@@ -200,7 +200,7 @@ def measure_as_predicted(
     Noise makes it less or more by up to that share, for the same network always by the same.
     """
 
-    def measure(device, space, architectures, rounds, advance):
+    def measure(device, space, architectures, rounds, advance, kernel):
         advance(rounds)
         off = [1 + noise * (int(a.id, 16) % 201 / 100 - 1) for a in architectures]
         predicted = [times * x * table.predict(space, a) for a, x in zip(architectures, off)]

@@ -28,6 +28,7 @@ from nas.errors import (
 )
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
+from nas.latency import end_to_end
 from nas.latency.table import LatencyTable
 from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json, write_json
@@ -208,6 +209,25 @@ def test_a_killed_search_resumes_to_the_same_result(finished, settings, tmp_path
     points = [[(c["id"], c["predicted_ms"], c["search_top1_percent"]) for c in r["front"]]
               for r in (resumed, result)]  # fmt: skip
     assert points[0] == points[1]
+
+
+@pytest.mark.parametrize("name", ["explicit", "fused"])
+def test_a_resumed_run_is_measured_with_the_kernel_that_it_began_with(
+    name, finished, settings, table, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "measured.jsonl").unlink()  # killed before it measured, resumed on another day
+    known = {k: v for k, v in read_json(folder / "settings.json").items() if k != "check"}
+    write_json(folder / "settings.json", {**known, "explicit_in_windows": name == "explicit"})
+    asked, measure = [], end_to_end.measure_fresh
+
+    def told(*arguments, kernel, **more):
+        asked.append(kernel)
+        return measure(*arguments, kernel=kernel, **more)
+
+    monkeypatch.setattr(end_to_end, "measure_fresh", told)
+    nas.search(out=folder, resume=True, **settings)
+    assert set(asked) == {name}
 
 
 def test_resume_refuses_other_settings_and_names_them(finished, settings):

@@ -240,6 +240,16 @@ def test_layers_add_up_to_the_network():
     assert 0.5 < median(sums) / median(totals) < 2
 
 
+@pytest.mark.parametrize("name", ["explicit", "fused"])
+def test_torch_computes_attention_in_windows_as_it_is_told(name, monkeypatch):
+    used = []
+    monkeypatch.setattr("nas.network.standalone.deploy", lambda module, kernel: used.append(kernel))
+    with load_runtime("torch-cpu") as runtime:
+        runtime.kernel = name
+        runtime.prepare(WHOLE["swin:debug dense"][:2], fused=True)
+    assert {kernel.__name__ for kernel in used} == {name}
+
+
 def test_listing_runtimes_imports_nothing_heavy():
     """`vitnas --help` and `vitnas list devices` name them all."""
     heavy = ["torch", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "ethosu"]

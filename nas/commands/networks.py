@@ -145,8 +145,10 @@ def quantize(
     weights: Annotated[
         str, typer.Option(help="Checkpoint of a named model: a file, or a name on timm's hub.")
     ] = "",
-    images: Annotated[int, typer.Option(min=10, help="Images of the search split.")] = 400,
-    calibration: Annotated[int, typer.Option(min=1, help="Training images for the ranges.")] = 64,
+    images: Annotated[
+        int, typer.Option(min=10, help="Samples (images) of the search split.")
+    ] = 400,
+    calibration: Annotated[int, typer.Option(min=1, help="Training samples for the ranges.")] = 64,
     train: Annotated[
         int, typer.Option(min=0, help="Images to train the int8 network on, into --out.")
     ] = 0,

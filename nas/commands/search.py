@@ -187,7 +187,7 @@ def train(
         typer.Option(
             min=200,
             max=10**9,
-            help="Training images in all; default: 271,200, with --adapt 21,600.",
+            help="Training samples (images) in all; default: 271,200, with --adapt 21,600.",
         ),
     ] = None,
     init: Annotated[
@@ -200,7 +200,9 @@ def train(
     teacher: Annotated[
         str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
     ] = "",
-    objective: Annotated[str, typer.Option(help="What it learns from.")] = "supervised",
+    objective: Annotated[
+        str, typer.Option(help="What it learns from: supervised, or a MODULE of your own.")
+    ] = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -236,7 +238,7 @@ def train(
     score = f"search_{load_task(card).metric.key}"
     out.print(
         f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
-        f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} search images"
+        f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} samples of the search split"
     )
 
 

@@ -1,9 +1,9 @@
 """Whole networks measured end to end, in a fresh process.
 
 As a program (`python -m nas.latency.end_to_end`) it is that process. It reads a line of JSON from
-stdin, `{"device", "space", "task", "architectures", "rounds", "layers"}`, and ends at once when
-stdin is closed. To stdout it writes one line `{"done": n}` per round, and last `{"samples":
-[[...], ...], "layers": [...], "wall_over_cpu": [...], "cpu": [[...], ...]}`.
+stdin, `{"device", "space", "task", "architectures", "rounds", "layers", "kernel"}`, and ends at
+once when stdin is closed. To stdout it writes one line `{"done": n}` per round, and last
+`{"samples": [[...], ...], "layers": [...], "wall_over_cpu": [...], "cpu": [[...], ...]}`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ def measure_fresh(
     rounds: int = 10,
     layers: bool = False,
     advance: Callable[[int], None] = lambda _: None,
+    kernel: str = "",
 ) -> list[Measurement]:
     """Measure whole networks on a device, in a fresh process.
 
     Networks take turns; a round gives three samples of each. With `layers` every round also times
-    each network layer by layer. `advance` is called with 1 after each round. Raises
-    `EvaluationError` where a network cannot be run, or the process fails.
+    each network layer by layer. `advance` is called with 1 after each round. `kernel` is
+    that of attention in windows (see `Runtime`). Raises `EvaluationError` where a network cannot
+    be run, or the process fails.
     """
     request = {
         "device": device,
@@ -62,6 +64,7 @@ def measure_fresh(
         "architectures": [a.to_json() for a in architectures],
         "rounds": rounds,
         "layers": layers,
+        "kernel": kernel,
     }
     path = [str(Path(nas.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
@@ -127,6 +130,7 @@ def _measure(request: dict[str, Any]) -> None:
     architectures = [space.parse(text) for text in request["architectures"]]
     networks = [space.layers(a) for a in architectures]
     with load_runtime(request["device"]) as runtime:
+        runtime.kernel = request["kernel"]
         try:
             whole = [runtime.prepare(layers, fused=True) for layers in networks]
             split = networks if request["layers"] else []

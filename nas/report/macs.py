@@ -45,7 +45,9 @@ def macs_by_resolution(models: Sequence[str], resolutions: Sequence[int]) -> dic
     Raises `UsageError`, before anything is counted, for a model that does not exist or cannot take
     a resolution.
     """
-    spaces = {model: load_space(model, Classification(1000)) for model in dict.fromkeys(models)}
+    spaces = {
+        model: load_space(model, Classification.of_imagenet()) for model in dict.fromkeys(models)
+    }
     sides = sorted(set(resolutions))
     networks = {(m, side): _layers(space, side) for m, space in spaces.items() for side in sides}
     rows: list[Row] = []

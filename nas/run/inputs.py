@@ -242,7 +242,7 @@ def shipped_scores(
     }
     if any(head.get(key) != value for key, value in same.items()):
         console.print(
-            f"the shipped scores are of {head.get('search_images', 'other')} images of the search "
+            f"the shipped scores are of {head.get('search_images', 'other')} samples of the search "
             "split, or of other weights, layers or data: they are not used"
         )
         return []

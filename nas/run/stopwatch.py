@@ -206,8 +206,10 @@ class Stopwatch:
 
         space, rounds = self.inputs.space, rounds_for(self.inputs.settings.quantile)
         serial = self.inputs.described[device].get("threads", 1) == 1
+        kernel = self.inputs.network.kernel
+        named = kernel.__name__ if kernel else ""
         with bar("measure", rounds, "rounds") as advance:
-            new = measure_fresh(device, space, architectures, rounds, advance=advance)
+            new = measure_fresh(device, space, architectures, rounds, advance=advance, kernel=named)
         for a, own in zip(architectures, new):
             samples = [round(x, 4) for x in own.samples]
             cpu = [round(x, 4) for x in own.cpu if serial]

@@ -84,6 +84,8 @@ class Runtime(ABC):
     example: ClassVar[str] = ""  # of an address, for those that have one
 
     source: str = "measured"
+    # How torch computes attention in windows on a CPU: `explicit`, `fused`, or as is faster here.
+    kernel: str = ""
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -47,6 +47,7 @@ class TorchCompile(TorchCpu):
         """Compile layers, one by one or as one piece; the first call is over when this returns."""
         import torch
 
+        from nas.layers import attention
         from nas.network.standalone import build, inputs
 
         _compiler(self.device)
@@ -54,7 +55,8 @@ class TorchCompile(TorchCpu):
         state = inputs(layers[0], self.batch, dtype=dtype)
         try:
             with torch.no_grad(), _quiet():
-                pieces = _compile(build(layers, dtype=dtype), state, fused)
+                kernel = getattr(attention, self.kernel) if self.kernel else None
+                pieces = _compile(build(layers, dtype=dtype, kernel=kernel), state, fused)
         except Exception as error:  # inductor's have no common base
             message = (str(error).splitlines() or [type(error).__name__])[0]
             raise PreparationError(

@@ -63,10 +63,12 @@ class TorchCpu(Runtime):
         """Modules in a row, the clock read after each layer or after the last only."""
         import torch
 
+        from nas.layers import attention
         from nas.network.standalone import build, inputs
 
         dtype = getattr(torch, self.dtype)
-        steps = build(layers, dtype=dtype)
+        kernel = getattr(attention, self.kernel) if self.kernel else None
+        steps = build(layers, dtype=dtype, kernel=kernel)
         state = inputs(layers[0], self.batch, dtype=dtype)
 
         @torch.inference_mode()

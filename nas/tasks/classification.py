@@ -43,12 +43,20 @@ class Top1(Metric):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One of `classes`, by logits (samples, classes); labels are integers (samples,)."""
+    """One of `classes`, by logits (samples, classes); labels are integers (samples,).
+
+    As many as the shipped data has, unless somebody says how many.
+    """
 
     classes: int = 10
     names: tuple[str, ...] = field(default=(), compare=False)
 
     metric: ClassVar[Metric] = Top1()
+
+    @classmethod
+    def of_imagenet(cls) -> Classification:
+        """Classification as the published models of all families do it."""
+        return cls(1000)
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Classification:
