@@ -48,7 +48,7 @@ Orders = tuple[Tensor, Tensor] | None
 CHUNK = 32
 # With pruning it depends on the data which tokens are padding. Leaving some out before the MLP
 # costs a sort and a copy: on an AMD EPYC as much as was saved at 3-7 % of the tokens, less at
-# 14-38 % (blocks 1.07-1.24x faster, widths 128 to 384). On GPUs a sort always costs more.
+# 14-38 % (blocks 1.07-1.24x faster, widths 128 to 384). Not measured on GPUs, nor done there.
 WORTH = 0.1
 
 

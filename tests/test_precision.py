@@ -315,9 +315,31 @@ def test_few_values_are_all_kept_and_every_method_stays_within_them(calls):
     calls = [torch.tensor(x) for x in calls]
     values = torch.cat(calls)
     ends = values.min().item(), values.max().item()
+    if max(ends[1], 0) - min(ends[0], 0) <= 1e-30:
+        ends = -1.0, 1.0  # nothing but 0, for which any range does
     assert observed_in(calls, "percentile") == observed_in(calls, "minmax") == ends
     low, high = observed_in(calls, "mse")
     assert min(ends[0], 0) <= low <= high <= max(ends[1], 0)
+
+
+def test_rare_values_among_zeros_are_a_range_all_the_same():
+    x = torch.zeros(100_000)
+    x[3] = 2.5
+    assert observed_in([x], "percentile") == observed_in([x], "minmax") == (0.0, 2.5)
+
+
+@pytest.mark.parametrize("family", ["swin", "mobilenetv3"])
+def test_a_layer_whose_input_is_always_zero_has_a_range(family):
+    space = load_space(f"{family}:debug", Classification(5)).restrict("sparsity", 0).with_int8()
+    network = Network(space, at_precision(space.smallest, "int8")).eval()
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.randn(2, *space.example(space.smallest))
+    for method in METHODS:
+        layers = calibrate(network, images, method=method)
+        assert all(error == 0 for x in layers for error in x.error.values())
+        with torch.no_grad():
+            assert torch.equal(network(images), torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -28,6 +28,7 @@ METHODS = (*CLIPS, "best")
 _TAIL = 1e-4  # of the values at each end, cut by `percentile`
 _DROPPED = 13  # of the 23 bits of a float32's fraction, when values are counted
 _BINS = 2 ** (31 - _DROPPED)  # of each sign
+_NOTHING = 1e-30  # a range that is smaller holds nothing but 0: its unit would be denormal
 _PART = 2**22  # values that are counted at once
 _STEPS = 32  # ranges that `mse` tries at each end
 
@@ -73,6 +74,13 @@ class _Observer:
         return self.low <= self.high
 
     def clip(self, method: str) -> tuple[float, float]:
+        """The range by a method; where it would hold nothing but 0, all that was seen."""
+        for low, high in (self._clip(method), (self.low, self.high)):
+            if max(high, 0) - min(low, 0) > _NOTHING:
+                return low, high
+        return -1.0, 1.0  # an input that is always 0 stays 0 in any range
+
+    def _clip(self, method: str) -> tuple[float, float]:
         if method == "minmax":
             return self.low, self.high
         self._counts = self._counts.cpu()
