@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import shutil
 import threading
 from dataclasses import dataclass, fields, make_dataclass, replace
 from math import comb, isnan, nan
@@ -16,7 +18,7 @@ import pytest
 import nas
 from nas.errors import EvaluationError, InfeasibleError, RunError, UsageError
 from nas.progress import bar
-from nas.records import Journal, write_json
+from nas.records import CHECK, Journal, write_json
 from nas.space.domains import restrict
 from nas.strategy.features import Fields
 from nas.strategy.searchers import searcher_names
@@ -1177,3 +1179,40 @@ def test_stages_of_blocks_are_searched_though_a_stage_has_millions_of_values(tmp
     again = nas.search(40.0, score=found.frame(), failed_share=1.0, **settings)
     known = {c.path: c.score for c in found.candidates}
     assert all(known[c.path] == c.score for c in again.candidates)
+
+
+WEIRD = (None, [], {}, "x", -1, 1e400, True, "9" * 5000, [[1]])
+
+
+@pytest.mark.parametrize("name", ["candidates", "latencies", "batches", "settings"])
+def test_a_damaged_folder_is_refused_or_gives_the_same(name, tmp_path):
+    """Cut, altered, replaced and lost: what cannot be read is asked for again."""
+    settings = dict(space=CUBE, latency=latency_of_cube, score=product, evaluations=32)
+    whole = nas.search(9.0, out=tmp_path / "whole", **settings)
+    file = f"{name}.json" + "l" * (name != "settings")
+    text = (tmp_path / "whole" / file).read_text()
+    rng, damaged = np.random.default_rng(0), ["", "[]\n", text[: len(text) // 2], text[:-9]]
+    for weird in WEIRD:
+        lines = text.splitlines() if name != "settings" else [text]
+        i = int(rng.integers(len(lines)))
+        record = {k: v for k, v in json.loads(lines[i]).items() if k != CHECK}
+        record[list(record)[int(rng.integers(len(record)))]] = weird
+        damaged.append("\n".join([*lines[:i], json.dumps(record), *lines[i + 1 :], ""]))
+    for i, content in enumerate(damaged):
+        folder = tmp_path / str(i)
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / file).write_text(content)
+        try:
+            found = nas.search(9.0, out=folder, resume=True, **settings)
+        except nas.VitnasError as error:
+            assert len(str(error).replace(str(folder), "")) < 300
+        else:
+            assert found.candidates == whole.candidates or name == "candidates"
+
+
+def latency_of_cube(m):
+    return m.a + m.b + m.c * 0.5
+
+
+def product(m):
+    return float(m.a * m.b)

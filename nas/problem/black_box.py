@@ -70,14 +70,27 @@ class BlackBox:
 
         Raises `RunError` where the function gives quite other costs than these.
         """
-        own = [r for r in written if r.get("limit") == self.name and "cost" in r]
-        self._written = {tuple(map(int, r["id"].split("-"))): float(r["cost"]) for r in own}
+        for record in written:
+            path, cost = self._path(record.get("id")), record.get("cost")
+            if record.get("limit") != self.name or not path:
+                continue
+            if isinstance(cost, float) and math.isfinite(cost):
+                self._written[path] = cost
         self._compare(list(self._written.items())[:5])
         self._journal = journal
 
     def restore(self, calls: int) -> None:
         """Take the first so many written calls for those that were asked for."""
         self.known = dict(islice(self._written.items(), calls))
+
+    def _path(self, given: Any) -> tuple[int, ...]:
+        """The path of an id; empty where it is that of no member."""
+        sizes = [len(position.values) for position in self._space.choices]
+        parts = str(given).split("-")
+        if len(parts) != len(sizes) or not all(p.isdecimal() and len(p) < 9 for p in parts):
+            return ()
+        path = tuple(map(int, parts))
+        return path if all(i < n for i, n in zip(path, sizes)) else ()
 
     def _cost(self, path: tuple[int, ...]) -> float:
         if path not in self.known:

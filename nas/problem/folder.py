@@ -14,7 +14,7 @@ from typing import Any
 
 from nas.errors import RunError
 from nas.problem.costs import AskedCost
-from nas.records import Journal, read_object, write_json
+from nas.records import Journal, fingerprint, read_object, write_json
 
 
 class Folder:
@@ -42,7 +42,7 @@ class Folder:
         with self.candidates.locked():
             self._refuse_other(self.path, resume)
             if (journal := self._journal("batches")) is not None:
-                self.batches = journal.read()
+                self.batches = [own for own in journal.read() if own.pop("seal", "") == _seal(own)]
             yield
 
     def begin(self) -> None:
@@ -65,10 +65,12 @@ class Folder:
         """
         if (journal := self._journal("batches")) is not None:
             if any(own["start"] >= batch["start"] for own in self.batches):
-                journal.keep(lambda own: own["start"] < batch["start"])
+                left = [own for own in self.batches if own["start"] < batch["start"]]
+                journal.write([{**own, "seal": _seal(own)} for own in left])
                 self.batches = []
             asked = [[len(cost.box.known), cost.fitted_to] for cost in self._costs]
-            journal.append({**batch, "asked": asked})
+            own = {**batch, "asked": asked}
+            journal.append({**own, "seal": _seal(own)})
 
     def restored(self, batch: Mapping[str, Any]) -> None:
         """Bring the costs of functions to where they were after a batch."""
@@ -94,6 +96,11 @@ class Folder:
                 )
         elif (path / "candidates.jsonl").exists():
             raise RunError(f"{path} has candidates of an unknown search", "choose another folder")
+
+
+def _seal(batch: Mapping[str, Any]) -> str:
+    """What tells a batch that was written here from one that was made or altered by hand."""
+    return fingerprint(batch)
 
 
 class _Begun(Journal):
