@@ -118,7 +118,8 @@ def test_settings_are_the_same_in_their_classes_in_python_and_on_the_command_lin
 
 
 def test_an_unknown_keyword_of_a_search_is_named():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'evaluatoins'"):
+    """By the name that the user called, not that of a function inside, and with the nearest one."""
+    with pytest.raises(UsageError, match=r"nas.search 'evaluatoins'; did you mean evaluations\?"):
         nas.search("20ms", evaluatoins=3)
 
 

@@ -481,7 +481,7 @@ def test_shipped_scores_are_used_where_weights_layers_data_and_images_are_theirs
         ({"evaluations": 0}, "evaluations must be a whole number, at least 1, got 0"),
         ({"evaluations": 2.5}, "evaluations must be a whole number"),
         ({"batch": "8"}, "batch must be a whole number"),
-        ({"seed": None}, "seed must be a whole number, at least 0"),
+        ({"seed": None}, "seed must be a whole number"),
         ({"search_images": 3}, "search_images must be a whole number, at least 10"),
         ({"confidence": "high"}, "confidence must be a number"),
         ({"fresh": "no"}, "fresh must be True or False"),
