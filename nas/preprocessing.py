@@ -52,9 +52,9 @@ class PictureReader:
                 file.draft(self.mode, (round(side / self.crop),) * 2)
                 picture = self._on_ground(self._in_eight_bits(upright(file)))
         except Exception as error:  # a damaged file fails in any way that a parser can
-            raise DataError(
-                f"cannot decode {path}: {error}", "remove or replace the file"
-            ) from None
+            lost = path.is_dir() or not path.exists()
+            fix = "give the path of a picture" if lost else "remove or replace the file"
+            raise DataError(f"cannot decode {path}: {error}", fix) from None
         square = self.crop * min(picture.size)
         left, top = ((length - square) // 2 for length in picture.size)
         picture = picture.resize(
@@ -90,8 +90,10 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     Raises whatever its parser does, and `ValueError` for what is no file (a pipe would be waited
     for) and for a colour space that cannot be converted. Pillow refuses 179 million pixels or more.
     """
+    if not path.exists():
+        raise ValueError("there is no such file")
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is a folder" if path.is_dir() else "it is no file")
     with Image.open(path, formats=_readable()) as picture:
         if picture.mode not in _EIGHT_BIT and not is_deep(picture):
             raise ValueError(f"its colour space {picture.mode} is not supported")

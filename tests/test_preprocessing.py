@@ -250,8 +250,16 @@ def test_a_long_thin_picture_costs_no_memory(tmp_path):
     assert (seen == 77).all()
 
 
-@pytest.mark.parametrize("what", ["pipe", "folder", "nothing", "NUL"])
-def test_what_is_no_file_is_refused_at_once(tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("pipe", "it is no file; remove or replace the file"),
+        ("folder", "it is a folder; give the path of a picture"),
+        ("nothing", "there is no such file; give the path of a picture"),
+        ("NUL", "there is no such file; give the path of a picture"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path, what, words):
     path = tmp_path / "x.png"
     if what == "pipe":
         os.mkfifo(path)
@@ -259,7 +267,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, what):
         path.mkdir()
     elif what == "NUL":
         path = tmp_path / "x\0.png"
-    with pytest.raises(DataError, match="remove or replace"):
+    with pytest.raises(DataError, match=words):
         PictureReader().pixels(path, 8)
 
 

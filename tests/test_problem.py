@@ -729,6 +729,8 @@ def test_what_is_not_used_of_a_table_is_said(capfd):
     explored(latency=pd.concat([CUBE_COSTS, CUBE_COSTS[:2].assign(value="wide")]))
     said = capfd.readouterr().err
     assert "2 costs are of no value of the space, e.g. a = 'wide': they are not used" in said
+    explored(score=CUBE_SCORES[["a", "b", "score"]])
+    assert "no column c: a score holds for all values of it" in capfd.readouterr().err
     explored()
     assert capfd.readouterr().err == ""
 
@@ -797,6 +799,10 @@ def test_few_scores_expect_nothing():
     [
         ({"score": CUBE_SCORES[["score"]]}, "no column a, b, c"),
         ({"score": CUBE_SCORES.rename(columns={"a": "A"})}, "no column a, and A is no choice"),
+        (
+            {"score": pd.concat([CUBE_SCORES, CUBE_SCORES[["score", "b"]] + 1], axis=1)},
+            "several columns called b, score; drop all but one",
+        ),
         (
             {"score": CUBE_SCORES.assign(a=99)},
             "no row .* can be used; 512 rows are of no member, e.g. a = 99",

@@ -49,7 +49,9 @@ def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], Any
 
     The other columns are choices by name, as in `columns_of`. Where all of these are there, more
     may be, such as `latency`; else a column that is none of them is refused (`UsageError`), since
-    it may be one with a wrong name. Rows of the same member are trials: their mean is its score.
+    it may be one with a wrong name. So is a name that two columns have. A score of a table that
+    leaves choices out holds for all their values, which is said. Rows of the same member are
+    trials: their mean is its score.
     """
     if callable(given):
         function: Callable[[Any], Any] = given
@@ -71,6 +73,16 @@ def read_score(given: Any, positions: Sequence[Position]) -> Callable[[Any], Any
             + (f", and {', '.join(unknown[:4])} is no choice" if unknown else ""),
             "name its columns as in Exploration.frame(), and drop others",
         )
+    wanted = {"score", *(column.name for column in used)}
+    if twice := sorted(name for name in wanted if names.count(name) > 1):
+        raise UsageError(
+            f"the table of scores has several columns called {', '.join(twice[:4])}",
+            "drop all but one; trials of one member are rows",
+        )
+    if varied:
+        left = ", ".join(varied[:4]) + ", ..." * (len(varied) > 4)
+        said = f"the table of scores has no column {left}: a score holds for all values of it"
+        console.print(said, soft_wrap=True)
     return _score_table(given, used)
 
 

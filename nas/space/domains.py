@@ -48,8 +48,8 @@ class Domain(Protocol):
 class Choice:
     """One of a few values, written from the cheapest to the most expensive.
 
-    Values are hashable and distinct (`ValueError`). One list, tuple or other collection by itself
-    is refused (`UsageError`): it is seldom meant as one value.
+    Values are hashable and distinct. One list, tuple or other collection by itself is refused,
+    for it is seldom meant as one value. Raises `UsageError`.
     """
 
     values: tuple[Any, ...]
@@ -64,7 +64,10 @@ class Choice:
         for value in values:
             _require_hash(value)
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"a Choice needs distinct values, at least one, got {values}")
+            raise UsageError(
+                f"a Choice needs distinct values, at least one, got {reprlib.repr(values)}",
+                "give each value once; Python takes 1, 1.0 and True for the same",
+            )
         object.__setattr__(self, "values", values)
 
     def only(self, values: Sequence[Any]) -> Choice:
@@ -115,14 +118,18 @@ class Space(Generic[S]):
 
     def __init__(self, of: type[S], /, **domains: Domain) -> None:
         if not (isinstance(of, type) and is_dataclass(of)):
-            raise TypeError(f"a Space is of a dataclass, got {of!r}: write Space(Net, width=...)")
+            raise UsageError(
+                f"a Space is of a dataclass, got {of!r:.100}", "write nas.Space(Net, width=...)"
+            )
         names = [f.name for f in fields(of) if f.init]
         for name, domain in domains.items():
             _require_domain(name, domain)
         if set(names) != set(domains):
-            raise TypeError(
-                f"{of.__name__} has the fields {names}, the space gives domains for "
-                f"{sorted(domains)}: each field needs exactly one"
+            odd = sorted(set(names) ^ set(domains))
+            raise UsageError(
+                f"each field of {of.__name__} needs exactly one domain; "
+                f"not so {', '.join(odd[:4])}" + ", ..." * (len(odd) > 4),
+                f"its fields are {', '.join(names[:4])}" + ", ..." * (len(names) > 4),
             )
         object.__setattr__(self, "of", of)
         object.__setattr__(self, "domains", tuple((name, domains[name]) for name in names))
@@ -280,7 +287,10 @@ class Repeat:
         longest = self.times.values[-1]
         items = self.item if isinstance(self.item, tuple) else (self.item,) * longest
         if len(items) != longest:
-            raise ValueError(f"{len(items)} domains for up to {longest} items")
+            raise UsageError(
+                f"a Repeat has {len(items)} domains for up to {longest} items",
+                "give one domain, or a tuple with one for each item",
+            )
         return items
 
     @cached_property

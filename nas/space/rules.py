@@ -78,7 +78,10 @@ class Along:
 
     def __post_init__(self) -> None:
         if self.relation not in _RELATIONS:
-            raise ValueError(f"a relation is one of {', '.join(_RELATIONS)}, got {self.relation!r}")
+            raise UsageError(
+                f"a relation is one of {', '.join(_RELATIONS)}, got {self.relation!r:.100}",
+                'e.g. nas.Along("width", "<=")',
+            )
 
     def reads(self, name: str, value: Any) -> Last:
         """The values of the field in `value`, in order."""
@@ -183,7 +186,10 @@ class Walk:
         self._at: list[list[tuple[int, Rule, bool]]] = [[] for _ in positions]
         for slot, ((container, rule), span) in enumerate(spans.items()):
             if not span:
-                raise ValueError(f"{rule}: {container} has no choice of that name")
+                raise UsageError(
+                    f"{rule}: {container} has no choice of that name",
+                    "give a rule the name of a field of the items",
+                )
             for i in span:
                 self._at[i].append((slot, rule, i == span[-1]))
 
