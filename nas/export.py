@@ -290,17 +290,21 @@ def _write_pt2(network: Network, images: Tensor, path: Path, form: Form) -> None
     path.write_bytes(buffer.getvalue())
 
 
-def _program(network: Network, images: Tensor, form: Form) -> torch.export.ExportedProgram:
-    """The network as torch exports it.
+def _program(
+    network: Network, images: Tensor, form: Form, onnx: bool = False
+) -> torch.export.ExportedProgram:
+    """The network as torch exports it, with the operators of `onnx` or torch's own.
 
     `len` of a tensor becomes a number when the layers are run to be recorded, but not when their
-    code is read, which takes longer; so this is tried second where any batch is wanted.
+    code is read, which takes longer; so this is tried second where any batch is wanted. Of what
+    they ask, torch refuses to read `is_in_onnx_export` once it has written an ONNX file.
     """
     for strict in (False, True) if form.any_batch else (False,):
         try:
-            return torch.export.export(
-                network, (images,), dynamic_shapes=form.shapes, strict=strict
-            )
+            with patch("torch.onnx.is_in_onnx_export", lambda: onnx):
+                return torch.export.export(
+                    network, (images,), dynamic_shapes=form.shapes, strict=strict
+                )
         except Exception as error:
             failed = error
     raise failed
@@ -318,8 +322,7 @@ def _write_onnx(network: Network, images: Tensor, path: Path, form: Form) -> Non
         model: Any = network
         if form.any_batch:
             # By itself the exporter would fix a batch that it cannot leave open, without a word.
-            with patch("torch.onnx.is_in_onnx_export", lambda: True):
-                model = _program(network, images, form)
+            model = _program(network, images, form, onnx=True)
         program: Any = torch.onnx.export(
             model, (images,), dynamo=True, verbose=False, opset_version=OPSET,
             optimize=_is_int8(network),
