@@ -91,6 +91,9 @@ def test_what_is_not_given_is_held_out_of_train(tmp_path):
         (["cat/train", "cat/test", "dog/train", "dog/test"], "named as splits (test, train)"),
         (["data/train/cat", "data/test/cat"], "give the path"),
         (["train/train", "train/test"], "all classes"),
+        (["train2017/cat", "train2017/dog", "val2017/cat", "val2017/dog"], "all classes"),
+        (["cars-train/cat", "cars-test/cat"], "all classes"),
+        (["Train_Set/cat", "TestSet/cat", "Validation images/cat"], "all classes"),
         (["train/cat", "train/dog", "test/cat", "test/fox"], "test has images of fox"),
         (["cat", "Cat"], "look alike"),
         (["train/cat", "train/dog", "test/Cat", "test/dog"], "look alike"),
@@ -112,6 +115,14 @@ def test_a_class_may_be_called_as_a_split(tmp_path, name):
     """Where the pictures lie in it as they do in the others."""
     fill(tmp_path, name, "bus", "car")
     assert set(load(tmp_path).task.names) == {name, "bus", "car"}
+
+
+@pytest.mark.parametrize(
+    "names", [("blood_test", "soil_test"), ("freight train", "train"), ("contest", "strain")]
+)
+def test_classes_may_have_the_name_of_a_split_in_theirs(tmp_path, names):
+    fill(tmp_path, *names, count=5)
+    assert load(tmp_path).task.names == names
 
 
 def test_pictures_of_a_split_without_classes_are_left_out(tmp_path, capsys):

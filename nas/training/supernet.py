@@ -204,7 +204,7 @@ def read_card(folder: Path, space_name: str = "") -> dict[str, Any]:
     if base and card["space"] != base:
         raise WeightsError(
             f"the supernet in {folder} has the space {card['space']}, not {base}",
-            f"use --space {card['space']}, or another --supernet",
+            f"use --space {card['space']}, or give another supernet",
         )
     return dict(card)
 

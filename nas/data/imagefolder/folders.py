@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -19,6 +20,10 @@ SPLIT_NAMES = {
     "search": "search", "val": "search", "valid": "search", "validation": "search",
     "test": "test", "testing": "test",
 }  # fmt: skip
+# Such as train2017, test_set and cars-val: the name of a split is one of the words.
+_WITH_A_SPLIT = re.compile(
+    rf"(?:.*[^a-z])?({'|'.join(SPLIT_NAMES)})[\W\d_]*(?:set|data|images)?[\W\d_]*"
+)
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "System Volume Information",
                "lost+found"}  # fmt: skip
 
@@ -258,7 +263,11 @@ def check_names(root: Path, classes: Iterable[str]) -> None:
                 "give one class one name, and different classes different ones",
             )
         known[alike] = name
-    if known and all(name in SPLIT_NAMES for name in known):
+    found = [_WITH_A_SPLIT.fullmatch(name) for name in known]
+    kinds = {SPLIT_NAMES[match[1]] for match in found if match}
+    exact = all(name in SPLIT_NAMES for name in known)
+    # Of classes such as soil_test and blood_test, none is called as a split to train on.
+    if known and (exact or (all(found) and "train" in kinds and len(kinds) > 1)):
         raise DataError(
             f"all classes of {root} are called as splits: {listed(sorted(known.values()), 3)}",
             "put the pictures into train/CLASS and test/CLASS",
