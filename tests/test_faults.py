@@ -324,7 +324,9 @@ def test_a_run_of_other_networks_is_refused_and_what_differs_named(world, only_s
         "scores_fingerprint", "code_fingerprint", "seed", "search_images",
     ):  # fmt: skip
         write_json(run / "settings.json", {**settings, key: "another"})
-        with pytest.raises(RunError, match=f"was made with another {key}; resume"):
+        same = "versions of vitnas and torch" if key == "code_fingerprint" else "options"
+        words = f"was made with another {key}; resume with the same {same}"
+        with pytest.raises(RunError, match=words):
             nas.search(out=run, resume=True, **few)
     write_json(run / "settings.json", settings)
     with pytest.raises(RunError, match="another race_error;"):

@@ -268,9 +268,11 @@ def _kernel(request: Request, identity: Record) -> Kernel:
         return fastest_in_windows()
     before = read_object(file)
     if differing := [key for key in identity if before.get(key) != identity[key]]:
+        is_code = "code_fingerprint" in differing
+        same = "versions of vitnas and torch" if is_code else "options"
         raise RunError(
             f"{request.folder} was made with another {' and '.join(differing)}",
-            "resume with the same options, or start a new run without --resume",
+            f"resume with the same {same}, or start a new run without --resume",
         )
     return explicit if before.get("explicit_in_windows") else fused
 
