@@ -43,7 +43,9 @@ class Prediction:
         return {"file": self.file, **self.facts}
 
 
-def predict(what: str | Path, pictures: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+def predict(
+    what: str | Path, pictures: str | Path | Sequence[str | Path], *, top: int = 5
+) -> list[Prediction]:
     """What the winner of a run, or the network of an exported folder, says of picture files.
 
     `top` bounds the answers to each. A folder needs `preprocess.json`, and the weights or the ONNX
@@ -65,7 +67,7 @@ def predict(what: str | Path, pictures: Sequence[str | Path], *, top: int = 5) -
     run = network or _program(folder, card)
     task = load_task(card.task)
     found = []
-    paths = [Path(path) for path in pictures]
+    paths = list(map(Path, [pictures] if isinstance(pictures, str | Path) else pictures))
     for start in range(0, len(paths), _TOGETHER):
         some = paths[start : start + _TOGETHER]
         pixels, inputs = card.pictures.read(some)

@@ -382,7 +382,7 @@ def test_the_command_predicts_in_text_in_json_and_in_a_picture(photo_data, tmp_p
         assert min(drawn.size) > 50
     code, out, _ = call(capsys, "predict", tmp_path / "w", files[0], "--top", 1)
     assert (code, out.count("%")) == (0, 1)
-    (prediction,) = nas.predict(tmp_path / "w", files[:1])
+    (prediction,) = nas.predict(tmp_path / "w", str(files[0]))  # one path is a picture, too
     assert {*prediction.kept} == {
         *network.kept(torch.zeros(1, *Card.read(tmp_path / "w").input.shape))
     }
