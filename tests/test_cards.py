@@ -329,7 +329,7 @@ TRAIN = {  # options of a training, and what the line that refuses them must say
 
 @pytest.mark.parametrize("options", TRAIN)
 def test_options_of_a_training_are_refused_before_images_are_read(options, capsys, monkeypatch):
-    monkeypatch.chdir(cli.__file__.rpartition("/nas/")[0])
+    monkeypatch.chdir(Path(__file__).parents[1])
     data = [] if options[0].startswith("--data") else ["--data", "imagefolder:nowhere"]
     out = [] if options[0].startswith("--out") else ["--out", "not/there"]
     with pytest.raises(SystemExit) as stop:

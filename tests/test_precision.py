@@ -483,7 +483,7 @@ def test_quantize_prints_what_it_found(monkeypatch, capsys):
         "measured_ms": {"fp32": 2.0, "int8": 1.0},
         "layers": [{"layer": "stage0", "error": {"mse": 1e-4}, "method": "mse", "logit_error": 0.5}],
     }  # fmt: skip
-    monkeypatch.setattr("nas.quantization.subject", lambda *_: (network, None))
+    monkeypatch.setattr("nas.saved_network.subject", lambda *_: (network, None))
     monkeypatch.setattr("nas.quantization.quantize", lambda *_, **options: found)
     with pytest.raises(SystemExit):
         main(["quantize"])

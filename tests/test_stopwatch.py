@@ -100,7 +100,7 @@ def settings(tmp_path, photo_data, debug_supernet, monkeypatch):
     table = made_up_table(SPACE, tmp_path / "table")
     asked = []
 
-    def measure(device, space, architectures, rounds, advance):
+    def measure(device, space, architectures, rounds, advance, **_):
         asked.append(rounds)
         times = [TAIL if i % 10 == 0 else 1.0 for i in range(3 * rounds)]
         predicted = [table.predict(space, a) for a in architectures]

@@ -8,11 +8,9 @@ leaves in them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import json
 import logging
-import signal
 import warnings
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -30,6 +28,7 @@ from nas.extensions import member_name
 from nas.records import fingerprint, write_bytes
 from nas.space.layer import Layer
 from nas.versions import installed, layer_code
+from nas.workers.ending import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +86,7 @@ def _prepare_worker() -> None:
     """Work on one thread, and end with the process that started this one."""
     import torch
 
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()
     torch.set_num_threads(1)
 
 

@@ -34,6 +34,7 @@ from nas.space.architecture import Architecture
 from nas.training.objectives import Made, Objective
 from nas.training.subnets import Subnets
 from nas.typed import MismatchError, decode, mapping
+from nas.workers.ending import end_with_parent
 
 _LOGGED = 20  # steps between two entries of the loss curve
 _AHEAD = 4  # batches that each process has loaded before they are needed
@@ -201,6 +202,8 @@ class Trainer:
                     multiprocessing_context="fork" if self.workers else None,
                     prefetch_factor=_AHEAD if self.workers else None,
                     pin_memory=self.device.type == "cuda",
+                    # They hold what this process has locked.
+                    worker_init_fn=(lambda _: end_with_parent()) if self.workers else None,
                 )
             )
         loaded = next(self._samples)
