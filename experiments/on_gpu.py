@@ -25,11 +25,10 @@ import sys
 import tarfile
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from nas.data import Dataset, load_data
 from nas.evaluation.accuracy import Evaluator
@@ -41,8 +40,15 @@ from nas.run.search import sparsities, uniform
 from nas.runtimes import load_runtime
 from nas.training.objectives import load_objective
 from nas.training.subnets import Subnets
-from nas.training.supernet import save_supernet
-from nas.training.trainer import Recipe, Trainer, faster_in_bf16, fit, loading_processes
+from nas.training.supernet import load_supernet, save_supernet
+from nas.training.trainer import (
+    ADAPTATION,
+    Recipe,
+    Trainer,
+    faster_in_bf16,
+    fit,
+    loading_processes,
+)
 from nas.versions import layer_code
 
 SPACES = (
@@ -55,7 +61,7 @@ SPACES = (
 RECIPE = Recipe(
     batches=(1024, 512, 384),
     learning_rate=2e-3,
-    subnets={"scheduled": 1.0, "band": 1.0, "smallest": 0.25},
+    subnets=ADAPTATION.subnets,
 )
 PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the whole size
 _FIRST = 0.7  # of the time: the first training; what it leaves of it adapts
@@ -131,7 +137,9 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / _slug(name)
         if options.init:
-            settings["init"] = _fill(network, options.init)
+            trained, card = load_supernet(options.init, name, data)
+            network.load_state_dict(trained.state_dict())
+            settings["init"] = card["fingerprint"]
         network.to(options.device)
         recipe = replace(RECIPE, **json.loads(options.recipe))
         rates = _steps_per_second(network, data, recipe)
@@ -153,13 +161,6 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
         _pack(folder, options.out, result)
         result |= _score(network, data, folder, options.scores)
         _pack(folder, options.out, result)
-
-
-def _fill(network: Network, folder: Path) -> str:
-    """Take the weights of a supernet; returns their fingerprint."""
-    weights = load_file(folder / "weights.safetensors")
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return str(read_json(folder / "supernet.json")["fingerprint"])
 
 
 def _device_name(network: Network) -> str:
@@ -229,24 +230,21 @@ def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:
         "scored_on": str(next(network.parameters()).device.type),
     }
     write_json(folder / "scores.json", head)
-    journal, known = Journal(folder / "scores.jsonl"), set()
+    journal, known = Journal(folder / "scores.jsonl"), {}
     evaluator = Evaluator(network, data, data.search, SEARCH_IMAGES)
     figures = {}
 
     def add(architecture, drawn: str) -> None:
-        if architecture.to_json() not in known:
-            known.add(architecture.to_json())
-            percent = evaluator.percent(architecture)
-            journal.append(
-                {"architecture": architecture.to_json(), "drawn": drawn, "top1_percent": percent}
-            )
-            if drawn == "uniform":
-                figures[f"{architecture.resolution}@{sparsity}"] = round(percent, 2)
+        text = architecture.to_json()
+        if text not in known:
+            known[text] = evaluator.percent(architecture)
+            journal.append({"architecture": text, "drawn": drawn, "top1_percent": known[text]})
 
     for sparsity in sparsities(space):
         for resolution in space.positions[0].values:
-            add(uniform(space, resolution, sparsity), "uniform")
-    sparsity = 0
+            own = uniform(space, resolution, sparsity)
+            add(own, "uniform")
+            figures[f"{resolution}@{sparsity}"] = round(known[own.to_json()], 2)
     add(space.smallest, "smallest")
     dense = space.restrict("sparsity", 0)
     kinds = [
@@ -286,11 +284,10 @@ def tables(options: argparse.Namespace) -> None:
         except Exception as error:
             print(f"{key}: {type(error).__name__}: {error}", flush=True)
             continue
-        error = table.manifest["error"]
         results.setdefault("tables", {})[key] = {
             "seconds": round(time.monotonic() - started, 1),
             "rows": len(table.rows),
-            **error,
+            **asdict(table.calibration),
         }
         write_json(options.out / "results.json", results)
         with tarfile.open(archive, "a") as tar:

@@ -19,6 +19,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+import nas
 from nas.data import Dataset, load_data
 from nas.export import export_network
 from nas.families import load_space, space_names
@@ -190,6 +191,23 @@ def made_up_table(space: SearchSpace, folder: Path) -> LatencyTable:
     }
     LatencyTable(rows, manifest).save(folder)
     return LatencyTable.load(folder)
+
+
+def searched(
+    space: SearchSpace, folder: Path, data: Dataset, supernet: Path, evaluations: int
+) -> Path:
+    """A run of one budget whose networks take what is predicted, its weights alone exported."""
+    table = made_up_table(space, folder / "table")
+    trellis = table.trellis(space)
+    with pytest.MonkeyPatch.context() as patch:
+        measure_as_predicted(patch, table)
+        export_weights_alone(patch)
+        nas.search(
+            round(trellis.fastest + trellis.slowest, 3), space=space.name, data=data.name,
+            supernet=supernet, table=folder / "table", evaluations=evaluations, search_images=10,
+            test_images=10, out=folder / "run",
+        )  # fmt: skip
+    return folder / "run"
 
 
 def measure_as_predicted(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from conftest import export_weights_alone, made_up_table, measure_as_predicted
+from conftest import export_weights_alone, measure_as_predicted, searched
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,17 +42,7 @@ TRIES = settings(
 def run(photo_data, debug_supernet, tmp_path_factory):
     """A finished run of few candidates."""
     folder = tmp_path_factory.mktemp("damaged")
-    table = made_up_table(SPACE, folder / "table")
-    trellis = table.trellis(SPACE)
-    with pytest.MonkeyPatch.context() as patch:
-        measure_as_predicted(patch, table)
-        export_weights_alone(patch)
-        nas.search(
-            round(trellis.fastest + trellis.slowest, 3), space="swin:debug", data=photo_data.name,
-            supernet=debug_supernet, table=folder / "table", evaluations=4, search_images=10,
-            test_images=10, out=folder / "run",
-        )  # fmt: skip
-    return folder / "run"
+    return searched(SPACE, folder, photo_data, debug_supernet, evaluations=4)
 
 
 # --- Ways of damaging a file ---

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import export_weights_alone, made_up_table, measure_as_predicted
+from conftest import export_weights_alone, searched
 from safetensors.torch import load_file
 
 import nas
@@ -28,31 +28,21 @@ STILL = replace(SHORT, learning_rate=0.0, weight_decay=0.0)
 
 
 @pytest.fixture(scope="module")
-def searched(photo_data, debug_supernet, tmp_path_factory):
+def finished(photo_data, debug_supernet, tmp_path_factory):
     """A run of one budget, its weights alone exported."""
     folder = tmp_path_factory.mktemp("finetuning")
-    table = made_up_table(SPACE, folder / "table")
-    trellis = table.trellis(SPACE)
-    with pytest.MonkeyPatch.context() as patch:
-        measure_as_predicted(patch, table)
-        export_weights_alone(patch)
-        nas.search(
-            round(trellis.fastest + trellis.slowest, 3), space="swin:debug", data=photo_data.name,
-            supernet=debug_supernet, table=folder / "table", evaluations=6, search_images=10,
-            test_images=10, out=folder / "run",
-        )  # fmt: skip
-    return folder / "run"
+    return searched(SPACE, folder, photo_data, debug_supernet, evaluations=6)
 
 
 @pytest.fixture
-def run(searched, tmp_path, monkeypatch):
+def run(finished, tmp_path, monkeypatch):
     """A copy of the run, on a device whose times are made up."""
     export_weights_alone(monkeypatch)
     monkeypatch.setattr(
         nas.run.finetuning, "measure_fresh",
         lambda device, space, found, *_, **__: [Measurement([3.0, 1.0, 2.0], [], 1.0)] * len(found),
     )  # fmt: skip
-    return shutil.copytree(searched, tmp_path / "run")
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_without_a_rate_everything_stays_as_inherited(run):
@@ -85,14 +75,14 @@ def test_training_changes_the_weights_and_the_report_says_both_accuracies(run):
         finetune(run, recipe=SHORT)
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(run, searched, tmp_path):
+def test_a_stopped_training_goes_on_to_the_same_weights(run, finished, tmp_path):
     calls = iter(range(10**6))
     assert finetune(run, recipe=SHORT, checkpoint_s=0, stop=lambda: next(calls) == 7) is None
     assert not (run / "finetuned.json").exists()
     with pytest.raises(RunError, match="--resume"):
         finetune(run, recipe=SHORT)
     resumed = finetune(run, recipe=SHORT, resume=True)
-    other = shutil.copytree(searched, tmp_path / "other")
+    other = shutil.copytree(finished, tmp_path / "other")
     whole = finetune(other, recipe=SHORT)
     assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
     ours, theirs = (load_file(r / "finetuned" / "weights.safetensors") for r in (run, other))
@@ -100,6 +90,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(run, searched, tmp_path)
 
 
 def test_the_command_prints_both_and_trains_the_winner_alone_on_request(run, capsys):
+    with_another_rival(run)
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main(["finetune", str(run), "--images", "32", "--no-dense", "--json"])
     printed = json.loads(capsys.readouterr().out)
@@ -123,3 +114,30 @@ def test_other_images_or_another_supernet_are_refused(run, debug_supernet, tmp_p
     write_json(run / "run.json", record)
     with pytest.raises(RunError, match="holds other weights"):
         finetune(run)
+
+
+def test_a_winner_that_is_dense_is_its_own_comparison(run):
+    answer = SavedRun.load(run).record.answers[0]
+    assert answer.winner.id == answer.baseline("best dense").id
+    assert len(finetune(run, recipe=STILL).networks) == 1
+    assert "No dense network was fine-tuned" not in (run / "report.html").read_text()
+
+
+def with_another_rival(run):
+    """The largest network takes the place of the best dense one, which is the winner itself."""
+    record = read_json(run / "run.json")
+    for answer in (record, *record["answers"]):
+        others = answer["baselines"]
+        (largest,) = (b for b in others if b["name"] == "largest dense")
+        answer["baselines"] = [
+            largest | {"name": "best dense"} if b["name"] == "best dense" else b for b in others
+        ]
+    write_json(run / "run.json", record)
+
+
+def test_the_best_dense_network_is_trained_as_long(run):
+    with_another_rival(run)
+    winner, rival = finetune(run, recipe=SHORT).networks
+    assert (winner.name, rival.name) == ("winner", "best dense")
+    assert (winner.folder, rival.folder) == ("finetuned", "")
+    assert "No dense network was fine-tuned" not in (run / "report.html").read_text()
