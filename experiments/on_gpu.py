@@ -172,11 +172,10 @@ def _steps_per_second(network: Network, data: Dataset, recipe: Recipe) -> list[f
     """How fast steps of the three phases are beside everything that runs; trains nothing."""
     count = _WARM + _TIMED
     short = replace(recipe, images=tuple(count * n for n in recipe.batches), learning_rate=0.0)
-    device = next(network.parameters()).device
     objective = load_objective("supervised", network.space)
     trainer = Trainer(
         network, data, replace(short, weight_decay=0.0), objective, None,
-        faster_in_bf16(device), loading_processes(),
+        faster_in_bf16(network, data), loading_processes(),
     )  # fmt: skip
     rates = []
     for _ in recipe.batches:

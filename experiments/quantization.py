@@ -66,7 +66,7 @@ def trained(family: str, data, minutes: float, out: Path) -> Network:
         network.load_state_dict(load_file(file))
         return network.eval()
     recipe = Recipe(images=images_in(network, data, minutes))
-    bf16 = faster_in_bf16(torch.device("cpu"))
+    bf16 = faster_in_bf16(network, data)
     trainer = Trainer(network, data, recipe, Supervised(network.space), bf16=bf16)
     total = sum(recipe.steps())
     with bar(f"train {name}", total, "steps") as advance:

@@ -41,7 +41,7 @@ OUT = Path(__file__).parent / "results"
 
 def trained(network: Network, data, recipe: Recipe, title: str) -> Evaluator:
     torch.set_num_threads(cores())
-    bf16 = faster_in_bf16(torch.device("cpu"))
+    bf16 = faster_in_bf16(network, data)
     trainer = Trainer(network, data, recipe, Supervised(network.space), bf16=bf16)
     with bar(title, sum(recipe.steps()), "steps") as advance:
         for _ in range(sum(recipe.steps())):
