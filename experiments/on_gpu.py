@@ -29,17 +29,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from score_architectures import score
 
 from nas.data import Dataset, load_data
-from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.latency.profiling import profile
 from nas.network.network import Network
-from nas.records import Journal, atomic_path, read_json, write_json
-from nas.run.search import sparsities, uniform
+from nas.records import atomic_path, read_json, write_json
+from nas.run.search import sparsities
 from nas.runtimes import load_runtime
 from nas.training.objectives import load_objective
-from nas.training.subnets import Subnets
 from nas.training.supernet import load_supernet, save_supernet
 from nas.training.trainer import (
     ADAPTATION,
@@ -49,7 +48,6 @@ from nas.training.trainer import (
     fit,
     loading_processes,
 )
-from nas.versions import layer_code
 
 SPACES = (
     "swin:micro-window4",
@@ -67,7 +65,6 @@ PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the
 _FIRST = 0.7  # of the time: the first training; what it leaves of it adapts
 _LEAST_STEPS = 20
 _WARM, _TIMED = 4, 8  # steps of each phase that are run to see how fast they are
-SEARCH_IMAGES = 400  # as in a search, so that its scores go on where these end
 TABLES = (
     ("swin:micro-window4", "torch-cuda-graph", "float32", 1),
     ("swin:micro-window4", "torch-cuda", "float32", 1),
@@ -159,7 +156,7 @@ def one_supernet(name: str, options: argparse.Namespace) -> None:
             checkpoint.unlink()
         result = {"seconds": training["seconds"], "images": list(recipe.images)}
         _pack(folder, options.out, result)
-        result |= _score(network, data, folder, options.scores)
+        result["uniform_percent"] = score(network, data, folder, options.scores)
         _pack(folder, options.out, result)
 
 
@@ -215,53 +212,6 @@ def _pack(folder: Path, out: Path, result: dict) -> None:
     with atomic_path(_archive(out, folder.name)) as path, tarfile.open(path, "w") as archive:
         for file in sorted(folder.iterdir()):
             archive.add(file, f"{folder.name}/{file.name}")
-
-
-def _score(network: Network, data: Dataset, folder: Path, count: int) -> dict:
-    """Score what a search starts from; returns the figures of uniform sparsities."""
-    space = network.space
-    card = read_json(folder / "supernet.json")
-    head = {
-        "weights_fingerprint": card["fingerprint"],
-        "data_fingerprint": data.fingerprint,
-        "search_images": SEARCH_IMAGES,
-        "layer_code": layer_code(space.family),
-        "scored_on": str(next(network.parameters()).device.type),
-    }
-    write_json(folder / "scores.json", head)
-    journal, known = Journal(folder / "scores.jsonl"), {}
-    evaluator = Evaluator(network, data, data.search, SEARCH_IMAGES)
-    figures = {}
-
-    def add(architecture, drawn: str) -> None:
-        text = architecture.to_json()
-        if text not in known:
-            known[text] = evaluator.percent(architecture)
-            journal.append({"architecture": text, "drawn": drawn, "top1_percent": known[text]})
-
-    for sparsity in sparsities(space):
-        for resolution in space.positions[0].values:
-            own = uniform(space, resolution, sparsity)
-            add(own, "uniform")
-            figures[f"{resolution}@{sparsity}"] = round(known[own.to_json()], 2)
-    add(space.smallest, "smallest")
-    dense = space.restrict("sparsity", 0)
-    kinds = [
-        (space, "scheduled", "scheduled"),
-        (space, "band", "random"),
-        (dense, "band", "dense"),
-        (space, "band", "random"),
-    ]
-    drawing = [(Subnets(part, {kind: 1.0}, seed=7), drawn) for part, kind, drawn in kinds]
-    begun = time.monotonic()
-    for i in range(count):
-        subnets, drawn = drawing[i % len(drawing)]
-        add(subnets.of(i * 16)[0], drawn)  # another band each time
-    return {
-        "uniform_percent": figures,
-        "scored": len(known),
-        "scoring_s": round(time.monotonic() - begun, 1),
-    }
 
 
 def tables(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -57,36 +57,38 @@ class Subnets:
         return self.space.draw(rng)
 
     def _scheduled(self, step: int, rng: Random) -> Architecture:
-        return self._sample(self._schedules, rng)
+        return self._sample(schedules(self.space), rng)
 
     def _band(self, step: int, rng: Random) -> Architecture:
         band = Random(f"band {self.seed} {step // _STAY}").randrange(_BANDS)
-        return self._sample(self._bands[band], rng)
+        return self._sample(bands(self.space)[band], rng)
 
     def _sample(self, within: Within, rng: Random) -> Architecture:
         path = within.sample(1, np.random.default_rng(rng.getrandbits(64)))[0]
         architecture: Architecture = decode(self.space, path)
         return architecture
 
-    @cached_property
-    def _schedules(self) -> Within:
-        """Architectures of the largest sizes, under any schedule and at any resolution."""
-        largest = self.space.domain.flatten(self.space.largest)
-        weights: list[Floats] = [
-            np.array([i == 0 or _as_large(value, most) for value in position.values], float)
-            for i, (position, most) in enumerate(zip(self.space.positions, largest))
-        ]
-        graph = _costs(self.space).graph
-        return Trellis(graph, lambda _: 0.0).within(0.0, ticks=1, weights=weights)
 
-    @cached_property
-    def _bands(self) -> list[Within]:
-        trellis = _costs(self.space)
-        edges = np.geomspace(trellis.fastest, trellis.slowest, _BANDS + 1)
-        return [
-            trellis.within(float(high), floor=float(low) if i else -np.inf, ticks=_TICKS)
-            for i, (low, high) in enumerate(pairwise(edges))
-        ]
+@lru_cache(maxsize=8)
+def schedules(space: SearchSpace) -> Within:
+    """Architectures of the largest sizes, under any schedule and at any resolution."""
+    largest = space.domain.flatten(space.largest)
+    weights: list[Floats] = [
+        np.array([i == 0 or _as_large(value, most) for value in position.values], float)
+        for i, (position, most) in enumerate(zip(space.positions, largest))
+    ]
+    return Trellis(_costs(space).graph, lambda _: 0.0).within(0.0, ticks=1, weights=weights)
+
+
+@lru_cache(maxsize=8)
+def bands(space: SearchSpace) -> list[Within]:
+    """All architectures in six bands of MACs, each as much dearer than the one before."""
+    trellis = _costs(space)
+    edges = np.geomspace(trellis.fastest, trellis.slowest, _BANDS + 1)
+    return [
+        trellis.within(float(high), floor=float(low) if i else -np.inf, ticks=_TICKS)
+        for i, (low, high) in enumerate(pairwise(edges))
+    ]
 
 
 @lru_cache(maxsize=8)
