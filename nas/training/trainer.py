@@ -39,7 +39,7 @@ from nas.workers.ending import end_with_parent
 
 _LOGGED = 20  # steps between two entries of the loss curve
 _TRIED_ON = 4  # samples, to see which data type is faster
-_AHEAD = 4  # batches that each process has loaded before they are needed
+AHEAD = 4  # batches that each process has loaded before they are needed
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Trainer:
                     sampler=numbers,
                     num_workers=self.workers,
                     multiprocessing_context="fork" if self.workers else None,
-                    prefetch_factor=_AHEAD if self.workers else None,
+                    prefetch_factor=AHEAD if self.workers else None,
                     pin_memory=self.device.type == "cuda",
                     # They hold what this process has locked.
                     worker_init_fn=(lambda _: end_with_parent()) if self.workers else None,
