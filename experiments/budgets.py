@@ -1,43 +1,95 @@
-"""Four budgets: is each kept as measured, and how much of it is used?
+"""Does pruning pay? Winner against best dense network at five budgets, on many test scenes.
 
-    python experiments/budgets.py
+    python experiments/budgets.py --space swin:micro --seeds 3 --test-images 2000 --finetune 6400
 
-`vitnas search` at 8, 12, 20 and 40 ms with its defaults, then one report with all four side by
-side and the pictures of docs/search.md. About six minutes; runs below `runs/budgets`.
+One search answers all budgets, once for each seed. Winner and best dense network are measured in
+turns and scored on the same test scenes. With `--finetune` both are trained further on as many
+images each, in the run of the first seed. Writes `budgets-SPACE.csv`, one line for each budget and
+seed, and the pictures of docs/search.md; runs go below `--out` and are resumed.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 import nas
+from nas.run.finetuning import finetune, shorter
+from nas.run_record import Answer, FineTuning
 
 OUT = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    runs = []
-    for budget in (8, 12, 20, 40):
-        folder = Path("runs") / "budgets" / f"{budget}ms"
-        done = (folder / "run.json").exists()
-        runs.append(folder)
-        result = nas.search(f"{budget}ms", out=folder, resume=done)
-        winner = result["winner"]
-        print(
-            f"{budget} ms: {winner['measured_ms']:.2f} ms (p95 {winner['measured_p95_ms']:.2f}, "
-            f"{100 * winner['measured_ms'] / budget:.0f} % used), "
-            f"test {winner['test_top1_percent']:.1f} %; "
-            + ", ".join(
-                f"{b['name']} {b['measured_ms']:.1f} ms {b['test_top1_percent']:.1f} %"
-                for b in result["baselines"]
-            ),
-            flush=True,
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--space", default="swin:micro")
+    parser.add_argument("--device", default="torch-cpu")
+    parser.add_argument("--budgets", default="8ms,12ms,20ms,30ms,40ms")
+    parser.add_argument("--evaluations", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--test-images", type=int, default=2000)
+    parser.add_argument("--finetune", type=int, default=0, help="images")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "budgets")
+    options = parser.parse_args()
+    slug = options.space.replace(":", "-")
+    rows = []
+    for seed in range(options.seeds):
+        folder = options.out / f"{slug}-{seed}"
+        result = nas.search(
+            options.budgets.split(","),
+            space=options.space,
+            device=options.device,
+            evaluations=options.evaluations,
+            test_images=options.test_images,
+            seed=seed,
+            out=folder,
+            resume=(folder / "settings.json").exists(),
         )
-    OUT.mkdir(exist_ok=True)
-    nas.write_report(runs, Path("runs") / "budgets" / "comparison.html")
-    for name in ("pareto", "kept"):
-        shutil.copy(runs[2] / "pictures" / f"{name}.png", OUT / f"{name}.png")
+        tuned = None
+        if options.finetune and not seed:
+            file = folder / "finetuned.json"
+            tuned = finetune(folder, recipe=shorter(options.finetune, 0), resume=True)
+            print(f"fine-tuned: {file}", flush=True)
+        for answer in result.answers:
+            rows.append({"seed": seed, **row(answer, tuned)})
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(OUT / f"budgets-{slug}.csv", index=False)
+    print(table.groupby("budget_ms").mean(numeric_only=True).round(2).to_string())
+    if options.space == "swin:micro":
+        for name in ("pareto", "kept"):
+            picture = options.out / f"{slug}-0" / "pictures" / f"{name}.png"
+            shutil.copy(picture, OUT / f"{name}.png")
+
+
+def row(answer: Answer, tuned: FineTuning | None) -> dict[str, float | str]:
+    """What one budget gave: milliseconds, test accuracies, and what was pruned."""
+    winner, dense = answer.winner, answer.baseline("best dense")
+    found: dict[str, float | str] = {"budget_ms": answer.budget_ms}
+    for name, candidate in (("winner", winner), ("dense", dense)):
+        if candidate is None:
+            continue
+        found[f"{name}_ms"] = candidate.measured_ms
+        found[f"{name}_percent"] = round(candidate.test_percent, 2)
+        networks = tuned.networks if tuned else ()
+        for network in networks:
+            if network.id == candidate.id:
+                found[f"{name}_finetuned_percent"] = round(network.test_percent, 2)
+    found["architecture"] = winner.id
+    found["pruned"] = "same" if dense and dense.id == winner.id else pruned(winner.architecture)
+    return found
+
+
+def pruned(architecture: dict) -> str:
+    """The resolution and the sparsity of each block, stage by stage."""
+    stages = architecture.get("stages", [])
+    blocks = [[b.get("sparsity", 0) for b in stage["blocks"]] for stage in stages]
+    return f"{architecture['resolution']} px " + " / ".join(
+        " ".join(map(str, own)) for own in blocks
+    )
 
 
 if __name__ == "__main__":
