@@ -239,7 +239,9 @@ def test_adaptation_goes_on_from_a_supernet_and_leaves_it_as_it_is(trained, phot
     folder = train("swin:debug", photo_data, tmp_path / "adapted", ADAPTED, adapt=str(trained))
     assert (trained / "weights.safetensors").read_bytes() == before
     card = read_json(folder / "supernet.json")
-    assert card["training"]["adapt"] == read_json(trained / "supernet.json")["fingerprint"]
+    source = read_json(trained / "supernet.json")
+    assert card["training"]["adapt"] == source["fingerprint"]
+    assert card["training"]["before"] == source["training"]
     network, _ = load_supernet(folder, "swin:debug", photo_data)
     assert Evaluator(network, photo_data, photo_data.train, 20).percent(network.space.largest) > 90
 

@@ -87,9 +87,11 @@ def train(
         load_weights(network, init)
         network.reorder()
     settings = {"init": init}
+    before: dict[str, Any] = {}
     if adapt:
         trained, card = load_supernet(Path(adapt), space_name, data)
         settings["adapt"] = card["fingerprint"]
+        before["before"] = card["training"]
         network.load_state_dict(trained.state_dict())
     taught = None
     if teacher:
@@ -101,7 +103,7 @@ def train(
         settings=settings, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if training is not None:
-        save_supernet(out, network, data, training)
+        save_supernet(out, network, data, training | before)
     return out
 
 
