@@ -41,7 +41,6 @@ from nas.runtimes import load_runtime
 from nas.training.objectives import load_objective
 from nas.training.supernet import load_supernet, save_supernet
 from nas.training.trainer import (
-    ADAPTATION,
     Recipe,
     Trainer,
     faster_in_bf16,
@@ -56,11 +55,7 @@ SPACES = (
     "efficientvit:micro",
     "mobilenetv3:micro",
 )
-RECIPE = Recipe(
-    batches=(1024, 512, 384),
-    learning_rate=2e-3,
-    subnets=ADAPTATION.subnets,
-)
+RECIPE = Recipe(batches=(1024, 512, 384))
 PHASES = (0.2, 0.3, 0.5)  # of the time, for inputs of a quarter, a half and the whole size
 _FIRST = 0.7  # of the time: the first training; what it leaves of it adapts
 _LEAST_STEPS = 20

@@ -81,7 +81,7 @@ class Settings:
     """
 
     budgets: tuple[dict[str, float], ...]
-    space: str = option("swin:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
+    space: str = option("mobilevit:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
     data: str = option(
         "scenes", "`scenes` (shipped), `imagefolder:PATH`, or `MODULE:ARGUMENT` of your own."
     )

@@ -187,7 +187,7 @@ def train(
         typer.Option(
             min=200,
             max=10**9,
-            help="Training samples (images) in all; default: 271,200, with --adapt 21,600.",
+            help="Training samples (images) in all; default: 88,768, with --adapt 19,200.",
         ),
     ] = None,
     init: Annotated[
