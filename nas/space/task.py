@@ -50,6 +50,13 @@ class Metric(ABC):
     def variance(self, observed: Observed) -> float:
         """The variance of `percent` over draws of as many samples, in percentage points squared."""
 
+    def by_class(self, observed: Observed) -> tuple[float | None, ...]:
+        """The score of each class, from 0 to 100; None for one that does not occur.
+
+        Empty, the default, where classes have no scores of their own.
+        """
+        return ()
+
     def outcomes(self, observed: Observed) -> NDArray[np.bool_] | NDArray[np.float64] | None:
         """How well each sample did (samples,), as hits or from 0 to 1; what a race compares.
 
@@ -83,7 +90,8 @@ class Task(ABC):
     """
 
     metric: ClassVar[Metric]
-    scales: ClassVar[int] = 1  # how many of the last stages the head reads
+    scales: ClassVar[int] = 1  # how many of the last stages the head reads, at most
+    dense: ClassVar[bool] = False  # whether outputs are maps (channels, side, side) over the input
 
     @property
     def name(self) -> str:
@@ -119,6 +127,13 @@ class Task(ABC):
         None, the default, where outputs have no such reading: changed answers are not counted.
         """
         return None
+
+    def painted(self, answers: Tensor) -> Tensor:
+        """What to lay over a sample to show answers (side, side): colours and opacity in [0, 1].
+
+        Answers are those of `answers`, or labels; (side, side, 4) is returned. Dense tasks have it.
+        """
+        raise NotImplementedError(f"the answers of {self.name} are not laid out over the input")
 
     @abstractmethod
     def caption(self, outputs: Tensor, batch: Batch) -> str:
