@@ -83,7 +83,9 @@ class Settings:
     budgets: tuple[dict[str, float], ...]
     space: str = option("mobilevit:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
     data: str = option(
-        "scenes", "`scenes` (shipped), `imagefolder:PATH`, or `MODULE:ARGUMENT` of your own."
+        "scenes",
+        "`scenes` or `scenes:masks` (shipped), `imagefolder:PATH`, `masks:PATH`, or "
+        "`MODULE:ARGUMENT` of your own.",
     )
     confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
     quantile: float = option(

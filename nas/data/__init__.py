@@ -1,7 +1,8 @@
 """Data sets in three splits that are kept apart: train, search (fitness only), test.
 
 A file for each kind of data set. It holds `load(argument, seed)`, which returns a `Dataset`, and
-`ARGUMENT`, what has to stand after the colon of its name (empty where nothing may).
+`ARGUMENTS`, what may stand after the colon of its name: words, in capital letters what they stand
+for, and an empty one where there may be no colon.
 """
 
 from __future__ import annotations
@@ -111,13 +112,19 @@ def load_data(name: str, seed: int = 0) -> Dataset:
     """
     kind, _, argument = name.partition(":")
     known = members("nas.data")
-    if "." not in kind and (kind not in known or bool(argument) != (":" in _written(kind))):
-        raise UnknownNameError("data set", name, map(_written, known))
+    forms = _arguments(kind) if kind in known else ()
+    if (
+        "." not in kind
+        and argument not in forms
+        and not (argument and any(map(str.isupper, forms)))
+    ):
+        written = [f"{kind}:{form}".rstrip(":") for kind in known for form in _arguments(kind)]
+        raise UnknownNameError("data set", name, written)
     data: Dataset = load_member("data set", "nas.data", kind, "load")(argument, seed)
     return data
 
 
-def _written(kind: str) -> str:
-    """How data sets of a kind are named, e.g. `imagefolder:PATH`."""
-    argument = import_module(f"nas.data.{kind}").ARGUMENT
-    return f"{kind}:{argument}" if argument else kind
+def _arguments(kind: str) -> tuple[str, ...]:
+    """What may stand after the colon of the name of a kind, e.g. `PATH`."""
+    found: tuple[str, ...] = import_module(f"nas.data.{kind}").ARGUMENTS
+    return found

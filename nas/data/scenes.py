@@ -2,7 +2,8 @@
 
 The label is the class of the item; the clutter is cut from other items. What tells the classes
 apart is a few pixels wide, so shrinking the picture loses it, while most windows of the picture
-hold nothing: the case that window-activation pruning is made for.
+hold nothing: the case that window-activation pruning is made for. `scenes:masks` are the same
+pictures with a label for every pixel: the item's class where it is seen, else the background.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from nas.errors import UsageError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
+from nas.tasks.segmentation import BACKGROUND, Segmentation
 
-ARGUMENT = ""
+ARGUMENTS = ("", "masks")
 Photo = NDArray[np.uint8]
 
 CLASSES = (
@@ -39,19 +41,22 @@ _NOISE_PX = 1024  # side of the noise that backgrounds are cut out of; larger on
 
 
 def load(argument: str, seed: int) -> Dataset:
-    """The scenes as a data set; nothing of it depends on the arguments."""
-    rendered = render_batch("search", range(4))[0]
-    train, search, test = (_Scenes(split, _SIZES[split]) for split in SPLITS)
+    """The scenes as a data set, with masks if `argument` says so; the seed changes nothing."""
+    masks = argument == "masks"
+    made = _MaskedScenes if masks else _Scenes
+    splits = {split: made(split, _SIZES[split]) for split in SPLITS}
+    seen = splits["search"].batch(range(4), CANVAS)
+    names = [*([BACKGROUND] if masks else []), *CLASSES]
+    labelled = [seen["labels"].tobytes()] if masks else []
     return Dataset(
-        name="scenes",
-        task=Classification.of(CLASSES),
-        train=train,
-        search=search,
-        test=test,
+        name="scenes:masks" if masks else "scenes",
+        task=Segmentation.of(names) if masks else Classification.of(names),
         mean=(MEAN,),
         std=(STD,),
         reader=PictureReader("L"),
-        fingerprint=fingerprint(rendered.tobytes(), list(CLASSES)),
+        augment=None,
+        fingerprint=fingerprint(seen["images"].tobytes(), names, *labelled),
+        **splits,
     )
 
 
@@ -63,6 +68,18 @@ class _Scenes(Split):
         if size < _ITEM_PX[1]:  # supernets train at a quarter of their size first
             images = np.stack([_resized(image, size) for image in images])
         return {"images": images[:, None], "labels": labels}
+
+
+class _MaskedScenes(Split):
+    """Scenes with a label for every pixel; below the size of an item, as `_Scenes` shrinks them."""
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        images, labels = [], []
+        for index in indices:
+            image, label, mask = render(self.name, index, max(size, _ITEM_PX[1]))
+            images.append(_resized(image, size))
+            labels.append(_resized(mask * np.uint8(label + 1), size, Image.Resampling.NEAREST))
+        return {"images": np.stack(images)[:, None], "labels": np.stack(labels)}
 
 
 @lru_cache(maxsize=3)
@@ -107,8 +124,8 @@ def render_batch(
     return np.stack([s for s, _ in scenes]), np.array([label for _, label in scenes])
 
 
-def _resized(image: Photo, side: int) -> Photo:
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+def _resized(image: Photo, side: int, by: Image.Resampling = Image.Resampling.BILINEAR) -> Photo:
+    return np.asarray(Image.fromarray(image).resize((side, side), by))
 
 
 @lru_cache(maxsize=1)

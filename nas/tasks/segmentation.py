@@ -96,7 +96,8 @@ class MeanIoU(Metric):
         least = np.maximum(_LEAST_SHARE * labelled.sum(1, keepdims=True), 1)
         lost = (1 - (both + least) / (either + least)).sum(1)
         there = np.maximum((labelled > 0).sum(1), 1)
-        return np.clip(1 - lost / there, 0, 1)
+        outcomes: NDArray[np.float64] = np.clip(1 - lost / there, 0, 1)
+        return outcomes
 
 
 def _overlaps(observed: Observed) -> tuple[Observed, Observed]:

@@ -7,7 +7,6 @@ import numpy as np
 from nas.data import SPLITS, Dataset, Split
 from nas.tasks.classification import Classification
 
-ARGUMENT = ""
 SIDES = {"left": -3, "right": 3}
 
 

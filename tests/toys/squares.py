@@ -8,8 +8,6 @@ from nas.data import SPLITS, Dataset, Split
 from nas.data.imagefolder import crop_and_flip
 from toys.pixels import Pixels
 
-ARGUMENT = ""
-
 
 class Squares(Split):
     def batch(self, indices, size):

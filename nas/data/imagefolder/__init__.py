@@ -30,7 +30,7 @@ from nas.progress import console
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
 
-ARGUMENT = "PATH"
+ARGUMENTS = ("PATH",)
 _DROP_COPIES = ",copies=drop"
 _CROPPED = (0.6, 1.0)  # share of the area that a crop for training keeps
 
@@ -41,19 +41,19 @@ def load(argument: str, seed: int) -> Dataset:
     `seed` fixes which images are held out where the folder has no splits of its own.
     """
     path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
-    root = _root(path)
+    root = root_of(path, "write --data imagefolder:PATH with a folder of class folders")
     files, seen = _read(root)
     if missing := [split for split in ("search", "test") if not files[split]]:
         hold_out(files, seen, missing, Random(seed))
     if drops and (dropped := drop_copies(files, seen)):
-        _say(f"left out {dropped:,} images of train and search that a later split holds, too")
+        say(f"left out {dropped:,} images of train and search that a later split holds, too")
         if not files["search"]:
             raise DataError(
                 f"all images of the search split of {root} are in test, too",
                 "give the search other images, or take its folder away: part of train is held out",
             )
     for line in copy_lines(files, seen, f"--data imagefolder:{path}{_DROP_COPIES} leaves them out"):
-        _say(line)
+        say(line)
     classes = _classes(root, files)
     labels = {name: label for label, name in enumerate(classes)}
     for split in SPLITS:  # the first images of a split must be a fair sample of its classes
@@ -61,12 +61,12 @@ def load(argument: str, seed: int) -> Dataset:
     pictures = {split: [seen[file] for file, _ in files[split]] for split in SPLITS}
     reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
     for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
-        _say(line)
+        say(line)
     splits = {
-        split: _Files(split, [(file, labels[name]) for file, name in own], reader)
+        split: ImageFiles(split, [(file, labels[name]) for file, name in own], reader)
         for split, own in files.items()
     }
-    mean, std = _statistics(splits["train"])
+    mean, std = statistics(splits["train"])
     content = [
         (split, file.relative_to(root).as_posix(), label, seen[file].digest)
         for split in SPLITS
@@ -84,13 +84,13 @@ def load(argument: str, seed: int) -> Dataset:
     )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the user what was left out of a folder, or is read in a special way."""
     console.print(line, style="yellow", soft_wrap=True)
 
 
-def _root(path: str) -> Path:
-    """The folder of this path, `~` expanded; `DataError` where there is none."""
-    fix = "write --data imagefolder:PATH with a folder of class folders"
+def root_of(path: str, fix: str) -> Path:
+    """The folder of this path, `~` expanded; `DataError` with this fix where there is none."""
     try:
         path.encode()
         root = Path(path).expanduser()
@@ -117,12 +117,12 @@ def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
     seen, bad = survey([path for path, _ in named])
     if bad:
         shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
-        _say(f"skipped {len(bad)} unreadable of {len(named)} images: {listed(shown, 3)}")
+        say(f"skipped {len(bad)} unreadable of {len(named)} images: {listed(shown, 3)}")
     for line in left_out.lines():
-        _say(line)
+        say(line)
     if walk.outside:
         shown = [f"{link} -> {target}" for link, target in walk.outside]
-        _say(f"{len(shown):,} links lead out of {root} and are followed: {listed(shown, 3)}")
+        say(f"{len(shown):,} links lead out of {root} and are followed: {listed(shown, 3)}")
     files = {
         split: [(path, label) for parts, label in own if (path := root.joinpath(*parts)) in seen]
         for split, own in found.items()
@@ -130,7 +130,7 @@ def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
     for name in sorted(
         {label for _, label in named} - {n for own in files.values() for _, n in own}
     ):
-        _say(f"{name!r} is no class: none of its images can be read")
+        say(f"{name!r} is no class: none of its images can be read")
     _classes(root, files)
     return files, seen
 
@@ -152,8 +152,8 @@ def _classes(root: Path, files: Files) -> list[str]:
     return classes
 
 
-class _Files(Split):
-    """Image files; the squares at their centres are what is kept of them."""
+class ImageFiles(Split):
+    """Image files with their labels; the squares at their centres are what is kept of them."""
 
     def __init__(self, name: str, files: list[tuple[Path, int]], reader: PictureReader) -> None:
         super().__init__(name, len(files))
@@ -161,6 +161,7 @@ class _Files(Split):
         self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
 
     def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        """Pictures (samples, channels, size, size), bytes, and their labels (samples,)."""
         # Threads of its own for each batch: processes that load beside a training are forked, and
         # would wait for the threads of a pool that stayed behind.
         with ThreadPoolExecutor(4) as pool:
@@ -192,12 +193,12 @@ def crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
         flip = rng.random() < 0.5
         for name in laid_out:
             piece = batch[name][i : i + 1, ..., y : y + crop, x : x + crop]
-            pieces[name].append(_enlarged(piece.flip(-1) if flip else piece, side))
+            pieces[name].append(piece_at(piece.flip(-1) if flip else piece, side))
     return {**batch, **{name: torch.cat(own) for name, own in pieces.items()}}
 
 
-def _enlarged(piece: Tensor, side: int) -> Tensor:
-    """A piece (1, ..., crop, crop) at another side."""
+def piece_at(piece: Tensor, side: int) -> Tensor:
+    """A piece (1, ..., crop, crop) at another side: the nearest of integers, and else bilinear."""
     if piece.shape[-1] == side:
         return piece
     if not piece.is_floating_point():
@@ -206,7 +207,8 @@ def _enlarged(piece: Tensor, side: int) -> Tensor:
     return F.interpolate(piece, (side, side), mode="bilinear", antialias=True)
 
 
-def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of the channels of pictures whose pixels lie in [0, 1]."""
     batch = split.batch(range(0, split.size, max(1, split.size // 200)), 64)
     x = batch["images"].astype(np.float64) / 255
     mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))

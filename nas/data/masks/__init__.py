@@ -1,0 +1,151 @@
+"""Pictures with a mask each: a label for every pixel, for segmentation.
+
+Pictures are read as those of `imagefolder`, and `PATH,copies=drop` leaves out the same copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nas.data import SPLITS, Arrays, Dataset
+from nas.data.imagefolder import ImageFiles, root_of, say, statistics
+from nas.data.imagefolder.folders import LeftOut, Walk, listed
+from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
+from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
+from nas.data.masks.augmentation import scale_crop_and_flip
+from nas.data.masks.classes import Classes, classes_of
+from nas.data.masks.pairs import paired
+from nas.data.masks.reading import Mask, read_mask, survey_masks
+from nas.errors import DataError
+from nas.preprocessing import PictureReader
+from nas.records import fingerprint
+from nas.tasks.segmentation import Segmentation
+
+ARGUMENTS = ("PATH",)
+_DROP_COPIES = ",copies=drop"
+_ALL = "pictures"  # the one class by which pictures are held out
+
+
+def load(argument: str, seed: int) -> Dataset:
+    """The pictures and masks below the folder `argument`; `DataError` where they cannot be used.
+
+    `seed` fixes which pictures are held out where the folder has no splits of its own.
+    """
+    path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
+    root = root_of(path, "write --data masks:PATH with a folder of images and one of masks")
+    files, mask_of, seen, masks = _read(root)
+    if missing := [split for split in ("search", "test") if not files[split]]:
+        hold_out(files, seen, missing, Random(seed))
+    if drops and (dropped := drop_copies(files, seen)):
+        say(f"left out {dropped:,} pictures of train and search that a later split holds, too")
+    for line in copy_lines(files, seen, f"--data masks:{path}{_DROP_COPIES} leaves them out"):
+        say(line)
+    if empty := [split for split in SPLITS if not files[split]]:
+        raise DataError(f"no picture of {root} is left in {empty[0]}", "add some with their masks")
+    classes = classes_of(root, masks, [mask_of[image] for image, _ in files["train"]])
+    for split in SPLITS:  # the first pictures of a split must be a fair sample of it
+        Random(f"{seed} {split}").shuffle(files[split])
+    pictures = {split: [seen[image] for image, _ in files[split]] for split in SPLITS}
+    reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
+    for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
+        say(line)
+    splits = {
+        split: Pairs(split, [(image, mask_of[image]) for image, _ in own], reader, classes)
+        for split, own in files.items()
+    }
+    mean, std = statistics(splits["train"])
+    content = [
+        (split, image.relative_to(root).as_posix(), seen[image].digest, masks[mask].digest)
+        for split in SPLITS
+        for image, mask in splits[split].pairs
+    ]
+    return Dataset(
+        name=f"masks:{root}{_DROP_COPIES if drops else ''}",
+        task=Segmentation.of(classes.names, classes.colours),
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(content, sorted(classes.by_value.items())),
+        reader=reader,
+        augment=scale_crop_and_flip,
+        **splits,
+    )
+
+
+def _read(
+    root: Path,
+) -> tuple[Files, dict[Path, Path], dict[Path, Picture], dict[Path, Mask]]:
+    """The pictures of each split, the mask of each, and what reading both has shown.
+
+    What is left out is said, by reason.
+    """
+    left_out = LeftOut()
+    walk = Walk(root, left_out)
+    found = {
+        split: [(root.joinpath(*pair.image), root.joinpath(*pair.mask)) for pair in own]
+        for split, own in paired(root, walk.pictures, left_out).items()
+    }
+    mask_of = dict(pair for own in found.values() for pair in own)
+    seen, bad_pictures = survey(list(mask_of))
+    masks, bad_masks = survey_masks([pair for pair in mask_of.items() if pair[0] in seen])
+    for what, bad in (("their pictures", bad_pictures), ("their masks", bad_masks)):
+        if bad:
+            shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
+            say(f"skipped {len(bad):,} of {len(mask_of):,} pairs by {what}: {listed(shown, 3)}")
+    for line in left_out.lines():
+        say(line)
+    files = {
+        split: [(image, _ALL) for image, mask in own if image in seen and mask in masks]
+        for split, own in found.items()
+    }
+    different = {seen[image].digest for image, _ in files["train"]}
+    needed = 1 + sum(not files[split] for split in ("search", "test"))
+    if len(different) < needed:
+        raise DataError(
+            f"{root} has {len(different)} different pictures with usable masks to train on",
+            f"give it at least {needed}, each with a mask of its size",
+        )
+    return files, mask_of, seen, masks
+
+
+class Pairs(ImageFiles):
+    """Pictures with their masks, of both the squares at their centres."""
+
+    def __init__(
+        self,
+        name: str,
+        pairs: Sequence[tuple[Path, Path]],
+        reader: PictureReader,
+        classes: Classes,
+    ) -> None:
+        super().__init__(name, [(image, i) for i, (image, _) in enumerate(pairs)], reader)
+        self.pairs, self.classes = list(pairs), classes
+        self._labels: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        """Pictures, and as `labels` (samples, size, size) bytes, 255 where a pixel is ignored."""
+        labels = [self._labelled(i, size) for i in indices]
+        return {**super().batch(indices, size), "labels": np.stack(labels)}
+
+    def _labelled(self, index: int, size: int) -> NDArray[np.uint8]:
+        if (cached := self._labels.get((index, size))) is not None:
+            return cached
+        path = self.pairs[index][1]
+        try:
+            labels = Image.fromarray(self.classes.labelled(*read_mask(path)))
+        except Exception as error:  # a file that was changed since it was surveyed
+            raise DataError(
+                f"cannot decode {path}: {error}", "remove or replace the file"
+            ) from None
+        square = min(labels.size)
+        left, top = ((length - square) // 2 for length in labels.size)
+        box = (left, top, left + square, top + square)
+        found = np.asarray(labels.resize((size, size), Image.Resampling.NEAREST, box))
+        if len(self._labels) * found.size < 1e9:  # as decoded pictures do, masks stay in memory
+            self._labels[index, size] = found
+        return found
