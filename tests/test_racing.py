@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, hypergeom
+from scipy.stats import binomtest, hypergeom, ttest_1samp
 
 from nas.errors import UsageError
-from nas.evaluation.racing import Race, sign_test
+from nas.evaluation.racing import Race, mean_test, sign_test
 
 IMAGES = 400
 
@@ -103,6 +103,37 @@ def test_scores_race_like_hits():
     assert raced(race, scores - 0.1, scores).images == 64
     assert not raced(race, scores, scores).dropped
     assert not raced(race, scores + 0.1, scores).dropped
+
+
+@pytest.mark.parametrize("shift", [-0.05, 0, 0.02])
+def test_the_test_of_means_is_scipys(shift):
+    differences = np.random.default_rng(4).normal(shift, 0.3, 90)
+    expected = ttest_1samp(differences, 0, alternative="less").pvalue
+    assert mean_test(differences) == pytest.approx(expected, rel=1e-9)
+    assert mean_test(np.full(9, 0.25)) == mean_test(np.zeros(9)) == mean_test(np.ones(1)) == 1
+    assert mean_test(np.full(9, -0.25)) == 0
+
+
+def overlaps(rng, found, edges):
+    """Outcomes of segmenters that find a share of the objects, with better or worse edges."""
+    easy, own = rng.random(IMAGES), rng.random((2, IMAGES))
+    ease = np.where(rng.random(own.shape) < 0.5, easy, own)
+    hit = ease < np.array(found)[:, None]
+    noise = rng.normal(0, 0.05, IMAGES) + rng.normal(0, 0.03, own.shape)
+    return np.where(hit, 0.92, 0.5) + np.array(edges)[:, None] + noise
+
+
+@pytest.mark.parametrize("edge", [-0.02, 0, 0.02])
+def test_one_with_worse_edges_that_finds_more_objects_is_not_dropped_for_them(edge):
+    """Both are as good on average; a count of wins and losses would see the edges alone."""
+    rng, error, races = np.random.default_rng(5), 0.05, 1500
+    race = Race.doubling(IMAGES, 64, error)
+    found = (0.6 - edge / 0.42, 0.6)
+    dropped = sum(raced(race, *overlaps(rng, found, (edge, 0))).dropped for _ in range(races))
+    assert dropped / races <= error + 3 * np.sqrt(error * (1 - error) / races)
+    assert dropped > 0
+    worse = [raced(race, *overlaps(rng, (0.4, 0.6), (edge, 0))).dropped for _ in range(100)]
+    assert np.mean(worse) > 0.9
 
 
 def test_the_last_look_drops_nothing():
