@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from nas.deployment import CARD, ONNX, OUTPUTS, WEIGHTS, Card, check_content, load_network
 from nas.errors import MissingPackageError, RunError, UsageError
+from nas.records import write_bytes
 from nas.report.pictures import kept_windows
 from nas.report.saved_run import is_run
 from nas.tasks import load_task
@@ -29,7 +33,8 @@ class Prediction:
 
     `line` is for people, `facts` are the same as JSON. `pixels` (side, side, 3) are in [0, 1], what
     the network saw of the picture; `kept` holds a map of tokens by layer, where layers leave some
-    out.
+    out. `painted` are the colours and the opacity (side, side, 4) of the answers of a dense task,
+    to lay over the pixels; None for other tasks.
     """
 
     file: str
@@ -37,6 +42,7 @@ class Prediction:
     facts: dict[str, Any]
     pixels: NDArray[np.float32]
     kept: dict[str, NDArray[np.bool_]]
+    painted: NDArray[np.float32] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The file, and what the network says of it."""
@@ -78,7 +84,9 @@ def predict(
             kept = {} if network is None else network.kept(inputs[i : i + 1])
             seen = pixels[i].permute(1, 2, 0).numpy()
             maps = {name: own.numpy() for name, own in kept.items()}
-            found.append(Prediction(str(path), meaning.line, meaning.facts, seen, maps))
+            answers = task.answers(outputs[i : i + 1]) if task.dense else None
+            over = None if answers is None else task.painted(answers[0]).numpy()
+            found.append(Prediction(str(path), meaning.line, meaning.facts, seen, maps, over))
     return found
 
 
@@ -90,6 +98,38 @@ def looked(predictions: Sequence[Prediction]) -> Figure:
     ]
     pixels = [p.pixels.astype(np.float64) for p in predictions]
     return kept_windows(pixels, titles, [p.kept for p in predictions])
+
+
+def write_overlays(predictions: Sequence[Prediction], folder: Path) -> list[Path]:
+    """Write what a network saw of each picture, its answers painted over it, as PNG files.
+
+    They are named after the pictures, numbered where two have one name. Raises `UsageError` for a
+    task whose answers are not laid out over pictures.
+    """
+    written: list[Path] = []
+    for prediction in predictions:
+        if prediction.painted is None:
+            raise UsageError(
+                "the answers of this network are not laid out over pictures",
+                "give --out a .png, .svg or .pdf file, which shows where it looked",
+            )
+        stem = Path(prediction.file).stem
+        names = (f"{stem}{f'-{i}' if i > 1 else ''}.png" for i in count(1))
+        path = next(path for name in names if (path := folder / name) not in written)
+        buffer = io.BytesIO()
+        _overlay(prediction.pixels, prediction.painted).save(buffer, "PNG")
+        write_bytes(path, buffer.getvalue())
+        written.append(path)
+    return written
+
+
+def _overlay(pixels: NDArray[np.float32], painted: NDArray[np.float32]) -> Image.Image:
+    """Colours (any side, any side, 4) laid over pixels (side, side, 3), the nearest of each."""
+    side = len(pixels)
+    at = np.arange(side) * len(painted) // side
+    colours, opacity = np.split(painted[at[:, None], at], [3], axis=-1)
+    mixed = pixels * (1 - opacity) + colours * opacity
+    return Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8))
 
 
 def _folder(what: Path) -> Path:

@@ -61,7 +61,8 @@ class Candidate:
     `architecture` holds its choices. Of the accuracies the first is that on the search split, the
     second the same with its noise taken out, the third that on the test split (None: not tested).
     `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
-    is not the median.
+    is not the median. `test_by_class` are the accuracies of the classes on the test split, where
+    the metric has such; None for a class that does not occur.
     """
 
     name: str
@@ -77,6 +78,9 @@ class Candidate:
         default_factory=dict, metadata={"only_if_any": True}
     )
     measured_quantile_ms: float | None = field(default=None, metadata={"only_if_any": True})
+    test_by_class: tuple[float | None, ...] = field(
+        default=(), metadata={"key": "test_{}_by_class", "only_if_any": True}
+    )
 
     @property
     def tail_ms(self) -> float | None:

@@ -353,13 +353,20 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="Answers to each, the best ones.")] = 5,
     figure: Annotated[
-        str, typer.Option("--out", help="Draw where it looked: a .png, .svg or .pdf file.")
+        str,
+        typer.Option(
+            "--out",
+            help="Draw where it looked: a .png, .svg or .pdf file; or a folder for pictures with "
+            "the answers of a segmenter painted over them.",
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
     """Say what is in pictures, and where it looked."""
-    path = figure_path(figure)
-    from nas.prediction import looked
+    named = Path(figure)
+    folder = named if figure and (named.is_dir() or not named.suffix) else None
+    path = None if folder else figure_path(figure)
+    from nas.prediction import looked, write_overlays
     from nas.prediction import predict as run_predict
     from nas.report import pictures as drawing
 
@@ -367,9 +374,13 @@ def predict(
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(looked(found), path)
+    if folder:
+        write_overlays(found, folder)
     if as_json:
         return print_json({"predictions": [prediction.to_json() for prediction in found]})
     for prediction in found:
         out.print(f"{prediction.file}: {prediction.line}", soft_wrap=True)
     if path:
         out.print(f"figure: {path}", soft_wrap=True)
+    if folder:
+        out.print(f"overlays: {folder}", soft_wrap=True)

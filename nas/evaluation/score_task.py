@@ -112,6 +112,7 @@ class AccuracyRecord:
     images: int = field(metadata={"least": 1})
     percent: float = field(metadata=_PERCENT)
     variance: float | None = field(default=None, metadata={"least": 0})
+    by_class: tuple[float | None, ...] = ()
 
 
 def record_of(scored: Scored) -> Record:
@@ -130,6 +131,20 @@ def record_of(scored: Scored) -> Record:
         return {**record, "hits": pack(found)}
     record["variance"] = scored.variance
     return record if found is None else {**record, "outcomes": pack(found)}
+
+
+def tested_record(scored: Scored) -> Record:
+    """An accuracy on the test split as JSON, as `AccuracyRecord` has it beside the id."""
+    by_class = [
+        None if percent is None else round(percent, 4)
+        for percent in scored.metric.by_class(scored.observed)
+    ]
+    return {
+        scored.metric.key: scored.percent,
+        "images": scored.images,
+        "variance": scored.variance,
+        **({"by_class": by_class} if by_class else {}),
+    }
 
 
 def variance_in(record: Record, metric: Metric) -> float:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from nas.data import load_data
+from nas.data import Tensors, load_data
 from nas.errors import DataError, UsageError
 from nas.report.saved_run import SavedRun
+from nas.space.task import Task
 
 _COUNT = 3
 
@@ -19,12 +21,14 @@ _COUNT = 3
 class Example:
     """A test image, what the winner says of it, and which tokens each of its layers works on.
 
-    `pixels` (side, side, 3) are in [0, 1]; `kept` holds a map of tokens by layer.
+    `pixels` (side, side, 3) are in [0, 1]; `kept` holds a map of tokens by layer. For a dense task
+    `painted` holds the truth and the answer as colours (side, side, 4) to lay over the pixels.
     """
 
     pixels: NDArray[np.float64]
     title: str
     kept: dict[str, NDArray[np.bool_]]
+    painted: dict[str, NDArray[np.float32]]
 
 
 def examples(run: SavedRun) -> list[Example] | None:
@@ -48,14 +52,23 @@ def examples(run: SavedRun) -> list[Example] | None:
         batch = data.prepare(sample)
         x = parts.resized(batch[parts.takes], architecture.resolution)
         with torch.no_grad():
-            caption = data.task.caption(network(x), batch)
+            outputs = network(x)
         pixels = torch.from_numpy(sample["images"]).float() / 255
         raw = parts.resized(pixels, architecture.resolution)
         shown.append(
             Example(
                 raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy(),
-                caption,
+                data.task.caption(outputs, batch),
                 {k: v.numpy() for k, v in network.kept(x).items()},
+                painted(data.task, outputs, batch) if data.task.dense else {},
             )
         )
     return shown
+
+
+def painted(task: Task, outputs: Tensor, batch: Tensors) -> dict[str, NDArray[np.float32]]:
+    """The truth and the answer to one sample of a dense task, as colours to lay over it."""
+    answers = task.answers(outputs)
+    assert answers is not None  # of a dense task
+    both = {"truth": batch["labels"], "answer": answers}
+    return {name: task.painted(own[0]).numpy() for name, own in both.items()}

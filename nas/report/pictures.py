@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -336,8 +337,7 @@ def kept_windows(
         for axes in grid.flat:
             axes.axis("off")
         for i, (image, label, own) in enumerate(zip(images, labels, maps)):
-            low, high = np.quantile(image, (0.02, 0.995))
-            image = np.clip((image - low) / max(high - low, 1e-6), 0, 1) ** 0.7  # for the eye
+            image = _brightened(image)
             cells = grid[i * lines : (i + 1) * lines].ravel()
             cells[0].imshow(image)
             cells[0].set_title(label, fontsize=7)
@@ -349,6 +349,52 @@ def kept_windows(
                 title = name.replace("stage", "s").replace("_", " ")
                 axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
     return figure
+
+
+def _brightened(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A picture with the contrast that shows what is in it."""
+    low, high = np.quantile(image, (0.02, 0.995))
+    bright: NDArray[np.float64] = np.clip((image - low) / max(high - low, 1e-6), 0, 1) ** 0.7
+    return bright
+
+
+def masks(
+    images: Sequence[NDArray[np.float64]],
+    labels: Sequence[str],
+    painted: Sequence[Mapping[str, NDArray[np.float32]]],
+    legend: Mapping[str, tuple[float, float, float]],
+) -> Figure:
+    """Draw test images in rows: alone, then under each of what is painted over them.
+
+    `images` are (side, side, 3) in [0, 1], `painted` for each the names of what is laid over it,
+    with colours and opacity (any side, any side, 4). Of the legend what occurs is shown.
+    """
+    seen = [colour for own in painted for x in own.values() for colour in _shown(x)]
+    keys = {
+        name: colour for name, colour in legend.items() if any(np.allclose(colour, s) for s in seen)
+    }
+    columns = 1 + len(painted[0])
+    figure = _figure(7.4, 7.4 / columns * len(images) + 0.4)
+    with mpl.rc_context(_STYLE):
+        grid = figure.subplots(len(images), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for row, image, label, own in zip(grid, images, labels, painted):
+            row[0].set_title(label, fontsize=8)
+            for axes in row:
+                axes.imshow(_brightened(image), extent=(0, 1, 1, 0))
+            for axes, (name, x) in zip(row[1:], own.items()):
+                axes.set_title(name, fontsize=8, fontweight="normal")
+                axes.imshow(x, extent=(0, 1, 1, 0), interpolation="nearest")
+        handles = [Patch(color=colour, label=name) for name, colour in keys.items()]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+    return figure
+
+
+def _shown(painted: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The colours (colours, 3) that are not transparent, each once."""
+    return np.unique(painted[painted[..., 3] > 0][:, :3], axis=0)
 
 
 def macs(result: dict[str, Any]) -> Figure:

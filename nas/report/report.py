@@ -15,7 +15,9 @@ from nas.report import pictures
 from nas.report.examples import examples
 from nas.report.saved_run import SavedRun
 from nas.report.schedules import Made, layer_times, winner_made
-from nas.report.wording import above_dense, headline, number, odds, verdict
+from nas.report.wording import above_dense, class_scores, headline, number, odds, verdict
+
+_PHOTOS = ("kept", "masks")  # pictures that show test images
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -38,6 +40,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             figures["kept"] = pictures.kept_windows(
                 [s.pixels for s in shown], [s.title for s in shown], [s.kept for s in shown]
             )
+            if run.space.task.dense:
+                figures["masks"] = pictures.masks(
+                    [s.pixels for s in shown], [s.title for s in shown],
+                    [s.painted for s in shown], run.space.task.legend(),
+                )  # fmt: skip
         winners = [winner_made(run, answer) for answer in run.record.by_budget]
     drawn = {name: pictures.svg(figure) for name, figure in figures.items()}
     if len(runs) == 1:
@@ -45,10 +52,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             png = pictures.png(figure)
             write_bytes(runs[0].folder / "pictures" / f"{name}.png", png)
             write_text(runs[0].folder / "pictures" / f"{name}.svg", drawn[name])
-            if name == "kept":
+            if name in _PHOTOS:
                 drawn[name] = _img(png)  # photos are smaller as PNG, lines as SVG
-        if shown is None and (kept := runs[0].folder / "pictures" / "kept.png").exists():
-            drawn["kept"] = _img(kept.read_bytes())  # of the report before the images have moved
+        for name in _PHOTOS if shown is None else ():
+            if (before := runs[0].folder / "pictures" / f"{name}.png").exists():
+                drawn[name] = _img(before.read_bytes())  # the images have moved since
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -79,6 +87,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "headline": headline,
         "above_dense": above_dense,
+        "class_scores": class_scores,
         "odds": odds,
         "verdict": verdict,
     }

@@ -129,3 +129,18 @@ def ladder(
             if fits and (not steps or best >= steps[-1][1] + 0.05):
                 steps.append((budget, best))
     return steps
+
+
+def class_scores(record: RunRecord) -> list[tuple[str, list[float | None]]]:
+    """The test accuracies of each class, by its name: of winner and baselines of the lowest budget.
+
+    Empty where the metric of the task has none. A network that was tested before they were recorded
+    has None everywhere.
+    """
+    answer = record.by_budget[0]
+    networks = [answer.winner, *answer.baselines]
+    count = len(answer.winner.test_by_class)
+    names = record.task.get("classes")
+    called = names if isinstance(names, list) else range(count)
+    by_class = [n.test_by_class or (None,) * count for n in networks]
+    return [(str(name), list(row)) for name, row in zip(called, zip(*by_class))]

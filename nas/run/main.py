@@ -19,7 +19,7 @@ import numpy as np
 
 from nas.budget import Budget, positive_number, readable_ms
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import AccuracyRecord, variance_in
+from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
 from nas.latency.table import LatencyTable
 from nas.progress import bar, console
 from nas.records import Journal, write_json
@@ -220,11 +220,11 @@ def _test(inputs: Inputs, finalists: Sequence[Candidate]) -> dict[Architecture, 
             own = candidate.architecture
             if own.id not in known:
                 scored = evaluator.score(own)
-                known[own.id] = {"id": own.id, metric.key: scored.percent, "images": scored.images,
-                                 "variance": scored.variance}  # fmt: skip
+                known[own.id] = {"id": own.id, **tested_record(scored)}
                 journal.append(known[own.id])
-            percent = known[own.id][metric.key]
-            tests[own] = Tested(percent, sqrt(variance_in(known[own.id], metric)))
+            percent, by_class = known[own.id][metric.key], known[own.id].get("by_class", ())
+            error_points = sqrt(variance_in(known[own.id], metric))
+            tests[own] = Tested(percent, error_points, tuple(by_class))
             advance(1, f"{candidate.name} {percent:.1f} %")
     return tests
 

@@ -31,10 +31,11 @@ from nas.trellis.graph import encode
 
 @dataclass(frozen=True)
 class Tested:
-    """The accuracy of a network on the test split, and its standard error, in points."""
+    """The accuracy of a network on the test split, its standard error in points, and by class."""
 
     percent: float
     error_points: float
+    by_class: tuple[float | None, ...] = ()
 
 
 Tests = Mapping[Architecture, Tested]
@@ -160,6 +161,7 @@ def _written(candidate: Candidate, watch: Stopwatch, tests: Tests) -> dict[str, 
         "test_percent": None if tested is None else round(tested.percent, 4),
         "measured_quantile_ms": None if samples is None else asked_ms(samples),
         "other_devices": watch.others.get(candidate, {}),
+        "test_by_class": () if tested is None else tested.by_class,
     }
 
 

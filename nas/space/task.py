@@ -135,6 +135,10 @@ class Task(ABC):
         """
         raise NotImplementedError(f"the answers of {self.name} are not laid out over the input")
 
+    def legend(self) -> dict[str, tuple[float, float, float]]:
+        """What the colours that `painted` gives stand for: names, each with its colour."""
+        return {}
+
     @abstractmethod
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """What a report writes below one sample, given its output and its labels, each (1, ...)."""

@@ -213,17 +213,24 @@ class Segmentation(Task):
         """The colours of the classes; pixels that do not count are grey, the background is bare."""
         import torch
 
-        rows = [[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in self._all_colours()]
-        bare = [name == BACKGROUND for name in self.names] or [False] * self.classes
-        colours = torch.full((IGNORED + 1, 4), 0.5)
-        colours[:, 3] = _OPACITY
-        colours[: self.classes, :3] = torch.tensor(rows)
-        colours[: self.classes, 3] = _OPACITY * ~torch.tensor(bare)
+        colours = torch.tensor([0.5, 0.5, 0.5, _OPACITY]).repeat(IGNORED + 1, 1)
+        for i in range(self.classes):
+            colours[i, :3] = torch.tensor(self._colour(i))
+            if self.names and self.names[i] == BACKGROUND:
+                colours[i, 3] = 0
         return colours[answers.long()]
 
-    def _all_colours(self) -> list[str]:
-        """The colour of each class."""
-        return list(self.colours) or [default_colour(i) for i in range(self.classes)]
+    def legend(self) -> dict[str, tuple[float, float, float]]:
+        """The names of the classes but for the background, each with its colour."""
+        named = {self._called(i): self._colour(i) for i in range(self.classes)}
+        named.pop(BACKGROUND, None)
+        return named
+
+    def _colour(self, label: int) -> tuple[float, float, float]:
+        """The colour of a class: red, green and blue in [0, 1]."""
+        text = self.colours[label] if self.colours else default_colour(label)
+        red, green, blue = (int(text[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        return red, green, blue
 
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """The mean IoU of this sample alone."""
