@@ -30,6 +30,10 @@ CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+COLOURS = (  # of the background, then of each class: none of them is as dark as the scenes
+    "#000000", "#4c9be8", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd",
+    "#c08457", "#e377c2", "#ffd700", "#bcbd22", "#17becf",
+)  # fmt: skip
 CANVAS = 224
 MEAN, STD = 0.15, 0.25  # of a scene scaled to [0, 1]; an empty place comes out near 0
 _ASSETS = Path(__file__).parents[1] / "assets" / "fashion-mnist"
@@ -50,7 +54,7 @@ def load(argument: str, seed: int) -> Dataset:
     labelled = [seen["labels"].tobytes()] if masks else []
     return Dataset(
         name="scenes:masks" if masks else "scenes",
-        task=Segmentation.of(names) if masks else Classification.of(names),
+        task=Segmentation.of(names, COLOURS) if masks else Classification.of(names),
         mean=(MEAN,),
         std=(STD,),
         reader=PictureReader("L"),
