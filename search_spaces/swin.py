@@ -39,9 +39,10 @@ from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
-# Between layers travel the map x_BSSC and the two window orders (regular, shifted), once scored.
+# Between layers travel the map x_BSSC and, once they are scored, the two orders of its windows
+# (regular, shifted).
 
-Orders = tuple[Tensor, Tensor] | None
+Order = Tensor | None
 # At most so many windows run together at inference. Of 8, 16, 24, 32, 48, 64 and all at once, it
 # was the fastest or within 4 % of it for Swin-T at 224 and 448 px, Swin-B and swin:micro on an
 # Intel Xeon, whatever the width and so whatever fits into a cache. All at once took up to 6 % more.
@@ -69,14 +70,12 @@ def pad_map(x_BSSC: Tensor, size: int, window: int) -> Tensor:
 
 
 class MapModule(ElasticModule):
-    """A layer whose input is a map and (here not needed) the window orders."""
+    """A layer whose input is a map and (here not needed) the orders of its windows."""
 
     @classmethod
-    def inputs(
-        cls, batch: int, input_shape: Sequence[int], **sizes: int
-    ) -> tuple[Tensor | Orders, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Order, ...]:
         """Draw a map without orders."""
-        return torch.randn(batch, *input_shape), None
+        return torch.randn(batch, *input_shape), None, None
 
 
 class PatchEmbed(ElasticModule):
@@ -91,13 +90,13 @@ class PatchEmbed(ElasticModule):
 
     def forward(
         self, images: Tensor, *, width: int, patch: int, window: int
-    ) -> tuple[Tensor, Orders]:
+    ) -> tuple[Tensor, None, None]:
         """Return the map of images (B, 3, side, side), padded to whole windows."""
         extra = -images.shape[-1] % patch
         images = F.pad(images, (0, extra, 0, extra)) if extra else images
         x = F.conv2d(images, self.weight[:width], self.bias[:width], stride=patch)
         x = self.norm(x.permute(0, 2, 3, 1).contiguous())
-        return pad_map(x, x.shape[1], window), None
+        return pad_map(x, x.shape[1], window), None, None
 
 
 class Merge(MapModule):
@@ -111,8 +110,8 @@ class Merge(MapModule):
         nn.init.trunc_normal_(self.reduction, std=0.02)
 
     def forward(
-        self, x_BSSC: Tensor, orders: Orders, *, width: int, size: int, window: int
-    ) -> tuple[Tensor, Orders]:
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, width: int, size: int, window: int
+    ) -> tuple[Tensor, None, None]:
         """Return a map of half the side, padded to whole windows, which have no order yet."""
         b, _, _, c = x_BSSC.shape
         half = (size + 1) // 2
@@ -122,19 +121,19 @@ class Merge(MapModule):
         weight, bias = self.norm_weight[:, :c].reshape(-1), self.norm_bias[:, :c].reshape(-1)
         x = F.layer_norm(x, (4 * c,), weight, bias)
         x = F.linear(x, self.reduction[:width, :, :c].reshape(width, -1))
-        return pad_map(x, half, window), None
+        return pad_map(x, half, window), None, None
 
 
 class WindowScore(MapModule):
     """Order the windows of both partitions by their activation, for the blocks that follow."""
 
     def forward(
-        self, x_BSSC: Tensor, _: Orders, *, size: int, window: int
-    ) -> tuple[Tensor, Orders]:
+        self, x_BSSC: Tensor, _: Order, __: Order, *, size: int, window: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the map as it is, and both orders (B, windows), most active first."""
         one = padded(size, window) == window  # then the shift is off
         orders = window_orders(x_BSSC, size, window, (0,) if one else (0, window // 2))
-        return x_BSSC, (orders[0], orders[-1])
+        return x_BSSC, orders[0], orders[-1]
 
 
 def _windows(
@@ -173,7 +172,8 @@ class WindowBlock(TransformerModule):
     def forward(
         self,
         x_BSSC: Tensor,
-        orders: Orders,
+        regular: Order,
+        shifted: Order,
         *,
         heads: int,
         hidden: int,
@@ -182,14 +182,15 @@ class WindowBlock(TransformerModule):
         shift: int,
         kept: int,
         bits: int,
-    ) -> tuple[Tensor, Orders]:
+    ) -> tuple[Tensor, Order, Order]:
         """Return the map; during inference windows are written where they were read."""
         b, side, _, c = x_BSSC.shape
         flat = x_BSSC.reshape(-1, c)
         chosen = None
         if kept < (side // window) ** 2:
-            assert orders is not None
-            chosen = orders[1 if shift else 0][:, :kept]
+            order = shifted if shift else regular
+            assert order is not None
+            chosen = order[:, :kept]
         index, mask, real = _windows(size, window, shift, chosen, b, x_BSSC.device)
         apart = real is not None and chosen is None  # the MLP looks at the map, without padding
         output = overwritable(flat)  # windows do not overlap
@@ -211,7 +212,7 @@ class WindowBlock(TransformerModule):
         output = output.view(x_BSSC.shape)
         if apart:
             output = self._real_transformed(output, size, hidden, bits)
-        return output, orders
+        return output, regular, shifted
 
     def _without_padding(
         self, y_WNC: Tensor, rows: Tensor, real: Tensor | None, size: int, shift: int, b: int
@@ -236,23 +237,44 @@ class WindowBlock(TransformerModule):
         return x_BSSC
 
     def kept(
-        self, x_BSSC: Tensor, orders: Orders, *, size: int, window: int, shift: int, kept: int
+        self,
+        x_BSSC: Tensor,
+        regular: Order,
+        shifted: Order,
+        *,
+        size: int,
+        window: int,
+        shift: int,
+        kept: int,
     ) -> Tensor:
         """Mark the tokens of the windows that are kept, (size, size)."""
         tokens = window_tokens(size, window, shift, x_BSSC.device)
         mask = torch.zeros(x_BSSC.shape[1] * x_BSSC.shape[2], dtype=torch.bool)
-        order = torch.arange(len(tokens)) if orders is None else orders[int(shift > 0)][0]
-        mask[tokens[order[:kept]].flatten()] = True
+        order = shifted if shift else regular
+        first = torch.arange(len(tokens)) if order is None else order[0]
+        mask[tokens[first[:kept]].flatten()] = True
         return mask.view(x_BSSC.shape[1:3])[:size, :size]
 
     @classmethod
-    def inputs(
-        cls, batch: int, input_shape: Sequence[int], **sizes: int
-    ) -> tuple[Tensor | Orders, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Order, ...]:
         """Draw a map and an order of its windows."""
         total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
         order = torch.rand(batch, total).argsort(1)
-        return torch.randn(batch, *input_shape), (order, order)
+        return torch.randn(batch, *input_shape), order, order
+
+
+class MapNorm(MapModule):
+    """LayerNorm of the tokens of a map, which are real."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.norm = ElasticLayerNorm(width)
+
+    def forward(
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: int
+    ) -> tuple[Tensor, None]:
+        """Return the map without padding; its windows have no order."""
+        return self.norm(x_BSSC[:, :size, :size]), None
 
 
 class Head(MapModule):
@@ -263,7 +285,9 @@ class Head(MapModule):
         self.norm = ElasticLayerNorm(width)
         self.fc = ElasticLinear(width, classes)
 
-    def forward(self, x_BSSC: Tensor, orders: Orders, *, size: int) -> tuple[Tensor]:
+    def forward(
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: int
+    ) -> tuple[Tensor]:
         """Return logits (B, classes)."""
         return (self.fc(self.norm(x_BSSC[:, :size, :size]).mean((1, 2))),)
 
@@ -272,7 +296,7 @@ class Head(MapModule):
 TIMM: tuple[Renaming, ...] = (
     (r"^stem\.norm", "patch_embed.norm"),
     (r"^stem", "patch_embed.proj"),
-    (r"^head\.norm", "norm"),
+    (r"^(?:head|end)\.norm", "norm"),
     (r"^merge(\d+)\.norm_", r"layers.\1.downsample.norm."),
     (r"^merge(\d+)\.reduction", r"layers.\1.downsample.reduction.weight"),
     (r"^stage(\d+)_(\d+)_regular", lambda m: f"layers.{m[1]}.blocks.{2 * int(m[2])}"),
@@ -347,9 +371,15 @@ class Swin(Images):
             )
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
-    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+    def to_map(self, state: State) -> tuple[tuple[Layer, ...], int, int]:
+        """Emit the last norm."""
+        side = padded(state.size, self.window)
+        sizes = {"width": state.width, "size": state.size}
+        layer = Layer.of("end", MapNorm, (side, side, state.width), **sizes)
+        return (layer,), state.size, state.width
+
+    def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the last stage."""
-        state = states[-1]
         side = padded(state.size, self.window)
         sizes = {"width": state.width, "classes": task.outputs, "size": state.size}
         return (Layer.of("head", Head, (side, side, state.width), **sizes),)

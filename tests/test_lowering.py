@@ -11,6 +11,7 @@ from conftest import DEBUG_SPACES
 
 from nas.errors import PreparationError
 from nas.families import load_space
+from nas.layers.elastic import ElasticModule
 from nas.lowering.onnx import lower, lower_ahead
 from nas.network.standalone import build, inputs, run, slots
 from nas.space.layer import Layer
@@ -57,7 +58,7 @@ def test_a_layer_is_exported_once(monkeypatch):
 
 
 def test_what_has_no_onnx_form_is_named():
-    class Odd(torch.nn.Module):
+    class Odd(ElasticModule):
         def forward(self, x):
             return (torch.linalg.svd(x).U,)
 

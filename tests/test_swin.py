@@ -92,7 +92,7 @@ def slow_block(module, x, chosen, sizes):
     tokens = window_tokens(sizes["size"], sizes["window"], sizes["shift"], x.device)
     flat = x.reshape(len(x), side * side, -1).clone()
     dense_sizes = {**sizes, "kept": len(tokens)}
-    whole, _ = module(x.clone(), None, **dense_sizes)
+    whole, *_ = module(x.clone(), None, None, **dense_sizes)
     whole = whole.reshape(flat.shape)
     for b in range(len(x)):
         for w in chosen[b].tolist():
@@ -113,7 +113,7 @@ def test_pruned_block_runs_the_kept_windows_and_leaves_the_others(size, kept, sh
         x[:, size:], x[:, :, size:] = 0, 0
     orders = window_orders(x, size, 7, (0, 3))
     with torch.no_grad():
-        y, _ = module(x.clone(), orders, **layer.elastic)
+        y, *_ = module(x.clone(), *orders, **layer.elastic)
         expected = slow_block(module, x, orders[shift > 0][:, :kept], layer.elastic)
     real = slice(0, size)
     torch.testing.assert_close(y[:, real, real], expected[:, real, real], rtol=1e-5, atol=1e-6)
@@ -138,8 +138,8 @@ def test_padding_neither_reaches_the_mlp_nor_matters(size, shift, kept, grad, mo
     other = torch.randn_like(x)
     other[:, :size, :size] = x[:, :size, :size]
     with torch.set_grad_enabled(grad):
-        y, _ = module(x, (order, order), **layer.elastic)
-        again, _ = module(other, (order, order), **layer.elastic)
+        y, *_ = module(x, order, order, **layer.elastic)
+        again, *_ = module(other, order, order, **layer.elastic)
     assert torch.equal(y[:, :size, :size], again[:, :size, :size])
     real = (window_tokens(size, 7, shift, x.device) // side < size) & (
         window_tokens(size, 7, shift, x.device) % side < size

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nas.errors import PreparationError
 from nas.families import families, load_space
+from nas.layers.elastic import ElasticModule
 from nas.lowering.tflite.layout import Value, concatenated, plain, reshaped, rolled, sliced
 from nas.lowering.tflite.lowering import at_one_precision, lower, lower_steps
 from nas.lowering.tflite.model import OPERATORS, Model
@@ -131,15 +132,15 @@ def test_pruned_layers_name_what_depends_on_the_data(family):
     assert {"TOPK_V2", "GATHER"} <= found <= {"TOPK_V2", "GATHER", "GATHER_ND", "SCATTER_ND"}
 
 
-class Traced(nn.Module):
+class Traced(ElasticModule):
     """What `lower_steps` takes as a layer."""
 
     def __init__(self, forward):
         super().__init__()
-        self.run = forward
+        self.function = forward
 
     def forward(self, *state):
-        return (self.run(*state),)
+        return (self.function(*state),)
 
 
 def check(forward, *state: Tensor) -> list[str]:

@@ -16,9 +16,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
+    from nas.layers.elastic import ElasticModule
     from nas.space.layer import Layer
 
 State = tuple[Any, ...]  # tensors, tuples of them, or anything that is never written to
@@ -37,11 +38,11 @@ def layer_names(layers: Iterable[Layer]) -> list[tuple[str, str]]:
     return [(layer.path, layer.key) for layer in layers]
 
 
-def layer_steps(layers: Sequence[Layer], modules: Sequence[nn.Module]) -> list[Step]:
+def layer_steps(layers: Sequence[Layer], modules: Sequence[ElasticModule]) -> list[Step]:
     """The steps of a plain network whose layers these modules run."""
 
-    def run(module: nn.Module, sizes: dict[str, int], state: State) -> State:
-        return module(*state, **sizes)  # type: ignore[no-any-return]
+    def run(module: ElasticModule, sizes: dict[str, int], state: State) -> State:
+        return module.run(state, **sizes)
 
     return [
         Step(name, partial(run, module, layer.elastic))

@@ -8,7 +8,8 @@ input; every other size is an argument of the call and never state. `inherit` is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from inspect import signature
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,30 @@ from nas.layers.precision import Quantizer, linear
 class ElasticModule(nn.Module):
     """A layer of a network: built with keyword sizes, called with (state..., **sizes).
 
-    Keyword-only arguments of `__init__`, `forward` and `kept` name its sizes (see
+    Keyword-only arguments of `__init__`, `forward`, `run` and `kept` name its sizes (see
     `nas.space.layer`).
     """
+
+    takes: ClassVar[int | None] = None  # how many entries of a state `forward` names; None: all
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        given = list(signature(cls.forward).parameters.values())[1:]
+        named = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        cls.takes = None if any(p.kind is p.VAR_POSITIONAL for p in given) else len(named)
+
+    def run(self, state: tuple[Any, ...], *, tap: int = 0, **sizes: int) -> tuple[Any, ...]:
+        """The state after this layer, given the state before it.
+
+        A layer takes as many entries of a state as its `forward` has positional arguments. The
+        others wait for a later layer and pass by, behind what `forward` returns. A `tap` puts the
+        first entry in front of those that wait: nothing may then have written into it.
+        """
+        if self.takes is not None and len(state) < self.takes:
+            raise RuntimeError(f"{type(self).__name__} takes {self.takes} entries of the state")
+        after: tuple[Any, ...] = self(*state[: self.takes], **sizes)
+        waiting = () if self.takes is None else state[self.takes :]
+        return (*after, *state[:tap], *waiting)
 
     @classmethod
     def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:

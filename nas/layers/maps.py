@@ -42,7 +42,7 @@ class MapModule(ElasticModule):
         return torch.randn(batch, *input_shape), order
 
     def kept(
-        self, x_BSSC: Tensor, order: Tensor, *, window: int = 0, kept: int = 0
+        self, x_BSSC: Tensor, order: Tensor, *others: Tensor, window: int = 0, kept: int = 0
     ) -> Tensor | None:
         """Mark the tokens of the windows that are kept, (S, S); None for a layer without any."""
         if not kept:
@@ -78,9 +78,9 @@ class PooledHead(MapModule):
         return mean
 
 
-def resized(x_BSSC: Tensor, size: int) -> Tensor:
-    """A map at another size: bilinear, pixels as areas."""
-    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode="bilinear")
+def resized(x_BSSC: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """A map at another size, pixels as areas; `mode` is one of torch's `interpolate`."""
+    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode=mode)
     return x.permute(0, 2, 3, 1)
 
 

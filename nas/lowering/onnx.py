@@ -45,6 +45,7 @@ class OnnxPiece:
     takes: tuple[int, ...]  # slots that it reads
     writes: tuple[int, ...]  # slots that it computes
     keeps: tuple[tuple[int, int], ...]  # (slot after it, slot before it) of what passes unchanged
+    slots: tuple[int, int]  # how many are its own, before it and after it: others pass by
 
     def after(self, before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
         """The state after the piece, from that before it and its outputs; None in empty slots.
@@ -53,7 +54,8 @@ class OnnxPiece:
         """
         full = dict(zip(self.writes, outputs, strict=True))
         full |= {to: before[at] for to, at in self.keeps if at < len(before)}
-        return [full.get(slot) for slot in range(1 + max(full))]
+        given, left = self.slots
+        return [*(full.get(slot) for slot in range(left)), *before[given:]]
 
 
 def lower(layers: Sequence[Layer], batch: int = 1) -> OnnxPiece:
@@ -121,12 +123,13 @@ def _stored(layer: Layer, batch: int) -> OnnxPiece:
     try:
         head, _, model = zlib.decompress(path.read_bytes()).partition(b"\n")
         wiring = json.loads(head)
-        keeps = tuple((to, at) for to, at in wiring["keeps"])
-        return OnnxPiece(model, tuple(wiring["takes"]), tuple(wiring["writes"]), keeps)
+        keeps, (given, left) = tuple((to, at) for to, at in wiring["keeps"]), wiring["slots"]
+        wires = (tuple(wiring["takes"]), tuple(wiring["writes"]), keeps, (given, left))
+        return OnnxPiece(model, *wires)
     except (OSError, zlib.error, ValueError, KeyError, TypeError):
         pass
     piece = _export(layer, batch)
-    wiring = {"takes": piece.takes, "writes": piece.writes, "keeps": piece.keeps}
+    wiring = {k: getattr(piece, k) for k in ("takes", "writes", "keeps", "slots")}
     head = json.dumps(wiring).encode()
     write_bytes(path, zlib.compress(head + b"\n" + piece.model, level=1))
     return piece
@@ -186,7 +189,7 @@ def _export(layer: Layer, batch: int) -> OnnxPiece:
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise PreparationError(f"{layer.key} has no ONNX form: {line[:200]}") from None
     takes = _drop_unused(model)
-    return OnnxPiece(model.SerializeToString(), takes, writes, keeps)
+    return OnnxPiece(model.SerializeToString(), takes, writes, keeps, (len(given), len(after)))
 
 
 def fold(model: Any) -> None:
@@ -263,7 +266,7 @@ def _compose(pieces: Sequence[OnnxPiece], places: Sequence[Hashable]) -> OnnxPie
     whole.opset_import.extend(versions.values())
     takes = tuple(int(name.removeprefix("in")) for name in read)
     writes = tuple(slot for slot, name in enumerate(state) if name in last)
-    return OnnxPiece(whole.SerializeToString(), takes, writes, ())
+    return OnnxPiece(whole.SerializeToString(), takes, writes, (), (pieces[0].slots[0], len(state)))
 
 
 def _shared(graph: Any, known: dict[bytes, str], prefix: str) -> dict[str, str]:

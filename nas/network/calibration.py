@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import EvaluationError, UnknownNameError
+from nas.layers.elastic import ElasticModule
 from nas.layers.precision import Quantizer, rounded, scale_zero
 from nas.network.network import Network, check_inputs
 from nas.space.architecture import Architecture
@@ -175,7 +176,7 @@ def calibrate(
 
 
 def _choose(
-    module: nn.Module,
+    module: ElasticModule,
     layer: Layer,
     state: tuple[Any, ...],
     expected: tuple[Any, ...],
@@ -205,13 +206,12 @@ def _relative_error(output: Tensor, expected: Tensor) -> float:
 
 
 def run_layer(
-    module: nn.Module, layer: Layer, state: tuple[Any, ...], bits: int | None = None
+    module: ElasticModule, layer: Layer, state: tuple[Any, ...], bits: int | None = None
 ) -> tuple[Any, ...]:
     """One layer on its own, at its precision or another; `state` is left as it is."""
     first, *rest = state
     sizes = (layer.at_bits(bits) if bits else layer).elastic
-    after: tuple[Any, ...] = module(first.clone(), *rest, **sizes)
-    return after
+    return module.run((first.clone(), *rest), **sizes)
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def _count(layer: Layer) -> Macs:
     # With gradients, windows run as one chunk instead of many: the same count, forty times sooner.
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.enable_grad():
         module = layer.build().eval()
-        module(*layer.inputs(1), **layer.elastic)
+        module.run(layer.inputs(1), **layer.elastic)
     counts = counter.get_flop_counts()
     attention = [ops for path, ops in counts.items() if path.endswith(".attention")]
     return Macs(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nas.errors import UsageError
 from nas.layers.attention import Kernel, fastest_in_windows, tell_kernel
-from nas.layers.elastic import Deployable, inherit
+from nas.layers.elastic import Deployable, ElasticModule, inherit
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer, by_path
@@ -65,12 +65,13 @@ class Network(nn.Module):
         state: tuple[Any, ...] = (inputs,)
         layers = self.space.layers(architecture)
         for layer in layers[: len(layers) - without]:
-            state = self.module(layer)(*state, **layer.elastic)
+            state = self.module(layer).run(state, **layer.elastic)
         return state
 
-    def module(self, layer: Layer) -> nn.Module:
+    def module(self, layer: Layer) -> ElasticModule:
         """What runs a layer; one without weights need not be in the largest architecture."""
-        return self.layers[layer.path] if layer.path in self.layers else layer.build()
+        own: Any = self.layers[layer.path] if layer.path in self.layers else layer.build()
+        return own  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def kept(self, images: Tensor) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ class Network(nn.Module):
             module: Any = self.layers[layer.path]
             if (kept := layer.kept(module, state)) is not None:
                 maps[layer.path] = kept
-            state = module(*state, **layer.elastic)
+            state = module.run(state, **layer.elastic)
         return maps
 
     def inherit(self, architecture: Architecture) -> Network:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas.layers.attention import Kernel, fastest_in_windows
+from nas.layers.elastic import ElasticModule
 from nas.network.network import deploy
 from nas.space.layer import Layer
 
-Steps = list[tuple[nn.Module, dict[str, int]]]
+Steps = list[tuple[ElasticModule, dict[str, int]]]
 
 
 def build(
@@ -27,7 +28,7 @@ def build(
     `kernel` is that of attention in windows, by default the faster one on this CPU.
     """
     kernel = kernel or fastest_in_windows()
-    modules: dict[Any, nn.Module] = {}
+    modules: dict[Any, ElasticModule] = {}
     for layer in layers:
         if (place := (layer.path, layer.module, layer.args)) not in modules:
             module = _filled(layer)
@@ -36,10 +37,10 @@ def build(
     return [(modules[x.path, x.module, x.args], x.elastic) for x in layers]
 
 
-def _filled(layer: Layer) -> nn.Module:
+def _filled(layer: Layer) -> ElasticModule:
     """A module whose weights are constants."""
     with torch.device("meta"):
-        module: nn.Module = layer.build()
+        module = layer.build()
     module = module.to_empty(device="cpu").eval()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -65,7 +66,7 @@ def _moved(item: Any, dtype: torch.dtype, device: str) -> Any:
 def run(steps: Steps, state: tuple[Any, ...]) -> tuple[Any, ...]:
     """The state after all steps, given the state before them."""
     for module, sizes in steps:
-        state = module(*state, **sizes)
+        state = module.run(state, **sizes)
     return state
 
 

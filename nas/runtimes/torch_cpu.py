@@ -77,7 +77,7 @@ class TorchCpu(Runtime):
             now = state  # layers may write into it: it holds random numbers, whatever they are
             wall, cpu = time.perf_counter_ns(), time.process_time_ns()
             for i, (module, sizes) in enumerate(steps):
-                now = module(*now, **sizes)
+                now = module.run(now, **sizes)
                 if not fused or i == len(steps) - 1:
                     after, cpu_after = time.perf_counter_ns(), time.process_time_ns()
                     samples.append(Sample((after - wall) / 1e6, (cpu_after - cpu) / 1e6))

@@ -179,7 +179,7 @@ def _one_by_one(steps: Steps, state: tuple[Any, ...]) -> list[Call]:
 
     def call(module: Any, sizes: dict[str, int], first: bool) -> None:
         nonlocal now
-        now = module(*(state if first else now), **sizes)
+        now = module.run(state if first else now, **sizes)
 
     return [partial(call, module, sizes, first=i == 0) for i, (module, sizes) in enumerate(steps)]
 

@@ -29,7 +29,8 @@ class Layer:
     A module names its sizes as keyword-only arguments: those of `__init__` are given when it is
     built, those of `forward` in every call (they are elastic: a module runs at any size up to the
     one that it was built with), those of `kept` when what it keeps is drawn. A size may be named by
-    several of them. The input's width is read from the input.
+    several of them. Every module has the size `tap` (see `ElasticModule.run`). The input's width is
+    read from the input.
     """
 
     path: str
@@ -60,8 +61,8 @@ class Layer:
 
     @property
     def elastic(self) -> dict[str, int]:
-        """The sizes that the module is called with; all others are fixed when it is built."""
-        return self._taken("forward")
+        """The sizes that the module is run with; all others are fixed when it is built."""
+        return self._taken("forward", "run")
 
     @property
     def key(self) -> str:
@@ -78,16 +79,20 @@ class Layer:
 
     def kept(self, module: ElasticModule, state: tuple[Any, ...]) -> Tensor | None:
         """Which tokens of the first image `module` works on; see `ElasticModule.kept`."""
-        return module.kept(*state, **self._taken("kept"))
+        return module.kept(*state[: module.takes], **self._taken("kept"))
+
+    def tapped(self) -> Layer:
+        """This layer, but what it is given stays in the state, for a later one."""
+        return replace(self, args=tuple(sorted((*self.args, ("tap", 1)))))
 
     def at_bits(self, bits: int) -> Layer:
         """This layer at another precision, where it has one."""
         args = tuple((name, bits if name == "bits" else value) for name, value in self.args)
         return replace(self, args=args)
 
-    def _taken(self, method: str) -> dict[str, int]:
+    def _taken(self, *methods: str) -> dict[str, int]:
         module: Any = self.module
-        names = _named(module, method)
+        names = [name for method in methods for name in _named(module, method)]
         return {name: value for name, value in self.args if name in names}
 
 
@@ -109,7 +114,7 @@ def _checked(
 ) -> tuple[tuple[str, int], ...]:
     """The sizes of a module, sorted by name."""
     known: dict[str, bool] = {}
-    for method in ("__init__", "forward", "kept"):
+    for method in ("__init__", "forward", "run", "kept"):
         for name, needed in _named(module, method).items():
             known[name] = known.get(name, False) or needed
     if extra := sorted(set(names) - set(known)):
