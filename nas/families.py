@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from nas.errors import UnknownNameError, UsageError
 from nas.extensions import load_member, load_module, members
+from nas.network.fused import fit_for_task
 from nas.space.architecture import Architecture
 from nas.space.contract import check_family
 from nas.space.domains import Space
@@ -39,10 +40,10 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
     (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it has that of its family (`TASK`
     in its file) or classifies, a named model into the 1000 classes of ImageNet, a space into 10.
     Raises `UnknownNameError` with the closest names, and `UsageError` for a family that breaks its
-    contract.
+    contract. For a task with outputs for each pixel, networks of every family end in a fused head.
     """
     plain, _, resolution = name.partition("@")
-    space = _find(plain.removesuffix("+int8"), task)
+    space = fit_for_task(_find(plain.removesuffix("+int8"), task))
     check_family(space)
     if plain.endswith("+int8"):
         space = space.with_int8()
@@ -68,12 +69,17 @@ def _find(name: str, task: Task | None) -> SearchSpace:
                 f"the family of {name}: a preset is a pair (domain, parts), not {found!r}",
                 "docs/extending.md shows one",
             )
-        return SearchSpace(name, *found, task or _default_task(family))
+        return SearchSpace(name, *found, task or _own(found) or _default_task(family))
     for family in families():
         if name in _of(family, "MODELS"):
             found = _of(family, "MODELS")[name]
-            return SearchSpace(name, *found, task or Classification.of_imagenet())
+            return SearchSpace(name, *found, task or _own(found) or Classification.of_imagenet())
     raise UnknownNameError("model or space", name, [*space_names(), *model_names()])
+
+
+def _own(entry: tuple[Space[Architecture], Parts]) -> Task | None:
+    """The task of the parts of a preset or model, where they have one."""
+    return getattr(entry[1], "task", None)
 
 
 def _default_task(family: str) -> Task:

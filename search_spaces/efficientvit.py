@@ -8,7 +8,7 @@ SparseViT, Chen et al., CVPR 2023, https://arxiv.org/abs/2303.17605.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -348,9 +348,12 @@ class EfficientVit(Images):
             layer = Layer.of(path, ConvBlock, state.shape, **sizes, **kind, **windows)
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
+    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], int, int]:
+        """Emit nothing: a map is what there is."""
+        return (), state.size, state.in_width
+
+    def head(self, state: MapState, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the last map."""
-        state = states[-1]
         hidden, features = self.head_widths
         layer = Layer.of(
             "head",

@@ -182,11 +182,15 @@ class MobileNetV3(Images):
         )
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def head(self, states: Sequence[MapState], task: Task) -> tuple[Layer, ...]:
+    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], int, int]:
+        """Emit nothing: a map is what there is."""
+        return (), state.size, state.in_width
+
+    def head(self, state: MapState, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the last map."""
-        width = states[-1].in_width
+        width = state.in_width
         sizes = {"hidden": 6 * width, "features": self.features, "classes": task.outputs}
-        return (Layer.of("head", Head, states[-1].shape, width=width, **sizes),)
+        return (Layer.of("head", Head, state.shape, width=width, **sizes),)
 
     def origin(self, path: str, name: str) -> Origin:
         """Look the tensor up in `TIMM`; the head's convolution is timm's last stage."""

@@ -354,9 +354,12 @@ class MobileViT(Images):
         args = {"width": state.width, "inner": inner, "size": state.size, "bits": state.bits}
         return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
 
-    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+    def to_map(self, state: State) -> tuple[tuple[Layer, ...], int, int]:
+        """Emit the end of the last MobileViT block."""
+        return self._exit(state), state.size, state.inputs
+
+    def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the end of the last MobileViT block, and the classifier."""
-        state = states[-1]
         sizes = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
         layer = Layer.of("head", Head, (state.size, state.size, state.width), **sizes)
         return (*self._exit(state), layer)

@@ -4,13 +4,14 @@ ViT: Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929. DeiT, with
 token: Touvron et al., ICML 2021, https://arxiv.org/abs/2012.12877. Patch tokens are grouped into
 small windows; class and distillation token always stay. Nothing after a block reads a dropped
 token again (the head reads the other two), so dropped tokens are simply left behind: tokens are
-sorted by window once, and every later block takes a prefix of them.
+sorted by window once, and every later block takes a prefix of them. A head that reads a map gets
+them back, as they were when they were left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -128,6 +129,50 @@ class WindowSort(TokenModule):
         return torch.cat([x_BNC[:, :first], patches], dim=1), index
 
 
+class LeavingModule(TokenModule):
+    """A layer that knows of tokens left behind: they wait behind the patches tokens came from."""
+
+    @classmethod
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """Draw tokens, sorted if they are not all there are, and then those that were left."""
+        x, patches = torch.randn(batch, *input_shape), sizes["grid"] ** 2
+        behind = sizes["first"] + patches - input_shape[0]
+        if not behind and "tokens" not in sizes:
+            return x, None
+        source = torch.rand(batch, patches).argsort(1)
+        left = (torch.randn(batch, behind, input_shape[1]),) if behind else ()
+        return x, source, *left
+
+
+class Leave(LeavingModule):
+    """Leave all but the first `tokens` tokens behind, of `first` + `grid` x `grid`."""
+
+    def forward(
+        self, x_BNC: Tensor, source: Tensor, *left: Tensor, tokens: int, first: int, grid: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens that stay, the patches of all, and those left, the newest in front."""
+        waiting = torch.cat([x_BNC[:, tokens:], *left], 1)
+        return x_BNC[:, :tokens].contiguous(), source, waiting
+
+
+class ToMap(LeavingModule):
+    """LayerNorm of all tokens, each patch where it was in the picture."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.norm = ElasticLayerNorm(width, eps=1e-6)
+
+    def forward(
+        self, x_BNC: Tensor, source: Tensor | None, *left: Tensor, first: int, grid: int
+    ) -> tuple[Tensor, None]:
+        """Return the map (B, G, G, C), whose windows have no order."""
+        x = self.norm(torch.cat([x_BNC, *left], 1) if left else x_BNC)[:, first:]
+        b, _, c = x.shape
+        if source is not None:
+            x = x.gather(1, source.argsort(1)[..., None].expand(-1, -1, c))
+        return x.reshape(b, grid, grid, c), None
+
+
 class TransformerBlock(TransformerModule, TokenModule):
     """Pre-norm attention and MLP on the first `tokens` tokens; the others are left behind."""
 
@@ -184,7 +229,7 @@ TIMM: tuple[Renaming, ...] = (
     (r"^stem\.class_token", "cls_token"),
     (r"^stem\.distillation_token", "dist_token"),
     (r"^block(\d+)", r"blocks.\1"),
-    (r"^head\.norm", "norm"),
+    (r"^(?:head|map)\.norm", "norm"),
     (r"^head\.fc", "head"),
     (r"^head\.distillation", "head_dist"),
     *ATTENTION,
@@ -208,11 +253,16 @@ class ViT(Images):
     window: int = 2
     head_dim: int = 64
     distilled: bool = False
+    whole: bool = False  # tokens that are left behind are put back into a map
 
     @property
     def multiple(self) -> int:
         """Sides of images are whole patches."""
         return self.patch
+
+    def for_maps(self) -> ViT:
+        """These parts, but tokens that are left behind wait for the end."""
+        return replace(self, whole=True)
 
     @property
     def first(self) -> int:
@@ -238,7 +288,12 @@ class ViT(Images):
         shape = (state.tokens, state.width)
         place = {"first": self.first, "grid": state.grid}
         tokens = self.first + pruning.tokens
-        sort = Layer.of("sort", WindowSort, shape, window=pruning.window, **place)
+        layers = []
+        if pruning.starts:
+            layers.append(Layer.of("sort", WindowSort, shape, window=pruning.window, **place))
+        if self.whole and tokens < state.tokens:
+            layers.append(Layer.of(f"leave{index}", Leave, shape, tokens=tokens, **place))
+            shape = (tokens, state.width)
         layer = Layer.of(
             f"block{index}",
             TransformerBlock,
@@ -251,12 +306,16 @@ class ViT(Images):
             bits=BITS[block.precision],
             **place,
         )
-        layers = (sort, layer) if pruning.starts else (layer,)
-        return Part(layers, state._replace(tokens=tokens, sparsity=block.sparsity))
+        return Part((*layers, layer), state._replace(tokens=tokens, sparsity=block.sparsity))
 
-    def head(self, states: Sequence[State], task: Task) -> tuple[Layer, ...]:
+    def to_map(self, state: State) -> tuple[tuple[Layer, ...], int, int]:
+        """Emit the last norm, and put back what was left behind."""
+        sizes = {"width": state.width, "first": self.first, "grid": state.grid}
+        layer = Layer.of("map", ToMap, (state.tokens, state.width), **sizes)
+        return (layer,), state.grid, state.width
+
+    def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the class token."""
-        state = states[-1]
         sizes = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
         return (Layer.of("head", Head, (state.tokens, state.width), **sizes),)
 

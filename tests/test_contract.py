@@ -55,8 +55,8 @@ class Whole(Images):
     def transition(self, stage, state, width):
         return Part((), state)
 
-    def head(self, states, task):
-        return (Layer.of("head", Scaled, (3 * states[-1][0] ** 2,), width=task.outputs),)
+    def head(self, state, task):
+        return (Layer.of("head", Scaled, (3 * state[0] ** 2,), width=task.outputs),)
 
     def origin(self, path, name):
         return f"{path}.{name}", None
@@ -108,13 +108,13 @@ class ListAsState(Whole):
 
 
 class Headless(Whole):
-    def head(self, states, task):
+    def head(self, state, task):
         return ()
 
 
 class SingleHead(Whole):
-    def head(self, states, task):
-        return super().head(states, task)[0]
+    def head(self, state, task):
+        return super().head(state, task)[0]
 
 
 class StemWithoutWidth(Whole):
@@ -133,12 +133,12 @@ class OtherInput(Whole):
 
 
 class OnePath(Whole):
-    def head(self, states, task):
-        return (replace(*super().head(states, task), path="stem"),)
+    def head(self, state, task):
+        return (replace(*super().head(state, task), path="stem"),)
 
 
 class Misspelt(Whole):
-    def head(self, states, task):
+    def head(self, state, task):
         return (Layer.of("head", Scaled, (3,), widht=2),)
 
 

@@ -17,15 +17,22 @@ from nas.network.macs import count_macs, count_params
 from nas.network.network import Network
 from nas.space.architecture import at_precision
 from nas.tasks.classification import Classification
+from nas.tasks.segmentation import Segmentation
 from nas.trellis.graph import Graph, space_layers
 
 SPACES = list(space_names())
 CLASSES = 5
 
 
-@pytest.fixture(params=DEBUG_SPACES, scope="module")
+TASKS = {"classes": Classification(CLASSES), "pixels": Segmentation(CLASSES)}
+
+
+@pytest.fixture(
+    params=[f"{name} {task}" for task in TASKS for name in DEBUG_SPACES], scope="module"
+)
 def space(request):
-    return load_space(request.param, Classification(CLASSES))
+    name, task = request.param.split()
+    return load_space(name, TASKS[task])
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +211,7 @@ def test_every_row_runs_on_its_own(space):
     for layer in space_layers(space).values():
         with torch.no_grad():
             module = layer.build()
-            module(*layer.inputs(1), **layer.elastic)
+            module.run(layer.inputs(1), **layer.elastic)
         assert count_macs(layer).total >= 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +13,13 @@ class Images:
 
     takes = "images"
     unit = "px"
+
+    def for_maps(self) -> Self:
+        """The parts of networks whose head reads a map, of which nothing is left behind then.
+
+        They are the same, unless a family says otherwise.
+        """
+        return self
 
     @property
     def multiple(self) -> int:

@@ -56,8 +56,13 @@ class Parts(Protocol):
     the rest on every family in `search_spaces/`.
     """
 
-    takes: str  # the name of the input in a batch, e.g. "images"
-    unit: str  # of the input's size, e.g. "px"
+    @property
+    def takes(self) -> str:
+        """The name of the input in a batch, e.g. `images`."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the input's size, e.g. `px`."""
 
     @property
     def multiple(self) -> int:
@@ -78,12 +83,8 @@ class Parts(Protocol):
     def block(self, stage: int, index: int, state: Any, block: Any) -> Part | None:
         """The layers of one block; None where the choice is not allowed after `state`."""
 
-    def head(self, states: Sequence[Any], task: Task) -> tuple[Layer, ...]:
-        """The layers from the last stages to `task.outputs` channels of output.
-
-        `states` are those at the ends of the last `task.scales` stages, the last one last. Where
-        the head reads more than the last, the state that travels between layers carries their maps.
-        """
+    def head(self, state: Any, task: Task) -> tuple[Layer, ...]:
+        """The layers from the end of the last stage to `task.outputs` channels of output."""
 
     def origin(self, path: str, name: str) -> Origin:
         """Where timm's checkpoints keep tensor `name` of the layer at `path`."""
@@ -98,7 +99,6 @@ class _State(NamedTuple):
 
     parts: Any = None
     rules: Any = None
-    ends: tuple[Any, ...] = ()  # of earlier stages, as many as the task's head reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +136,10 @@ class SearchSpace:
 
         `state` is that of the `Part` returned at the position before, None at the first.
         """
-        own, last, ends = state or _State()
+        own, last = state or _State()
         last = self.walk.advance(index, last, value)
         part = None if last is None else self._part(index, own, value)
-        if part is None:
-            return None
-        kind, stage, _ = self._kinds[index]
-        if kind == "width" and stage and (earlier := self.task.scales - 1):
-            ends = (*ends, own)[-earlier:]
-        return Part(part.layers, _State(part.state, last, ends))
+        return None if part is None else Part(part.layers, _State(part.state, last))
 
     def _part(self, index: int, state: Any, value: Any) -> Part | None:
         kind, stage, i = self._kinds[index]
@@ -157,7 +152,7 @@ class SearchSpace:
 
     def finish(self, state: Any) -> tuple[Layer, ...]:
         """The head's layers after the state of the last position."""
-        return self.parts.head((*state.ends, state.parts), self.task)
+        return self.parts.head(state.parts, self.task)
 
     def layers(self, architecture: Architecture) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
@@ -207,7 +202,8 @@ class SearchSpace:
     @property
     def family(self) -> str:
         """The name of its file in `search_spaces/`, or of the module of one's own."""
-        return member_name("search_spaces", type(self.parts).__module__)
+        parts = getattr(self.parts, "backbone", self.parts)
+        return member_name("search_spaces", type(parts).__module__)
 
     @property
     def base(self) -> str:

@@ -79,8 +79,8 @@ class Sets:
         once = Layer.of(path, Mix, (n, width), **sizes)
         return Part((once, Layer.of(path, Mix, (2 * n, width), phase=1, **sizes)), state)
 
-    def head(self, states, task):
-        n, width = states[-1]
+    def head(self, state, task):
+        n, width = state
         return (Layer.of("head", Answer, (2 * n, width), width=width, outputs=task.outputs),)
 
     def origin(self, path, name):

@@ -65,9 +65,9 @@ class PointSet:
         sizes = {"width": state[1], "hidden": block.hidden}
         return Part((Layer.of(f"block{index}", Spread, state, **sizes),), state)
 
-    def head(self, states, task):
-        width = states[-1][1]
-        return (Layer.of("head", Answer, states[-1], width=width, outputs=task.outputs),)
+    def head(self, state, task):
+        width = state[1]
+        return (Layer.of("head", Answer, state, width=width, outputs=task.outputs),)
 
     def origin(self, path, name):
         return f"{path}.{name}", None

@@ -98,8 +98,8 @@ class Pyramid(Images):
         sizes = {"width": width, "hidden": block.hidden, "before": before}
         return Part((Layer.of(f"block{stage}_{index}", Mix, (side, side, width), **sizes),), state)
 
-    def head(self, states, task):
-        (_, before, _), (side, width, _) = states
+    def head(self, state, task):
+        side, width, before = state
         sizes = {"width": width, "before": before, "outputs": task.outputs}
         return (Layer.of("head", Answer, (side, side, width), **sizes),)
 
