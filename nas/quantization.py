@@ -21,7 +21,6 @@ from nas.network.calibration import METHODS, calibrate, sensitivity
 from nas.network.network import Network
 from nas.progress import bar
 from nas.space.architecture import Architecture, at_precision
-from nas.space.task import Task
 from nas.training.rounding import train_rounded
 
 _SENSITIVITY_IMAGES = 16
@@ -58,7 +57,7 @@ def quantize(
     ranges = space.parts.resized(first[space.parts.takes], wide.resolution)
     methods = {}
     with bar("quantize", len(METHODS) + 1, "networks") as advance:
-        before = evaluator.outputs(_plain(network, wide).deploy())
+        percent, before = evaluator.answered_by(_plain(network, wide).deploy())
         advance(1, "float32")
         for method in METHODS:
             quantized = _plain(network, narrow)
@@ -73,7 +72,7 @@ def quantize(
         "architecture": asdict(narrow),
         "search_images": evaluator.images,
         "calibration_images": len(ranges),
-        "fp32": {evaluator.metric.key: round(evaluator.percent_of(before), 3)},
+        "fp32": {evaluator.metric.key: round(percent, 3)},
         "methods": methods,
         "layers": [{**asdict(x), "logit_error": alone[x.layer]} for x in layers],
         "measured_ms": {
@@ -89,21 +88,22 @@ def quantize(
     return result
 
 
-def _compared(quantized: Network, evaluator: Evaluator, before: Tensor) -> dict[str, float | None]:
+def _compared(
+    quantized: Network, evaluator: Evaluator, before: Tensor | None
+) -> dict[str, float | None]:
     """The score of a network in int8, and how many answers differ from those `before`."""
-    after = evaluator.outputs(deepcopy(quantized).deploy())
+    percent, after = evaluator.answered_by(deepcopy(quantized).deploy())
     return {
-        evaluator.metric.key: round(evaluator.percent_of(after), 3),
-        "changed_percent": changed_percent(quantized.space.task, before, after),
+        evaluator.metric.key: round(percent, 3),
+        "changed_percent": changed_percent(before, after),
     }
 
 
-def changed_percent(task: Task, before: Tensor, after: Tensor) -> float | None:
+def changed_percent(before: Tensor | None, after: Tensor | None) -> float | None:
     """The share of answers that differ; None for a task that does not say what its answers are."""
-    old, new = task.answers(before), task.answers(after)
-    if old is None or new is None:
+    if before is None or after is None:
         return None
-    return round(float(100 * (old != new).double().mean()), 3)
+    return round(float(100 * (before != after).float().mean()), 3)
 
 
 def _plain(network: Network, architecture: Architecture) -> Network:

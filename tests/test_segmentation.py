@@ -213,6 +213,12 @@ def test_distillation_from_certain_answers_is_learning_from_labels():
     assert halves.isfinite()
 
 
+def test_large_outputs_are_distilled_on_a_grid():
+    ours, theirs = torch.randn(2, 2, CLASSES, 200, 200)
+    wanted = TASK.distillation(ours[..., ::3, ::3], theirs[..., ::3, ::3])
+    assert torch.equal(TASK.distillation(ours, theirs), wanted)
+
+
 def test_small_objects_are_learned_beside_a_large_background():
     """A logistic regression on three of a thousand pixels, where the cross-entropy sees nothing."""
     torch.manual_seed(0)

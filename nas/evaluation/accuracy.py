@@ -189,9 +189,21 @@ class Evaluator:
         """What a plain network gives for each sample (images, ...)."""
         return torch.cat(self._run(network, Prefixes(0), lambda outputs, _: outputs))
 
-    def percent_of(self, outputs: Tensor) -> float:
-        """The score in percent of `outputs` (images, ...) of all samples."""
-        return self.metric.percent(self.metric.observe(outputs, self.loaded))
+    def answered_by(self, network: Network) -> tuple[float, Tensor | None]:
+        """The score of a plain network in percent, and its answers (images, ...) to all samples.
+
+        None stands for a task that does not say what its answers are. Outputs are not kept: those
+        of a class for every pixel are a hundred times as large.
+        """
+        task = self.network.space.task
+        parts = self._run(
+            network,
+            Prefixes(0),
+            lambda outputs, batch: (self.metric.observe(outputs, batch), task.answers(outputs)),
+        )
+        percent = self.metric.percent(np.concatenate([observed for observed, _ in parts]))
+        answers = [own for _, own in parts if own is not None]
+        return percent, torch.cat(answers) if answers else None
 
     def _observed(
         self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None

@@ -22,6 +22,7 @@ MOST_CLASSES = 255  # labels are bytes
 BACKGROUND = "background"  # the class of this name is not painted
 _OPACITY = 0.6
 _LEAST_SHARE = 0.01  # of the pixels of a sample, see `MeanIoU.outcomes`
+_GRID = 64  # pixels of a side on which networks are compared
 _LEAST_POINTS = 1.0  # of the standard deviation that one sample has
 
 
@@ -40,20 +41,13 @@ class MeanIoU(Metric):
         """Counts of pixels (samples, 3, classes): classified correctly, labelled, and answered."""
         import torch
 
-        labels = batch["labels"].long()
-        answers = _at_side_of(labels, outputs).argmax(1)
-        count, classes = outputs.shape[:2]
-        known, first = labels != IGNORED, classes * torch.arange(count).view(-1, 1, 1)
-
-        def pixels(of: Tensor, where: Tensor) -> Tensor:
-            return torch.bincount((first + of)[where], minlength=count * classes)
-
-        counts = (
-            pixels(labels, known & (answers == labels)),
-            pixels(labels, known),
-            pixels(answers, known),
-        )
-        observed: Observed = torch.stack(counts).view(3, count, classes).transpose(0, 1).numpy()
+        labels, classes = batch["labels"].long(), outputs.shape[1]
+        pairs = labels * classes + _largest(_at_side_of(labels, outputs))
+        least = (IGNORED + 1) * classes
+        counts = [own.flatten().bincount(minlength=least).view(-1, classes) for own in pairs]
+        matrices = torch.stack(counts)[:, :classes]  # (samples, label, answer)
+        margins = matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1)
+        observed: Observed = torch.stack(margins, 1).cpu().numpy()
         return observed
 
     def percent(self, observed: Observed) -> float:
@@ -113,6 +107,11 @@ def _at_side_of(labels: Tensor, outputs: Tensor) -> Tensor:
     if outputs.shape[-2:] == labels.shape[-2:]:
         return outputs
     return interpolate(outputs.float(), labels.shape[-2:], mode="bilinear")
+
+
+def _largest(outputs: Tensor) -> Tensor:
+    """The channel with the largest output; on CPUs five times as fast as `argmax`."""
+    return outputs.max(1).indices
 
 
 def _lost(both: Tensor, either: Tensor, counted: Tensor) -> Tensor:
@@ -186,7 +185,7 @@ class Segmentation(Task):
         entropy = -(right * known).sum() / known.sum().clamp(min=1)
         none = logs.new_zeros(self.classes)
         both = none.index_add(0, labels.flatten(), (right.exp() * known).flatten())
-        there = none.index_add(0, labels.flatten(), known.flatten().to(none.dtype))
+        there = labels.flatten().bincount(known.flatten(), minlength=self.classes).to(none.dtype)
         answered = (logs.exp() * known[:, None]).sum((0, 2, 3))
         return entropy + _lost(both, there + answered - both, there > 0)
 
@@ -194,20 +193,23 @@ class Segmentation(Task):
         """The cross-entropy with the teacher's probabilities, and what the IoU with them lacks.
 
         Intersection and union are those of probabilities on both sides, so that the loss is least
-        where they are equal (the Jaccard metric loss of Wang et al., NeurIPS 2023). The
-        classes that the teacher answers somewhere count.
+        where they are equal (the Jaccard metric loss of Wang et al., NeurIPS 2023). Of the classes
+        those count that the teacher answers somewhere. Large outputs are compared on a grid: heads
+        interpolate what lies between.
         """
-        logs = _at_side_of(teacher, outputs).log_softmax(1)
+        step = max(1, teacher.shape[-1] // _GRID)
+        logs = _at_side_of(teacher, outputs)[..., ::step, ::step].log_softmax(1)
+        teacher = teacher[..., ::step, ::step]
         theirs, ours = teacher.softmax(1), logs.exp()
         entropy = -(theirs * logs).sum(1).mean()
         apart = (ours - theirs).abs().sum((0, 2, 3))
         whole = (ours + theirs).sum((0, 2, 3))
-        answered = teacher.argmax(1).flatten().bincount(minlength=self.classes) > 0
+        answered = _largest(teacher).flatten().bincount(minlength=self.classes) > 0
         return entropy + _lost((whole - apart) / 2, (whole + apart) / 2, answered)
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """The class with the largest logit for every pixel (samples, side, side)."""
-        return outputs.argmax(1)
+        """The class with the largest logit for every pixel (samples, side, side), as bytes."""
+        return _largest(outputs).byte()
 
     def painted(self, answers: Tensor) -> Tensor:
         """The colours of the classes; pixels that do not count are grey, the background is bare."""
