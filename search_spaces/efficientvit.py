@@ -1,9 +1,10 @@
 """EfficientViT (MIT) with elastic sizes and window-activation pruning.
 
 EfficientViT: Cai et al., ICCV 2023, https://arxiv.org/abs/2205.14756; the classification models B0
-to B3, L1 and L2 of the official code. Stage 0 runs at half the resolution; each later stage begins
-with a strided block. The last stages are made of linear-attention blocks (figure 2). Pruning after
-SparseViT, Chen et al., CVPR 2023, https://arxiv.org/abs/2303.17605.
+to B3, L1 and L2 of the official code, and its segmenters (see `nas.network.fused`). Stage 0 runs at
+half the resolution; each later stage begins with a strided block. The last stages are made of
+linear-attention blocks (figure 2). Pruning after SparseViT, Chen et al., CVPR 2023,
+https://arxiv.org/abs/2303.17605.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nas.layers.inverted_residual import FusedResidual, InvertedResidual
 from nas.layers.maps import MapModule, PooledHead, StridedStem, channels_first
 from nas.layers.precision import Quantizer
 from nas.layers.windows import kept_rows, on_kept_windows
+from nas.network.fused import SMALL_HEAD, Fused, head_stage, with_head
 from nas.network.inputs import Images
 from nas.network.pruning import MapState, prune_map
 from nas.space.architecture import Architecture, Stage
@@ -35,6 +37,7 @@ from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import Origin, Renaming, renamed
 from nas.space.task import Task
+from nas.tasks.segmentation import Segmentation
 
 # Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
 # (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its
@@ -381,7 +384,7 @@ class EfficientVit(Images):
         return weight.view(len(weight), 2, -1, self.head_dim).transpose(1, 2)
 
 
-Entry = tuple[Space[Architecture], EfficientVit]
+Entry = tuple[Space[Architecture], EfficientVit | Fused]
 _CONV = Choice(0)  # heads of convolution blocks
 
 
@@ -418,15 +421,32 @@ class Paper:
     entries: tuple[int, ...] = (0, 4, 4, 4, 4)  # expansions of the strided blocks
     first_attention: int = 3  # the first stage of attention blocks
 
-    def model(self) -> Entry:
+    def model(self, resolution: int = 224) -> tuple[Space[Architecture], EfficientVit]:
         """Return the domain of its one architecture, and its parts."""
-        return self._space(Choice(224), lambda *values: Choice(values[-1]), DENSE)
+        return self._space(Choice(resolution), lambda *values: Choice(values[-1]), DENSE)
 
     def space(self) -> Entry:
         """Return a space below it: narrower, with fewer blocks, heads and hidden channels."""
         return self._space(Choice(160, 192, 224), Choice, TENTHS)
 
-    def _space(self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice) -> Entry:
+    def segmenter(
+        self, resolution: int, classes: int, width: int, depth: int, expansion: int, final: int
+    ) -> Entry:
+        """Return this model with a fused head, whose blocks are dense if its own are."""
+        large = self.parts.large
+        return with_head(
+            *self.model(resolution),
+            head_stage(Choice(width), Choice(depth), Choice(expansion)),
+            final=final,
+            fused=large,
+            large=large,
+            cubic=True,
+            task=Segmentation(classes),
+        )
+
+    def _space(
+        self, resolution: Choice, choice: Callable[..., Choice], sparsity: Choice
+    ) -> tuple[Space[Architecture], EfficientVit]:
         domains = []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths)):
             expansion, entry = self.expansions[i], self.entries[i]
@@ -490,9 +510,33 @@ MICRO = stages(
     _micro(Choice(64, 96), Choice(2, 3, 4), _TWICE, heads=Choice(3, 6), entry=_TWICE),
 )
 
+MICRO_PARTS = EfficientVit(16, (384, 384), biased=2)
+# Pictures of a segmenter are larger; sides at which every map has windows of 7 or 8.
+SEG_MICRO = stages(Choice(224, 336, 448), *dict(MICRO.domains)["stages"].items)  # type: ignore[attr-defined]
+SEGMENTERS = {  # of the official code: resolution, classes; width, depth, expansion, `final`
+    "b0_cityscapes": (1024, 19, 32, 1, 4, 4),
+    "b1_cityscapes": (1024, 19, 64, 3, 4, 4),
+    "b2_cityscapes": (1024, 19, 96, 3, 4, 4),
+    "b3_cityscapes": (1024, 19, 128, 3, 4, 4),
+    "l1_cityscapes": (1024, 19, 256, 3, 1, 0),
+    "l2_cityscapes": (1024, 19, 256, 5, 1, 0),
+    "b1_ade20k": (512, 150, 64, 3, 4, 0),
+    "b2_ade20k": (512, 150, 96, 3, 4, 0),
+    "b3_ade20k": (512, 150, 128, 3, 4, 0),
+    "l1_ade20k": (512, 150, 128, 3, 4, 8),
+    "l2_ade20k": (512, 150, 128, 3, 4, 8),
+}
+
 PRESETS = {
     "debug": (DEBUG, EfficientVit(4, (12, 16), biased=2, window=4)),
-    "micro": (MICRO, EfficientVit(16, (384, 384), biased=2)),
+    "micro": (MICRO, MICRO_PARTS),
+    "seg-micro": with_head(SEG_MICRO, MICRO_PARTS, SMALL_HEAD, task=Segmentation()),
     **{name: paper.space() for name, paper in PAPERS.items()},
 }
-MODELS = {f"efficientvit_{name}": paper.model() for name, paper in PAPERS.items()}
+MODELS = {
+    **{f"efficientvit_{name}": paper.model() for name, paper in PAPERS.items()},
+    **{
+        f"efficientvit_seg_{name}": PAPERS[name[:2]].segmenter(*sizes)
+        for name, sizes in SEGMENTERS.items()
+    },
+}

@@ -28,6 +28,7 @@ from nas.layers.windows import (
     window_orders,
     window_tokens,
 )
+from nas.network.fused import SMALL_HEAD, Fused, with_head
 from nas.network.inputs import Images
 from nas.network.pruning import Pruning
 from nas.space.architecture import Architecture, Stage
@@ -37,6 +38,7 @@ from nas.space.family import BITS
 from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
+from nas.tasks.segmentation import Segmentation
 
 # Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
 # Between layers travel the map x_BSSC and, once they are scored, the two orders of its windows
@@ -395,7 +397,7 @@ class Swin(Images):
         return renamed(TIMM, path, name), transposed
 
 
-Entry = tuple[Space[Architecture], Swin]
+Entry = tuple[Space[Architecture], Swin | Fused]
 
 
 def stage(
@@ -452,11 +454,15 @@ MICRO_WINDOW4 = stages(
     stage(Choice(64, 96), Choice(1, 2), Choice(3, 6), _RATIOS, FIFTHS),
     stage(Choice(128, 192), Choice(1, 2, 3), Choice(6, 12), _RATIOS, FIFTHS),
 )
+MICRO_PARTS = Swin(head_dim=16, patch_norm=False)
+# Pictures of a segmenter are larger; no choice pads a map.
+SEG_MICRO = stages(Choice(224, 336, 448), *dict(MICRO.domains)["stages"].items)  # type: ignore[attr-defined]
 
 PRESETS = {
     "debug": (DEBUG, Swin(patch=2, window=3, head_dim=4)),
-    "micro": (MICRO, Swin(head_dim=16, patch_norm=False)),
+    "micro": (MICRO, MICRO_PARTS),
     "micro-window4": (MICRO_WINDOW4, Swin(window=4, head_dim=16, patch_norm=False)),
+    "seg-micro": with_head(SEG_MICRO, MICRO_PARTS, SMALL_HEAD, task=Segmentation()),
     "tiny": paper(96, 3),
     "small": paper(96, 9),
     "base": paper(128, 9),

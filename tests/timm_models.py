@@ -30,6 +30,18 @@ def create(name, **settings):
     return perturbed(model)
 
 
+def randomized(model):
+    """Every parameter and statistic away from where it starts, for modules of any input."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    return model
+
+
 def perturbed(model):
     """Biases, scales and statistics away from 0 and 1, so that a slip shows.
 

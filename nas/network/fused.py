@@ -23,7 +23,7 @@ from nas.layers.fused_head import (
 )
 from nas.network.pruning import MapState, prune_map
 from nas.space.architecture import Architecture, Stage
-from nas.space.choices import DENSE, FLOAT
+from nas.space.choices import DENSE, FIFTHS, FLOAT
 from nas.space.domains import Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, Parts, SearchSpace
 from nas.space.layer import Layer, Part
@@ -83,6 +83,7 @@ OFFICIAL: tuple[Renaming, ...] = (
     (r":\.norm", ".norm"),
     (":", ".conv"),
 )
+DENSE_OFFICIAL: tuple[Renaming, ...] = (("expand", "spatial_conv:"), *OFFICIAL)
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,10 @@ class Fused:
         if path == "head" and name.startswith("fc."):
             place = f"head.output_ops.0.op_list.{int(self.final > 0)}.conv"
             return f"{place}.{name.removeprefix('fc.')}", None
-        if path == "head" or path.startswith(("lateral", "refine")):
+        if path == "head" or path.startswith("lateral"):
             return renamed(OFFICIAL, path, name), None
+        if path.startswith("refine"):
+            return renamed(DENSE_OFFICIAL if self.fused else OFFICIAL, path, name), None
         return self.backbone.origin(path, name)
 
     def _passed(self, stage: int, before: State, part: Part) -> Part:
@@ -229,6 +232,9 @@ def head_stage(
     """The domain of a head of this many blocks."""
     block = Space(Block, expansion=expansion, sparsity=sparsity, precision=precision)
     return Space(Stage, width=width, blocks=Repeat(block, depth))
+
+
+SMALL_HEAD = head_stage(Choice(16, 32), Choice(1, 2, 3), Choice(2, 4), FIFTHS)
 
 
 def with_head(

@@ -43,6 +43,14 @@ _LAYOUTS: dict[str, _Rules] = {
         (r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
         (r"^head\.(?=weight$|bias$)", "head.fc."),
     ),
+    "backbone.input_stem.op_list.0.conv.weight": (  # EfficientViT-Seg of its authors
+        (r"^backbone\.input_stem\.op_list\.0\.", "stem.in_conv."),
+        (
+            r"^backbone\.input_stem\.op_list\.(\d+)\.",
+            lambda m: f"stem.res{int(m[1]) - 1}.",
+        ),
+        (r"^backbone\.stages\.(\d+)\.op_list\.", r"stages.\1.blocks."),
+    ),
     "features.1.0.attn.qkv.weight": (  # Swin of torchvision
         (r"^features\.0\.0\.", "patch_embed.proj."),
         (r"^features\.0\.2\.", "patch_embed.norm."),
