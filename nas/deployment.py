@@ -106,7 +106,7 @@ class Card:
         if architecture not in space:
             space = space.with_int8()
         parts, pictures = space.parts, None
-        if data is not None and data.reader is not None and isinstance(parts, Images):
+        if data is not None and data.reader is not None and parts.takes == Images.takes:
             side = space.largest.resolution
             pictures = Pictures(data.reader, data.mean, data.std, side, architecture.resolution)
         task = space.task if data is None else data.task

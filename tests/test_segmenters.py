@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import searched
+from conftest import DEBUG_SPACES, searched
 from PIL import Image
 
 import nas
 from nas import cli
 from nas.data import load_data
 from nas.data.scenes import CLASSES
-from nas.deployment import load_network
+from nas.deployment import Card, load_network
 from nas.errors import UsageError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
@@ -55,6 +55,17 @@ def call(capsys, *words):
         cli.main([*map(str, words)])
     captured = capsys.readouterr()
     return stop.value.code or 0, captured.out, captured.err
+
+
+@pytest.mark.parametrize("space", DEBUG_SPACES)
+def test_networks_of_every_family_say_how_a_picture_becomes_their_input(space, tmp_path):
+    """Those with a fused head, too; and one that does not run at the largest size."""
+    data = load_data("scenes:masks")
+    found = load_space(space, data.task)
+    for architecture in (found.largest, found.smallest):
+        card = Card.of(found, architecture, data)
+        assert card.pictures.input_side == architecture.resolution
+        assert Card.parse(json.loads(json.dumps(card.to_json())), "it") == card
 
 
 def test_a_run_holds_the_score_of_every_class(run):
@@ -157,7 +168,6 @@ def test_predict_writes_pictures_with_the_answers_over_them(run, scenes, tmp_pat
 
 def test_onnx_alone_paints_what_the_weights_paint(run, scenes, tmp_path):
     pytest.importorskip("onnxruntime")
-    from nas.deployment import Card
     from nas.export import export_network
 
     saved, data = SavedRun.load(run), load_data("scenes:masks")
