@@ -40,9 +40,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothi
 Classes = Annotated[
     int | None,
     typer.Option(
-        min=2, max=1_000_000, help="Classes of the classifier; default: 10, for named models 1000."
+        min=2,
+        max=1_000_000,
+        help="Classes of the task; default: 10, or of masks 11, for named models as published.",
     ),
 ]
+
+
+def find_space(name: str, classes: int | None) -> Any:
+    """The space of a name; its task is its own, with this number of classes if one is given."""
+    from nas.families import load_space
+    from nas.tasks import load_task
+
+    space = load_space(name)
+    if classes is None:
+        return space
+    return load_space(name, load_task({"task": space.task.name, "classes": classes}))
 
 
 def find_architecture(
@@ -51,14 +64,10 @@ def find_architecture(
     """The space and the architecture that ARCH (JSON or its file), RUN or MODEL stands for."""
     from dataclasses import replace
 
-    from nas.families import load_space
-    from nas.tasks.classification import Classification
-
-    task = Classification(classes) if classes else None
     is_json = what.lstrip().startswith("{")
     path = Path("" if is_json else what)
     if is_json or path.is_file():
-        space = load_space(space_name, task)
+        space = find_space(space_name, classes)
         architecture = space.parse(what if is_json else path.read_text(errors="replace"))
     elif what and path.is_dir():
         from nas.report.saved_run import SavedRun
@@ -70,7 +79,7 @@ def find_architecture(
             f"there is no {what}", "give a run directory, or architecture JSON or its file"
         )
     else:
-        space = load_space(what or space_name, task)
+        space = find_space(what or space_name, classes)
         architecture = space.largest
     if resolution:
         space = space.at(resolution)

@@ -17,6 +17,7 @@ from nas.commands import (
     draw,
     figure_path,
     find_architecture,
+    find_space,
     grid_of,
     out,
     print_json,
@@ -53,14 +54,12 @@ def profile(
     """
     from dataclasses import asdict
 
-    from nas.families import load_space
     from nas.latency.library import table_folder
     from nas.latency.profiling import profile as run_profile
     from nas.latency.table import LatencyTable
     from nas.runtimes import load_runtime
-    from nas.tasks.classification import Classification
 
-    the_space = load_space(space, Classification(classes) if classes else None)
+    the_space = find_space(space, classes)
     where = Path(folder) if folder else table_folder(the_space, load_runtime(device))
     own = where if folder or again else None
     table = run_profile(
