@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nas.commands import find_space
 from nas.errors import UsageError
 from nas.families import load_space, model_names
 from nas.lowering.onnx import lower
@@ -201,6 +202,35 @@ def test_outputs_are_those_of_a_reference_with_the_official_names(name, head):
         ours = network(images)
     scale = float(expected.abs().max().clamp(min=1))
     torch.testing.assert_close(ours / scale, expected / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("swin:tiny", "swin_tiny_patch4_window7_224"),
+        ("vit:tiny", "vit_tiny_patch16_224"),
+        ("efficientvit:b0", "efficientvit_b0"),
+        ("mobilevit:xxs", "mobilevit_xxs"),
+        ("mobilenetv3:small", "mobilenetv3_small_100"),
+    ],
+)
+def test_weights_of_a_classifier_start_a_segmenter(name, theirs):
+    space = load_space(name, Segmentation(3))
+    network = Network.empty(space, space.largest)
+    left = load_weights(network, timm_models.timm.create_model(theirs).state_dict())
+    assert {path.partition(".")[0] for path in left} == {
+        layer.path
+        for layer in space.layers(space.largest)
+        if layer.path.startswith(("lateral", "refine")) or layer.path == "head"
+    }
+
+
+def test_the_number_of_classes_is_that_of_the_task_of_the_space():
+    assert find_space("swin:seg-micro", 5).task == Segmentation(5)
+    assert find_space("swin:micro", 5).task == Classification(5)
+    assert find_space("swin:seg-micro", None).task == Segmentation()
+    with pytest.raises(UsageError, match="classes are 300"):
+        find_space("swin:seg-micro", 300)
 
 
 def test_tokens_left_behind_are_put_back_where_they_were():

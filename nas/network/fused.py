@@ -179,16 +179,19 @@ class Fused:
             Layer.of("picture", ToPicture, shape, side=state.resolution),
         )
 
+    def is_head(self, path: str) -> bool:
+        """Whether the layer at `path` is of the head."""
+        return path == "head" or path.startswith(("lateral", "refine"))
+
     def origin(self, path: str, name: str) -> Origin:
         """Ask the family, or for a layer of the head look the tensor up in `OFFICIAL`."""
         if path == "head" and name.startswith("fc."):
             place = f"head.output_ops.0.op_list.{int(self.final > 0)}.conv"
             return f"{place}.{name.removeprefix('fc.')}", None
-        if path == "head" or path.startswith("lateral"):
-            return renamed(OFFICIAL, path, name), None
-        if path.startswith("refine"):
-            return renamed(DENSE_OFFICIAL if self.fused else OFFICIAL, path, name), None
-        return self.backbone.origin(path, name)
+        if not self.is_head(path):
+            return self.backbone.origin(path, name)
+        dense = self.fused and path.startswith("refine")
+        return renamed(DENSE_OFFICIAL if dense else OFFICIAL, path, name), None
 
     def _passed(self, stage: int, before: State, part: Part) -> Part:
         """A part of the family; where its last layer makes the map smaller, the map waits."""
@@ -285,6 +288,17 @@ def _sizes(parts: MapParts, resolution: int, stages: tuple[Any, ...]) -> list[in
             state = block.state
         sizes.append(parts.to_map(state)[1])
     return sizes
+
+
+def classifier_of(space: SearchSpace, task: Task) -> tuple[Layer, ...]:
+    """What published networks have where those of the space have a fused head."""
+    parts, architecture = space.parts, space.largest
+    assert isinstance(parts, Fused)
+    resolution, stages = (inner for _, inner in space.domain.domains)
+    body = Fixed(*stages.items[: parts.stages])  # type: ignore[attr-defined]
+    domain = Space(Architecture, resolution=resolution, stages=body)
+    whole = replace(architecture, stages=architecture.stages[: parts.stages])
+    return SearchSpace(space.name, domain, parts.backbone, task).head(whole)
 
 
 def fit_for_task(space: SearchSpace) -> SearchSpace:

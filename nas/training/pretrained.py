@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from nas.errors import WeightsError
+from nas.network.fused import Fused, classifier_of
 from nas.network.network import Network
 from nas.progress import console
+from nas.space.family import SearchSpace
+from nas.space.layer import Layer
 from nas.space.origins import Origin
+from nas.tasks.classification import Classification
 from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
@@ -85,7 +89,8 @@ def load_weights(
     shards, or a name on the Hugging Face hub below `timm/`, e.g.
     `swin_tiny_patch4_window7_224.ms_in1k`. What training scripts put around weights is removed.
     Moving averages (EMA) are preferred to raw weights, and stderr says so. A classifier that is
-    missing or for another number of classes is left as it is, if `new_head` allows it. Raises
+    missing or for another number of classes is left as it is, if `new_head` allows it, and so is a
+    fused head, of which checkpoints of classifiers know nothing. Raises
     `WeightsError` with the first tensor that is missing or of another shape; the network is then
     as it was.
     """
@@ -99,6 +104,9 @@ def load_weights(
     places = {origin[0] for *_, origin in owns}
     held = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = _of_model(_timm_names(_without_insertions(_state_dict(held))), places)
+    of_classifier = new_head and _is_of_classifier(space, tensors)
+    if of_classifier:
+        places |= _classifier_places(space)
     extra = [
         name for name, value in tensors.items()
         if name not in places and isinstance(value, Tensor) and not name.endswith(_TABLES)
@@ -107,8 +115,10 @@ def load_weights(
         found = _found(tensors, origin, tuple(own.shape))
         if found is not None:
             ready.append((own, found))
-        elif new_head and path == "head" and space.task.outputs in own.shape:
-            left.append(f"head.{name}")
+        elif (of_classifier and space.parts.is_head(path)) or (  # type: ignore[attr-defined]
+            new_head and path == "head" and space.task.outputs in own.shape
+        ):
+            left.append(f"{path}.{name}")
         else:
             raise _misfit(tensors, origin[0], f"{path}.{name}", own, space.name, extra)
     if extra:
@@ -122,6 +132,29 @@ def load_weights(
     if left:
         _tell(f"not in the checkpoint, or for other classes, and left as it was: {_listed(left)}")
     return left
+
+
+def _is_of_classifier(space: SearchSpace, tensors: Mapping[str, Any]) -> bool:
+    """Whether the networks of a space have a fused head of which a checkpoint holds nothing."""
+    parts = space.parts
+    return isinstance(parts, Fused) and not any(
+        parts.origin(layer.path, name)[0] in tensors
+        for layer in space.layers(space.largest)
+        if parts.is_head(layer.path)
+        for name in _names(layer)
+    )
+
+
+def _classifier_places(space: SearchSpace) -> set[str]:
+    """Names of tensors of the classifier that the family would have in place of a fused head."""
+    layers = classifier_of(space, Classification.of_imagenet())
+    origin = space.parts.backbone.origin  # type: ignore[attr-defined]
+    return {origin(layer.path, name)[0] for layer in layers for name in _names(layer)}
+
+
+def _names(layer: Layer) -> list[str]:
+    with torch.device("meta"):
+        return list(layer.build().state_dict())
 
 
 def _found(tensors: Mapping[str, Any], origin: Origin, shape: tuple[int, ...]) -> Tensor | None:
