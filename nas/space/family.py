@@ -52,6 +52,9 @@ class Parts(Protocol):
     (`Architecture.resolution`). `Images` gives the five attributes that say so for families of
     square pictures.
 
+    **Tasks with an output for each pixel** get a fused head if the parts can make a map (see
+    `nas.network.fused.MapParts`); otherwise `head` makes such outputs itself.
+
     `load_space` checks what is quick to check (`nas.space.contract`), and `tests/test_families.py`
     the rest on every family in `search_spaces/`.
     """
