@@ -18,8 +18,10 @@ import nas
 from nas import cli
 from nas.budget import Budget, alternatives, parse_count, readable_ms
 from nas.commands import listings
+from nas.data import load_data
 from nas.entry import search
 from nas.errors import UsageError
+from nas.extensions import load_member
 from nas.families import load_space, model_names
 from nas.problem.search import search_space
 from nas.records import read_json, write_json
@@ -29,7 +31,7 @@ from nas.settings import Distribution, Settings
 from nas.trellis.graph import space_layers
 
 OPTIONS = {
-    "search": {"--budget", "--space", "--data", "--device", "--confidence", "--quantile", "--max-params",
+    "search": {"--budget", "--task", "--space", "--data", "--device", "--confidence", "--quantile", "--max-params",
                "--max-macs", "--min-params", "--min-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
                "--evaluations", "--search-images", "--test-images", "--searcher", "--sampler",
                "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
@@ -38,7 +40,7 @@ OPTIONS = {
                 "--json"},
     "audit": {"--json"},
     "import": {"--out", "--format", "--unit", "--device", "--json"},
-    "train": {"--space", "--data", "--out", "--images", "--init", "--adapt", "--teacher", "--objective",
+    "train": {"--task", "--space", "--data", "--out", "--images", "--init", "--adapt", "--teacher", "--objective",
               "--device", "--resume", "--seed", "--json"},
     "finetune": {"--images", "--dense", "--resume", "--seed", "--json"},
     "report": {"--out", "--json"},
@@ -70,6 +72,7 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
     ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
+    ("--budget=20ms", "--task=segmentatoin"): "did you mean segmentation?",
     ("--budget=20ms", "--batch=0"): "greater than or equal to 1; see vitnas search --help",
     ("--budget=20ms", "--sampler=grid"): "'trellis', 'rejection'; see vitnas search --help",
     ("--budjet=20ms",): "--budget",
@@ -117,6 +120,29 @@ def test_settings_are_the_same_in_their_classes_in_python_and_on_the_command_lin
     assert defaults["device"] == own["device"]
 
 
+def test_a_task_is_another_default_for_space_and_data(monkeypatch, capsys):
+    """What is given beside it counts, also where it is the usual default."""
+    asked = []
+    monkeypatch.setattr(
+        "nas.run.main.search_networks", lambda *a, **given: asked.append(given) or 1 / 0
+    )
+    usual = {"space": Settings.space, "data": Settings.data}
+    masks = {"space": "efficientvit:seg-micro", "data": "scenes:masks"}
+    for words, wanted in (
+        ([], usual),
+        (["--task", "classification"], usual),
+        (["--task", "segmentation"], masks),
+        (["--task=segmentation", "--space", Settings.space], {**masks, "space": Settings.space}),
+        (["--data", "masks:x", "--task", "segmentation"], {**masks, "data": "masks:x"}),
+    ):
+        call(capsys, "search", "--budget=20ms", *words)
+        assert {name: asked[-1][name] for name in usual} == wanted
+    for task in ("segmentation", "classification"):
+        own = {**usual, **load_member("task", "nas.tasks", task, "TASK").usual}
+        space = load_space(own["space"], load_data(own["data"]).task)
+        assert space.task.name == task
+
+
 def test_an_unknown_keyword_of_a_search_is_named():
     """By the name that the user called, not that of a function inside, and with the nearest one."""
     with pytest.raises(UsageError, match=r"nas.search 'evaluatoins'; did you mean evaluations\?"):
@@ -161,7 +187,7 @@ def test_the_help_of_a_search_reads_at_80_columns(capsys, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
     order = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
     for together in (
-        ["--budget", "--space", "--data", "--device"],
+        ["--budget", "--task", "--space", "--data", "--device"],
         ["--confidence", "--quantile", "--max-params", "--max-macs", "--min-params", "--min-macs"],
         ["--out", "--resume", "--from", "--fresh"],
         ["--evaluations", "--search-images", "--test-images"],

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nas.commands.options import option_of
 from nas.errors import RunError, UsageError
+from nas.extensions import load_member
 from nas.progress import Terminal
 from nas.records import require_writable
 from nas.settings import Settings
@@ -56,6 +57,25 @@ def find_space(name: str, classes: int | None) -> Any:
     if classes is None:
         return space
     return load_space(name, load_task({"task": space.task.name, "classes": classes}))
+
+
+def _take_usual(context: typer.Context, task: str) -> None:
+    """Make the space and the data of a task the defaults of the other options."""
+    if task:
+        usual = load_member("task", "nas.tasks", task, "TASK").usual
+        context.default_map = {**(context.default_map or {}), **usual}
+
+
+Task = Annotated[
+    str,
+    typer.Option(
+        help="What networks do: classification or segmentation; another --space and --data are "
+        "then the default.",
+        callback=_take_usual,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
 
 
 def find_architecture(

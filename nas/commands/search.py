@@ -17,6 +17,7 @@ from nas.commands import (
     Seed,
     Space,
     Supernet,
+    Task,
     app,
     figure_path,
     grid_of,
@@ -45,9 +46,10 @@ class Format(StrEnum):
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
 @with_options(
-    "budget space data device confidence quantile max_params max_macs min_params min_macs supernet "
-    "table run resume source_run fresh evaluations search_images test_images searcher sampler "
-    "batch surrogate race_error workers ray_address gpus timeout_s reuse_mb images seed as_json",
+    "budget task space data device confidence quantile max_params max_macs min_params min_macs "
+    "supernet table run resume source_run fresh evaluations search_images test_images searcher "
+    "sampler batch surrogate race_error workers ray_address gpus timeout_s reuse_mb images seed "
+    "as_json",
     Settings,
     Distribution,
 )
@@ -61,6 +63,7 @@ def search(
             "by one; those of several devices hold together.",
         ),
     ],
+    task: Task = "",
     device: Device = DEVICE,
     table: Annotated[
         list[str] | None,
@@ -179,6 +182,7 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet"
 )
 def train(
+    task: Task = "",
     space: Space = Settings.space,
     data: Data = Settings.data,
     folder: Annotated[str, typer.Option("--out", help="Folder of the supernet.")] = "supernet",

@@ -91,6 +91,7 @@ class Task(ABC):
 
     metric: ClassVar[Metric]
     scales: ClassVar[int] = 1  # how many of the last stages the head reads, at most
+    usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the task and no more
     dense: ClassVar[bool] = False  # whether outputs are maps (channels, side, side) over the input
 
     @property

@@ -141,6 +141,7 @@ class Segmentation(Task):
     metric: ClassVar[Metric] = MeanIoU()
     scales: ClassVar[int] = 3
     dense: ClassVar[bool] = True
+    usual: ClassVar[Mapping[str, str]] = {"space": "efficientvit:seg-micro", "data": "scenes:masks"}
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= MOST_CLASSES:
