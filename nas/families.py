@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from nas.errors import UnknownNameError, UsageError
 from nas.extensions import load_member, load_module, members
-from nas.network.fused import fit_for_task
 from nas.space.architecture import Architecture
 from nas.space.contract import check_family
 from nas.space.domains import Space
@@ -42,6 +41,8 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
     Raises `UnknownNameError` with the closest names, and `UsageError` for a family that breaks its
     contract. For a task with outputs for each pixel, networks of every family end in a fused head.
     """
+    from nas.network.fused import fit_for_task  # imports torch, which listings do not need
+
     plain, _, resolution = name.partition("@")
     space = fit_for_task(_find(plain.removesuffix("+int8"), task))
     check_family(space)
