@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEBUG_SPACES, searched
+from conftest import DEBUG_SPACES, made_up_table, searched
 from PIL import Image
 
 import nas
@@ -15,7 +16,7 @@ from nas import cli
 from nas.data import load_data
 from nas.data.scenes import CLASSES
 from nas.deployment import Card, load_network
-from nas.errors import UsageError
+from nas.errors import InfeasibleError, UsageError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.network.network import Network
@@ -25,7 +26,9 @@ from nas.report import pictures
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
 from nas.report.wording import class_scores
+from nas.run.limits import Limits
 from nas.run_record import RunRecord
+from nas.settings import Settings
 from nas.tasks.segmentation import IGNORED, Segmentation
 from nas.training.supernet import save_supernet
 
@@ -47,6 +50,24 @@ def run(tmp_path_factory):
     (folder / "supernet").mkdir()
     save_supernet(folder / "supernet", network, data, {})
     return searched(space, folder, data, folder / "supernet", 4)
+
+
+def test_a_budget_below_the_head_alone_names_the_head(tmp_path):
+    data = load_data("scenes:masks")
+    space = load_space("swin:debug", data.task)
+    table = made_up_table(space, tmp_path / "table")
+    settings = Settings(({"torch-cpu": 0.001},), space=space.name, data=data.name)
+    limits = Limits(settings, space, {"torch-cpu": table})
+    with pytest.raises(InfeasibleError, match="smallest possible takes") as error:
+        limits.goal({"torch-cpu": 0.001})
+    assert error.value.exit_code == 3
+    fastest = min((space.smallest, space.largest), key=lambda a: table.predict(space, a))
+    names = ("lateral", "refine", "head", "picture")
+    head = [layer for layer in space.layers(fastest) if layer.path.startswith(names)]
+    head_ms = sum(map(table.cost, head))
+    said = re.search(r"\(predicted\): ([\d.]+) in the head; by kind \w+ ", str(error.value))
+    assert float(said[1]) == pytest.approx(head_ms, rel=0.06)
+    assert len(str(error.value)) < 300
 
 
 def call(capsys, *words):

@@ -181,7 +181,7 @@ class Fused:
 
     def is_head(self, path: str) -> bool:
         """Whether the layer at `path` is of the head."""
-        return path == "head" or path.startswith(("lateral", "refine"))
+        return path in ("head", "picture") or path.startswith(("lateral", "refine"))
 
     def origin(self, path: str, name: str) -> Origin:
         """Ask the family, or for a layer of the head look the tensor up in `OFFICIAL`."""

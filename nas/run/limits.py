@@ -11,6 +11,7 @@ from math import inf
 from nas.budget import readable_ms
 from nas.errors import InfeasibleError
 from nas.latency.table import LatencyTable
+from nas.network.fused import Fused
 from nas.network.macs import count_macs, count_params
 from nas.progress import track
 from nas.run_record import Feasible
@@ -146,14 +147,21 @@ class Limits:
         )
 
     def _made_of(self, device: str) -> str:
-        """The kinds of layers that take longest in the fastest architecture, as text."""
-        trellis, table = self.times[device], self.tables[device]
+        """The kinds of layers that take longest in the fastest architecture, as text.
+
+        A fused head is named first: it may be the most of it.
+        """
+        trellis, table, parts = self.times[device], self.tables[device], self.space.parts
         total: defaultdict[str, float] = defaultdict(float)
-        for layer in self.graph.along(trellis.cheapest_path()):
+        layers = self.graph.along(trellis.cheapest_path())
+        for layer in layers:
             total[layer.module.__name__] += table.cost(layer)
         dearest = sorted(total.items(), key=lambda item: -item[1])
-        parts = [f"{name} {readable_ms(ms)}" for name, ms in dearest[:4] if ms > 0]
-        return ", ".join([*parts, f"overhead {readable_ms(trellis.fixed)}"])
+        said = [f"{name} {readable_ms(ms)}" for name, ms in dearest[:4] if ms > 0]
+        if isinstance(parts, Fused):
+            head_ms = sum(table.cost(layer) for layer in layers if parts.is_head(layer.path))
+            said.insert(0, f"{readable_ms(head_ms)} in the head; by kind {said.pop(0)}")
+        return ", ".join([*said, f"overhead {readable_ms(trellis.fixed)}"])
 
 
 def _counted(graph: Graph, costs: Mapping[str, float], once: bool) -> Trellis:
