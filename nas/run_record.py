@@ -30,6 +30,11 @@ def _score(of: str) -> Any:
     return _percent(of, least=0, most=100)
 
 
+def _by_class(of: str) -> Any:
+    """Scores of classes, where the metric has such; None for a class that does not occur."""
+    return field(default=(), metadata={"key": f"{of}_{{}}_by_class", "only_if_any": True})
+
+
 @dataclass(frozen=True)
 class MetricName:
     """The metric of the task: as keys name it, as a sentence does, and as a column is headed."""
@@ -61,8 +66,7 @@ class Candidate:
     `architecture` holds its choices. Of the accuracies the first is that on the search split, the
     second the same with its noise taken out, the third that on the test split (None: not tested).
     `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
-    is not the median. `test_by_class` are the accuracies of the classes on the test split, where
-    the metric has such; None for a class that does not occur.
+    is not the median. `test_by_class` are the accuracies of the classes on the test split.
     """
 
     name: str
@@ -78,9 +82,7 @@ class Candidate:
         default_factory=dict, metadata={"only_if_any": True}
     )
     measured_quantile_ms: float | None = field(default=None, metadata={"only_if_any": True})
-    test_by_class: tuple[float | None, ...] = field(
-        default=(), metadata={"key": "test_{}_by_class", "only_if_any": True}
-    )
+    test_by_class: tuple[float | None, ...] = _by_class("test")
 
     @property
     def tail_ms(self) -> float | None:
@@ -298,7 +300,8 @@ class FineTuned:
     """A network of a run after its own training: accuracies as inherited, and now.
 
     `folder` is where it was exported to in the run's directory, empty for a baseline;
-    `measured_ms` the median on the device of the run, None where that could not be measured.
+    `measured_ms` the median on the device of the run, None where that could not be measured;
+    `test_by_class` is that of a `Candidate`.
     """
 
     budget_ms: float
@@ -311,6 +314,7 @@ class FineTuned:
     search_percent: float = _score("search")
     test_percent: float = _score("test")
     test_error_points: float | None = None
+    test_by_class: tuple[float | None, ...] = _by_class("test")
 
 
 @dataclass(frozen=True)

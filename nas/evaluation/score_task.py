@@ -135,16 +135,19 @@ def record_of(scored: Scored) -> Record:
 
 def tested_record(scored: Scored) -> Record:
     """An accuracy on the test split as JSON, as `AccuracyRecord` has it beside the id."""
-    by_class = [
-        None if percent is None else round(percent, 4)
-        for percent in scored.metric.by_class(scored.observed)
-    ]
+    by_class = rounded_by_class(scored)
     return {
         scored.metric.key: scored.percent,
         "images": scored.images,
         "variance": scored.variance,
-        **({"by_class": by_class} if by_class else {}),
+        **({"by_class": list(by_class)} if by_class else {}),
     }
+
+
+def rounded_by_class(scored: Scored) -> tuple[float | None, ...]:
+    """The score of each class as it is written down; empty where the metric has none."""
+    percents = scored.metric.by_class(scored.observed)
+    return tuple(None if percent is None else round(percent, 4) for percent in percents)
 
 
 def variance_in(record: Record, metric: Metric) -> float:

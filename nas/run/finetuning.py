@@ -20,8 +20,9 @@ import torch
 from nas.budget import Budget
 from nas.data import Dataset, load_data
 from nas.errors import EvaluationError, RunError
-from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.accuracy import Evaluator, Scored
 from nas.evaluation.batch_norm import recalibrate
+from nas.evaluation.score_task import rounded_by_class
 from nas.export import export_measured
 from nas.latency.end_to_end import measure_fresh
 from nas.network.calibration import calibrate
@@ -86,11 +87,12 @@ def finetune(
             measured_ms=ms,
             inherited_search_percent=candidate.search_percent,
             inherited_test_percent=candidate.test_percent,
-            search_percent=search,
-            test_percent=test,
-            test_error_points=error,
+            search_percent=search.percent,
+            test_percent=test.percent,
+            test_error_points=test.variance**0.5,
+            test_by_class=rounded_by_class(test),
         )
-        for (answer, candidate, (search, test, error), where), ms in zip(done, times)
+        for (answer, candidate, (search, test), where), ms in zip(done, times)
     )
     found = FineTuning(
         images=sum(recipe.images),
@@ -176,17 +178,16 @@ def _trained(
     return plain.inherit(architecture)
 
 
-def _accuracies(run: SavedRun, data: Dataset, network: Network) -> tuple[float, float, float]:
-    """Percent on the search and the test split, and the standard error of the latter."""
+def _accuracies(run: SavedRun, data: Dataset, network: Network) -> list[Scored]:
+    """What a trained network did on the search and on the test split."""
     metric, found = network.space.task.metric, []
     counts = (run.record.search_images, run.record.test_images)
     with bar("evaluate", sum(counts), "samples") as advance:
         for split, count in zip((data.search, data.test), counts):
             evaluator = Evaluator(network, data, split, count)
-            found.append(evaluator.observed_by(deepcopy(network).deploy()))
+            found.append(Scored(metric, evaluator.observed_by(deepcopy(network).deploy())))
             advance(count, "")
-    search, test = found
-    return metric.percent(search), metric.percent(test), metric.variance(test) ** 0.5
+    return found
 
 
 def _measured(run: SavedRun, networks: Sequence[Architecture]) -> list[float | None]:
