@@ -118,7 +118,7 @@ def test_pruned_stage_leaves_tokens_behind_and_returns_them(size, sparsities):
     for i, sparsity in enumerate(sparsities):
         part = PARTS.block(1, 1 + i, state, Block(1 + i % 2, 1.5, sparsity, "fp32"))
         layers, state = [*layers, *part.layers], part.state
-    layers.append(PARTS.head((state,), Classification(5))[0])
+    layers.append(PARTS.head(state, Classification(5))[0])
     assert (layers[1].path == "sort1") == (sparsities[0] > 0)
     modules = {layer.path: perturbed(layer.build()) for layer in layers}
     x = torch.randn(3, size, size, 8)
@@ -196,7 +196,7 @@ def test_convolutions_around_the_layers_share_the_precision_of_the_nearest():
     state = PARTS.block(1, 0, state, Residual(1, 3, 0, "fp32")).state
     first = PARTS.block(1, 1, state, Block(1, 1, 0, "int8"))
     last = PARTS.block(1, 2, first.state, Block(1, 1, 0, "fp32"))
-    layers = [*first.layers, *last.layers, PARTS.head((last.state,), Classification(5))[0]]
+    layers = [*first.layers, *last.layers, PARTS.head(last.state, Classification(5))[0]]
     assert [(layer.path, layer.sizes["bits"]) for layer in layers] == [
         ("enter1", 8), ("layer1_1", 8), ("layer1_2", 32), ("exit1", 32),
     ]  # fmt: skip
