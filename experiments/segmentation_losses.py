@@ -3,8 +3,8 @@
     python experiments/segmentation_losses.py
 
 Six minutes on one core beside other work. The same 6,400 scenes of 72 px, the same initial weights
-and one thread for each loss; a network of 0.13 M parameters with two scales. Scored on 300 scenes of
-the search split, where one standard error is below 2 points (less between two losses: the scenes
+and one thread for each loss; a network of 0.13 M parameters with two scales. Scored on 300 scenes
+of the search split, where one standard error is below 2 points (less between two losses: the scenes
 are the same). Expected: the loss of the task is 3 points or more ahead of the cross-entropy,
 whether or not that weighs the classes.
 """

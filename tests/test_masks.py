@@ -17,7 +17,7 @@ from nas.data import load_data
 from nas.data.imagefolder.folders import LeftOut
 from nas.data.masks.augmentation import scale_crop_and_flip
 from nas.data.masks.pairs import paired
-from nas.data.masks.reading import read_mask
+from nas.data.masks.reading import read_mask, survey_masks, values_in
 from nas.data.scenes import CLASSES, render
 from nas.errors import DataError, UnknownNameError
 from nas.tasks.segmentation import IGNORED
@@ -353,9 +353,21 @@ def test_masks_of_every_mode_hold_their_values(tmp_path, mode):
     else:
         grey = Image.fromarray(values.astype(np.uint8) * (255 if mode == "1" else 1))
         grey.convert(mode).save(path)
-    found, coloured = read_mask(path)
+    found, coloured = values_in(read_mask(path))
     assert coloured == (mode in ("RGB", "RGBA"))
-    np.testing.assert_array_equal(found, values * (0x010101 if coloured else 1))
+    values = values * (0x010101 if coloured else 1)
+    np.testing.assert_array_equal(found, values)
+    good, bad = survey_masks([(path, path)])
+    assert not bad
+    assert good[path].values == tuple(np.unique(values))
+
+
+def test_pictures_smaller_than_a_window_are_enlarged(tmp_path):
+    fill(tmp_path, values=[[0, 1], [1, 1]])
+    batch = load(tmp_path).train.batch([0, 1], 32)
+    assert batch["images"].shape == (2, 3, 32, 32)
+    expected = np.kron([[0, 1], [1, 1]], np.ones((16, 16)))
+    np.testing.assert_array_equal(batch["labels"], [expected, expected])
 
 
 def test_copies_are_said_and_may_be_left_out(tmp_path, capsys):

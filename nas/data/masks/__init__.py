@@ -21,7 +21,7 @@ from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, surv
 from nas.data.masks.augmentation import scale_crop_and_flip
 from nas.data.masks.classes import Classes, classes_of
 from nas.data.masks.pairs import paired
-from nas.data.masks.reading import Mask, read_mask, survey_masks
+from nas.data.masks.reading import Mask, read_mask, survey_masks, values_in
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
@@ -137,15 +137,16 @@ class Pairs(ImageFiles):
             return cached
         path = self.pairs[index][1]
         try:
-            labels = Image.fromarray(self.classes.labelled(*read_mask(path)))
+            mask = read_mask(path)
         except Exception as error:  # a file that was changed since it was surveyed
             raise DataError(
                 f"cannot decode {path}: {error}", "remove or replace the file"
             ) from None
-        square = min(labels.size)
-        left, top = ((length - square) // 2 for length in labels.size)
+        square = min(mask.size)
+        left, top = ((length - square) // 2 for length in mask.size)
         box = (left, top, left + square, top + square)
-        found = np.asarray(labels.resize((size, size), Image.Resampling.NEAREST, box))
+        small = mask.resize((size, size), Image.Resampling.NEAREST, box)
+        found = self.classes.labelled(*values_in(small))
         if len(self._labels) * found.size < 1e9:  # as decoded pictures do, masks stay in memory
             self._labels[index, size] = found
         return found

@@ -47,7 +47,7 @@ class Classes:
         return self.by_colour if coloured else self.by_value
 
     def labelled(self, values: NDArray[np.int64], coloured: bool) -> NDArray[np.uint8]:
-        """The labels (height, width) of what `read_mask` returned."""
+        """The labels (height, width) of what `values_in` returned."""
         labels = self.known(coloured)
         known = np.array(sorted(labels))
         at = np.searchsorted(known, values).clip(max=len(known) - 1)

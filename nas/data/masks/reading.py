@@ -19,6 +19,7 @@ from nas.progress import track
 GREY = 0x010101  # what a grey of value 1 is as the number of a colour
 _TURNED = range(5, 9)  # EXIF orientations that exchange height and width
 _ORIENTATION = 0x0112
+_BYTES = ("L", "P")  # modes of which a pixel is a number below 256
 _MOST_COLOURS = 1024  # of a mask; a photo has more
 
 
@@ -36,17 +37,19 @@ class Mask:
     palette: bytes = b""
 
 
-def read_mask(path: Path) -> tuple[NDArray[np.int64], bool]:
-    """The values (height, width) of a mask, and whether they are numbers of colours.
+def read_mask(path: Path) -> Image.Image:
+    """A mask as a picture whose numbers are its values.
 
     Raises whatever the parser of the file does, and `ValueError` for what is no mask.
     """
     with open_picture(path) as file:
-        picture = _kept(file)
-    values = np.asarray(picture)
-    if values.ndim == 2:
-        return values.astype(np.int64), False
-    return values[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1), True
+        return _kept(file)
+
+
+def values_in(mask: Image.Image) -> tuple[NDArray[np.int64], bool]:
+    """The values (height, width) in a mask, and whether they are numbers of colours."""
+    values = np.asarray(mask).astype(np.int64)
+    return (values, False) if values.ndim == 2 else (values @ (1 << 16, 1 << 8, 1), True)
 
 
 def _kept(file: Image.Image) -> Image.Image:
@@ -56,8 +59,10 @@ def _kept(file: Image.Image) -> Image.Image:
     if file.mode == "F":
         raise ValueError("holds floats; save masks in whole numbers")
     picture = upright(file)
-    if is_deep(picture) or picture.mode in ("1", "L", "P"):
+    if is_deep(picture) or picture.mode in _BYTES:
         return picture
+    if picture.mode == "1":
+        return picture.point(lambda value: value > 0, "L")
     return picture.convert("L" if picture.mode in ("LA", "La") else "RGB")
 
 
@@ -111,4 +116,6 @@ def _values(mask: Image.Image) -> tuple[int, ...] | None:
     if mask.mode == "RGB":
         found: Any = mask.getcolors(_MOST_COLOURS)
         return found and tuple(sorted(r << 16 | g << 8 | b for _, (r, g, b) in found))
-    return tuple(np.unique(np.asarray(mask).astype(np.int64)).tolist())
+    if mask.mode in _BYTES:
+        return tuple(value for value, count in enumerate(mask.histogram()) if count)
+    return tuple(np.unique(np.asarray(mask)).tolist())
