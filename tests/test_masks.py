@@ -314,6 +314,8 @@ def test_what_is_left_out_is_said_by_reason(tmp_path, capsys):
     save_mask(tmp_path / "masks/5.jpg", some_mask())
     (tmp_path / "masks/5.png").unlink()
     save_mask(tmp_path / "notes/plan.png", some_mask())
+    (tmp_path / "classes.txt").write_text("ground\nlung")
+    (tmp_path / "README.md").touch()
     save_mask(tmp_path / "masks/6.gif", some_mask())
     save_pair(tmp_path, "images/7b.png", "masks/7b.png", NOISE.integers(0, 255, (64, 64, 3)))
     data = load(tmp_path)
@@ -323,6 +325,7 @@ def test_what_is_left_out_is_said_by_reason(tmp_path, capsys):
     assert "left out 1 (masks without a picture): masks/1.png" in said
     assert "left out 1 (a second file of the same name): masks/6.png" in said
     assert "left out 1 (neither in a folder of images nor in one of masks): notes/plan.png" in said
+    assert "left out 1 (no picture by the ending of its name): .md 1" in said
     assert "skipped 1 of 9 pairs by their pictures: images/4.png" in said
     assert "skipped 4 of 9 pairs by their masks" in said
     assert "masks/2.png (5 x 5 pixels, its picture 16 x 12)" in said

@@ -48,6 +48,12 @@ class LeftOut:
         """Leave out a file, or a folder with all that is in it."""
         self.names.setdefault(reason, []).append("/".join(parts))
 
+    def read(self, name: str) -> None:
+        """Take back a file of the root that is no picture, but was read all the same."""
+        others = [other for other in self.names.pop(NO_PICTURE, []) if other != name]
+        if others:
+            self.names[NO_PICTURE] = others
+
     def lines(self) -> Iterator[str]:
         """A line for each reason: how many were left out, and which were the first."""
         for reason, names in self.names.items():

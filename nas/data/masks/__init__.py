@@ -19,6 +19,7 @@ from nas.data.imagefolder.folders import LeftOut, Walk, listed
 from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
 from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
 from nas.data.masks.augmentation import scale_crop_and_flip
+from nas.data.masks.classes import FILE as CLASSES_FILE
 from nas.data.masks.classes import Classes, classes_of
 from nas.data.masks.pairs import paired
 from nas.data.masks.reading import Mask, read_mask, survey_masks, values_in
@@ -86,6 +87,7 @@ def _read(
     """
     left_out = LeftOut()
     walk = Walk(root, left_out)
+    left_out.read(CLASSES_FILE)
     found = {
         split: [(root.joinpath(*pair.image), root.joinpath(*pair.mask)) for pair in own]
         for split, own in paired(root, walk.pictures, left_out).items()
