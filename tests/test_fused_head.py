@@ -20,6 +20,7 @@ from nas.network.fused import Fused
 from nas.network.macs import sum_macs, sum_params
 from nas.network.network import Network
 from nas.network.standalone import build, inputs, run
+from nas.report.schedules import schedule
 from nas.space.layer import Layer
 from nas.tasks.classification import Classification
 from nas.tasks.segmentation import Segmentation
@@ -328,6 +329,14 @@ def test_only_tasks_with_an_answer_for_each_pixel_have_the_head():
     assert load_space("swin:seg-micro").task == Segmentation()
     with pytest.raises(UsageError, match="each pixel"):
         load_space("swin:seg-micro", Classification(3))
+
+
+def test_the_report_calls_the_last_stage_the_head():
+    space = load_space("efficientvit:debug", Segmentation(3))
+    stages = schedule(space, space.smallest)
+    assert [stage.name for stage in stages] == ["stage 0", "stage 1", "stage 2", "head"]
+    assert stages[-1].width == space.smallest.stages[-1].width
+    assert stages[-1].blocks[0].kept_percent < 100
 
 
 @pytest.mark.parametrize("name", ["efficientvit:seg-micro", "swin:seg-micro"])

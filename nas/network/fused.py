@@ -3,7 +3,7 @@
 The head of EfficientViT-Seg (`nas.layers.fused_head`) reads the maps of the last resolutions. It is
 the last stage of an architecture: the width is that of the head, each block an inverted residual,
 so that both are choices like all others, and windows of the head can be pruned, too. A family only
-says how the state between its layers becomes a map (`Parts.to_map`).
+says how the state between its layers becomes a map (`MapParts.to_map`).
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def with_head(
     first = max(i for i, size in enumerate(sizes) if size == largest)
     if head is None:
         stage = dict(items[first].domains)
-        like = dict(stage["blocks"].items[-1].domains)
+        like = dict(getattr(stage["blocks"].items[-1], "domains", ()))
         shared = {name: like[name] for name in ("sparsity", "precision") if name in like}
         head = head_stage(stage["width"], Choice(1, 2, 3), Choice(2, 4), **shared)
     made = Space(
@@ -283,7 +283,8 @@ def _sizes(parts: MapParts, resolution: int, stages: tuple[Any, ...]) -> list[in
         part = parts.transition(i, state, width) if i else parts.stem(resolution, width)
         state = part.state
         for j, item in enumerate(own["blocks"].items):
-            block = parts.block(i, j, state, item.values()[-1])
+            values = item.values if isinstance(item, Choice) else item.values()
+            block = parts.block(i, j, state, values[-1])
             assert block is not None, "the last values are an architecture"
             state = block.state
         sizes.append(parts.to_map(state)[1])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nas.network.calibration import run_layer
+from nas.network.fused import Fused
 from nas.network.macs import sum_macs, sum_params
 from nas.network.network import Network
 from nas.report.saved_run import SavedRun
@@ -28,8 +29,9 @@ class BlockMade:
 
 @dataclass(frozen=True)
 class StageMade:
-    """A stage by its width, and its blocks."""
+    """A stage by its name and width, and its blocks."""
 
+    name: str
     width: int
     blocks: list[BlockMade]
 
@@ -68,7 +70,8 @@ def schedule(space: SearchSpace, architecture: Architecture) -> list[StageMade]:
         assert part is not None
         state = part.state
         if isinstance(value, int) and i:  # the width that opens a stage
-            stages.append(StageMade(value, []))
+            is_head = isinstance(space.parts, Fused) and len(stages) == space.parts.stages
+            stages.append(StageMade("head" if is_head else f"stage {len(stages)}", value, []))
         elif i and value is not ENDED:
             paths = [layer.path for layer in part.layers]
             shares = [shares_of[path] for path in paths if path in shares_of]
