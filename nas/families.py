@@ -44,8 +44,10 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
     from nas.network.fused import fit_for_task  # imports torch, which listings do not need
 
     plain, _, resolution = name.partition("@")
-    space = fit_for_task(_find(plain.removesuffix("+int8"), task))
-    check_family(space)
+    found = _find(plain.removesuffix("+int8"), task)
+    check_family(found)
+    if (space := fit_for_task(found)) is not found:
+        check_family(space)
     if plain.endswith("+int8"):
         space = space.with_int8()
     if not resolution:

@@ -25,6 +25,7 @@ from nas.space.layer import Layer
 from nas.tasks.classification import Classification
 from nas.tasks.segmentation import Segmentation
 from nas.training.pretrained import load_weights
+from search_spaces.efficientvit import EfficientVit
 from search_spaces.vit import Leave, ToMap, WindowSort
 
 # The table of the official repository: millions of parameters, billions of MACs at a side of the
@@ -292,7 +293,7 @@ def test_maps_of_several_sides_are_fused_at_the_largest(family):
 
 
 def test_what_waits_is_not_written_to():
-    """A network that clones whatever it taps gives the same numbers, bit by bit."""
+    """Not by the layer that taps it; and a network that clones all gives the same numbers."""
     for family in ("efficientvit", "mobilenetv3", "mobilevit", "swin", "vit"):
         space = load_space(f"{family}:debug", Segmentation(3))
         sparse = space.restrict("sparsity", 50).restrict("precision", "fp32").largest
@@ -303,7 +304,12 @@ def test_what_waits_is_not_written_to():
             expected = network(images)
             state = (images,)
             for layer in space.layers(sparse):
+                before = state[0].clone()
                 state = network.module(layer).run(state, **layer.elastic)
+                tapped = "tap" not in layer.sizes or any(
+                    torch.is_tensor(x) and torch.equal(x, before) for x in state[1:]
+                )
+                assert tapped, layer.path
                 state = tuple(x.clone() if torch.is_tensor(x) else x for x in state)
         assert torch.equal(state[0], expected)
 
@@ -337,6 +343,13 @@ def test_the_report_calls_the_last_stage_the_head():
     assert [stage.name for stage in stages] == ["stage 0", "stage 1", "stage 2", "head"]
     assert stages[-1].width == space.smallest.stages[-1].width
     assert stages[-1].blocks[0].kept_percent < 100
+
+
+def test_a_family_that_cannot_make_maps_is_named(monkeypatch):
+    monkeypatch.setattr(EfficientVit, "to_map", lambda parts, state: state.missing)
+    with pytest.raises(UsageError, match="efficientvit:debug: it cannot make maps"):
+        load_space("efficientvit:debug", Segmentation(3))
+    assert load_space("efficientvit:debug").task == Classification()
 
 
 @pytest.mark.parametrize("name", ["efficientvit:seg-micro", "swin:seg-micro"])

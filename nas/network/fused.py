@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from torch import Tensor
 
 from nas.errors import UsageError
+from nas.extensions import described
 from nas.layers.fused_head import (
     AddedLateral,
     Lateral,
@@ -317,5 +318,11 @@ def fit_for_task(space: SearchSpace) -> SearchSpace:
     parts: Any = space.parts
     if not space.task.dense or not hasattr(parts, "to_map"):
         return space
-    domain, fused = with_head(space.domain, parts, scales=space.task.scales)
+    try:
+        domain, fused = with_head(space.domain, parts, scales=space.task.scales)
+    except Exception as error:  # of somebody's own methods
+        raise UsageError(
+            f"the family of {space.name}: it cannot make maps: {described(error)}",
+            "see `MapParts` in nas/network/fused.py for what a family gives",
+        ) from error
     return replace(space, domain=domain, parts=fused)
