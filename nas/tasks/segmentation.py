@@ -21,7 +21,6 @@ IGNORED = 255  # label of a pixel that is neither learned from nor scored
 MOST_CLASSES = 255  # labels are bytes
 BACKGROUND = "background"  # the class of this name is not painted
 _OPACITY = 0.6
-_LEAST_SHARE = 0.01  # of the pixels of a sample, see `MeanIoU.outcomes`
 _GRID = 64  # pixels of a side on which networks are compared
 _LEAST_POINTS = 1.0  # of the standard deviation that one sample has
 
@@ -79,18 +78,17 @@ class MeanIoU(Metric):
         return max(found, _LEAST_POINTS**2 / samples)
 
     def outcomes(self, observed: Observed) -> NDArray[np.float64]:
-        """How well each sample did (samples,), from 0 to 1: one less what its classes lost.
+        """How well each sample did (samples,): its mean IoU over the classes that it has.
 
-        A class loses one less its IoU in the sample, in which a hundredth of the pixels counts as
-        right besides: one wrong pixel of a class that is not there would otherwise lose as much as
-        missing a whole object. The losses are divided by the number of classes that are there.
+        Their mean is not the score, which sums over samples first, but follows it. Classes that are
+        answered and not there count as pixels that the others lose. With an IoU of 0 for each of
+        them, the mean of networks that confuse classes would follow the score no longer, because
+        what a few pixels of a rare class do to one sample they hardly do to the sum.
         """
         both, either = _overlaps(observed)
-        labelled = observed[:, 1]
-        least = np.maximum(_LEAST_SHARE * labelled.sum(1, keepdims=True), 1)
-        lost = (1 - (both + least) / (either + least)).sum(1)
-        there = np.maximum((labelled > 0).sum(1), 1)
-        outcomes: NDArray[np.float64] = np.clip(1 - lost / there, 0, 1)
+        there = observed[:, 1] > 0
+        shares = (both * there / np.maximum(either, 1)).sum(1) / np.maximum(there.sum(1), 1)
+        outcomes: NDArray[np.float64] = np.where(there.any(1), shares, 1.0)
         return outcomes
 
 
