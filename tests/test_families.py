@@ -229,7 +229,7 @@ def test_macs_of_the_layers_are_those_of_the_network(space):
 
 @pytest.mark.parametrize("name", SPACES)
 def test_largest_and_smallest_are_the_extremes_in_macs(name):
-    space = load_space(name, Classification(CLASSES))
+    space = load_space(name)
     for architecture in (space.smallest, space.largest):
         assert architecture in space
     if name in DEBUG_SPACES:
