@@ -160,8 +160,8 @@ def test_a_search_loads_its_supernet_before_it_measures_a_table(
     write_json(supernet / "supernet.json", {**card, "classes": [f"class {i}" for i in range(999)]})
     with pytest.raises(WeightsError, match=r"classes class 0, class 1, class 2, ... \(999\), not"):
         search(supernet, photo_data.name, out=tmp_path / "run")
-    write_json(supernet / "supernet.json", {**card, "task": "segmentation"})
-    with pytest.raises(WeightsError, match="unknown task 'segmentation'"):
+    write_json(supernet / "supernet.json", {**card, "task": "tracking"})
+    with pytest.raises(WeightsError, match="unknown task 'tracking'"):
         search(supernet, photo_data.name, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
