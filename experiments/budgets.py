@@ -1,11 +1,12 @@
 """Does pruning pay? Winner against best dense network at five budgets, on many test scenes.
 
-    python experiments/budgets.py --space swin:micro --seeds 3 --test-images 2000 --finetune 6400
+    python experiments/budgets.py --seeds 3 --test-images 2000 --finetune 6400
 
 One search answers all budgets, once for each seed. Winner and best dense network are measured in
 turns and scored on the same test scenes. With `--finetune` both are trained further on as many
 images each, in the run of the first seed. Writes `budgets-SPACE.csv`, one line for each budget and
-seed, and the pictures of docs/search.md; runs go below `--out` and are resumed.
+seed, and for the default space the pictures of docs/search.md; runs go below `--out` and are
+resumed.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import pandas as pd
 import nas
 from nas.run.finetuning import finetune, shorter
 from nas.run_record import Answer, FineTuning
+from nas.settings import Settings
 
 OUT = Path(__file__).parent / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--space", default="swin:micro")
+    parser.add_argument("--space", default=Settings.space)
     parser.add_argument("--device", default="torch-cpu")
-    parser.add_argument("--budgets", default="8ms,12ms,20ms,30ms,40ms")
+    parser.add_argument("--budgets", default="3ms,4ms,5ms,6ms,7ms")
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test-images", type=int, default=2000)
@@ -50,16 +52,14 @@ def main() -> None:
         )
         tuned = None
         if options.finetune and not seed:
-            file = folder / "finetuned.json"
             tuned = finetune(folder, recipe=shorter(options.finetune, 0), resume=True)
-            print(f"fine-tuned: {file}", flush=True)
         for answer in result.answers:
             rows.append({"seed": seed, **row(answer, tuned)})
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(OUT / f"budgets-{slug}.csv", index=False)
     print(table.groupby("budget_ms").mean(numeric_only=True).round(2).to_string())
-    if options.space == "swin:micro":
+    if options.space == Settings.space:
         for name in ("pareto", "kept"):
             picture = options.out / f"{slug}-0" / "pictures" / f"{name}.png"
             shutil.copy(picture, OUT / f"{name}.png")
@@ -69,15 +69,14 @@ def row(answer: Answer, tuned: FineTuning | None) -> dict[str, float | str]:
     """What one budget gave: milliseconds, test accuracies, and what was pruned."""
     winner, dense = answer.winner, answer.baseline("best dense")
     found: dict[str, float | str] = {"budget_ms": answer.budget_ms}
+    after = {network.id: network.test_percent for network in tuned.networks} if tuned else {}
     for name, candidate in (("winner", winner), ("dense", dense)):
         if candidate is None:
             continue
         found[f"{name}_ms"] = candidate.measured_ms
         found[f"{name}_percent"] = round(candidate.test_percent, 2)
-        networks = tuned.networks if tuned else ()
-        for network in networks:
-            if network.id == candidate.id:
-                found[f"{name}_finetuned_percent"] = round(network.test_percent, 2)
+        if candidate.id in after:
+            found[f"{name}_finetuned_percent"] = round(after[candidate.id], 2)
     found["architecture"] = winner.id
     found["pruned"] = "same" if dense and dense.id == winner.id else pruned(winner.architecture)
     return found

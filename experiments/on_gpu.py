@@ -40,13 +40,7 @@ from nas.run.search import sparsities
 from nas.runtimes import load_runtime
 from nas.training.objectives import load_objective
 from nas.training.supernet import load_supernet, save_supernet
-from nas.training.trainer import (
-    Recipe,
-    Trainer,
-    faster_in_bf16,
-    fit,
-    loading_processes,
-)
+from nas.training.trainer import Recipe, Trainer, faster_in_bf16, fit, loading_processes
 
 SPACES = (
     "swin:micro-window4",
