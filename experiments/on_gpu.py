@@ -38,9 +38,12 @@ from nas.network.network import Network
 from nas.records import atomic_path, read_json, write_json
 from nas.run.search import sparsities
 from nas.runtimes import load_runtime
+from nas.training.batches import loading_processes
+from nas.training.device import faster_in_bf16
 from nas.training.objectives import load_objective
+from nas.training.recipe import Recipe
 from nas.training.supernet import load_supernet, save_supernet
-from nas.training.trainer import Recipe, Trainer, faster_in_bf16, fit, loading_processes
+from nas.training.trainer import Trainer, fit
 
 SPACES = (
     "swin:micro-window4",

@@ -37,10 +37,12 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.host import quiet_process
 from nas.space.architecture import at_precision
+from nas.training.device import faster_in_bf16
 from nas.training.objectives.supervised import Supervised
+from nas.training.recipe import Recipe
 from nas.training.rounding import train_rounded
 from nas.training.supernet import load_supernet, supernet_folder
-from nas.training.trainer import Recipe, Trainer, faster_in_bf16
+from nas.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "quantization.csv"
 RESOLUTIONS = {"swin": 224, "vit": 168, "mobilevit": 168, "efficientvit": 160, "mobilenetv3": 160}

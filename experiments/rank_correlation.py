@@ -31,8 +31,10 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.runtimes.host import keep_heap
 from nas.strategy.statistics import spearman
+from nas.training.device import faster_in_bf16
 from nas.training.objectives.supervised import Supervised
-from nas.training.trainer import Recipe, Trainer, faster_in_bf16
+from nas.training.recipe import Recipe
+from nas.training.trainer import Trainer
 from nas.trellis.graph import Graph, decode
 from nas.trellis.trellis import Trellis
 

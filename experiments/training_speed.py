@@ -24,15 +24,11 @@ from nas.evaluation.accuracy import cores
 from nas.families import load_space
 from nas.network.network import Network
 from nas.runtimes.host import keep_heap
+from nas.training.batches import AHEAD, loading_processes
+from nas.training.device import faster_in_bf16
 from nas.training.objectives import load_objective
-from nas.training.trainer import (
-    ADAPTATION,
-    AHEAD,
-    Recipe,
-    Trainer,
-    faster_in_bf16,
-    loading_processes,
-)
+from nas.training.recipe import ADAPTATION, Recipe
+from nas.training.trainer import Trainer
 
 
 def trainer(network, data, recipe: Recipe, bf16: bool, workers: int, prepared: bool) -> Trainer:
@@ -41,7 +37,7 @@ def trainer(network, data, recipe: Recipe, bf16: bool, workers: int, prepared: b
     made = Trainer(network, data, recipe, objective, None, bf16, workers)
     if prepared:
         made._batch()
-        made._samples = repeat(next(made._samples))
+        made.samples = repeat(next(made.samples))
     return made
 
 

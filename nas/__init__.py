@@ -31,7 +31,7 @@ _HOMES = {
     "Layer": "nas.space.layer",
     "Network": "nas.network.network",
     "Part": "nas.space.layer",
-    "Recipe": "nas.training.trainer",
+    "Recipe": "nas.training.recipe",
     "Repeat": "nas.space.domains",
     "SearchSpace": "nas.space.family",
     "Space": "nas.space.domains",

@@ -23,10 +23,12 @@ from nas.records import Journal, fingerprint, read_json, write_json
 from nas.run.inputs import shipped_scores
 from nas.space.family import SearchSpace
 from nas.tasks.classification import Classification
+from nas.training.device import check_device
 from nas.training.objectives.supervised import Supervised
 from nas.training.pretrained import load_weights
+from nas.training.recipe import Recipe
 from nas.training.supernet import load_supernet, save_supernet, train
-from nas.training.trainer import DivergedError, Recipe, Trainer, check_device
+from nas.training.trainer import DivergedError, Trainer
 from nas.versions import layer_code
 from search_spaces import vit
 

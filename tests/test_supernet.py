@@ -22,9 +22,11 @@ from nas.network.inputs import Images
 from nas.network.network import Network
 from nas.records import Journal, read_json
 from nas.tasks.classification import Classification
+from nas.training.device import check_device
 from nas.training.objectives.supervised import Supervised
+from nas.training.recipe import ADAPTATION, Recipe
 from nas.training.supernet import check_training, load_supernet, supernet_folder, train
-from nas.training.trainer import ADAPTATION, Recipe, Trainer, check_device, fit
+from nas.training.trainer import Trainer, fit
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
 
@@ -77,7 +79,7 @@ import torch; torch.set_num_threads(1)
 from pathlib import Path
 from nas.data import load_data
 from nas.training.supernet import train
-from nas.training.trainer import Recipe
+from nas.training.recipe import Recipe
 train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
       checkpoint_s=0)
 """

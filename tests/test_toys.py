@@ -29,7 +29,8 @@ from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal
 from nas.training.objectives import load_objective
-from nas.training.trainer import Recipe, fit
+from nas.training.recipe import Recipe
+from nas.training.trainer import fit
 
 TOYS = Path(__file__).parent / "toys"
 SHORT = Recipe(images=(64, 64, 64), batches=(8, 8, 8))

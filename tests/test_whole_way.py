@@ -14,8 +14,8 @@ import nas
 from nas.families import load_space
 from nas.network.network import Network
 from nas.tasks.classification import Classification
+from nas.training.recipe import Recipe
 from nas.training.supernet import load_supernet, train
-from nas.training.trainer import Recipe
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
 

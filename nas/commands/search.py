@@ -222,9 +222,10 @@ def train(
     from nas.progress import console
     from nas.records import read_json
     from nas.tasks import load_task
+    from nas.training.device import check_device
+    from nas.training.recipe import ADAPTATION, Recipe
     from nas.training.supernet import check_training
     from nas.training.supernet import train as run_train
-    from nas.training.trainer import ADAPTATION, Recipe, check_device
 
     check_device(device)
     check_seed(seed)

@@ -33,8 +33,9 @@ from nas.report.saved_run import SavedRun
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
 from nas.space.architecture import Architecture, at_precision
 from nas.training.objectives import load_objective
+from nas.training.recipe import Recipe
 from nas.training.supernet import load_supernet, supernet_folder
-from nas.training.trainer import Recipe, fit
+from nas.training.trainer import fit
 
 # A tenth of the rate of a training from nothing; all at the network's own size.
 RECIPE = Recipe(images=(0, 0, 6_400), batches=(64, 32, 16), learning_rate=3e-4, subnets={})

@@ -15,7 +15,8 @@ from nas.layers.precision import Quantizer
 from nas.network.network import Network
 from nas.records import fingerprint
 from nas.training.objectives.supervised import Supervised
-from nas.training.trainer import Recipe, fit
+from nas.training.recipe import Recipe
+from nas.training.trainer import fit
 
 BATCH = 32
 LEARNING_RATE = 1e-4  # a fifteenth of that of a supernet, whose weights these are

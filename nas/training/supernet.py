@@ -23,9 +23,11 @@ from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.tasks import load_task
 from nas.training import objectives
 from nas.training.checkpoint_files import read_checkpoint
+from nas.training.checkpoints import last_checkpoint
 from nas.training.objectives import load_objective
 from nas.training.pretrained import load_weights
-from nas.training.trainer import Recipe, fit, last_checkpoint
+from nas.training.recipe import Recipe
+from nas.training.trainer import fit
 from nas.typed import MismatchError, decode, mapping
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
