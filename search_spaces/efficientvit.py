@@ -22,7 +22,7 @@ from nas.layers import mode
 from nas.layers.activations import ACTIVATIONS
 from nas.layers.attention import linear_attention
 from nas.layers.conv import ConvNorm, pointwise
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, importance, permute
+from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, classifier, importance, permute
 from nas.layers.inverted_residual import FusedResidual, InvertedResidual
 from nas.layers.maps import MapModule, PooledHead, StridedStem, channels_first
 from nas.layers.precision import Quantizer
@@ -267,7 +267,7 @@ class Head(PooledHead):
         super().__init__(width, hidden, ACTIVATION[large])
         self.fc1 = ElasticLinear(hidden, features, bias=False)
         self.norm = ElasticLayerNorm(features, eps=NORM_EPS[large])
-        self.fc2 = ElasticLinear(features, classes)
+        self.fc2 = classifier(features, classes)
         self.activation = ACTIVATIONS[ACTIVATION[large]]
 
     def forward(self, x_BSSC: Tensor, order: Tensor | None) -> tuple[Tensor]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.layers.elastic import ElasticLinear
+from nas.layers.elastic import ElasticLinear, classifier
 from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
 from nas.layers.maps import PooledHead, StridedStem
 from nas.network.inputs import Images
@@ -99,7 +99,7 @@ class Head(PooledHead):
     def __init__(self, *, width: int, hidden: int, features: int, classes: int) -> None:
         super().__init__(width, hidden, "hardswish")
         self.features = ElasticLinear(hidden, features)
-        self.fc = ElasticLinear(features, classes)
+        self.fc = classifier(features, classes)
 
     def forward(self, x_BSSC: Tensor, _: Tensor | None, *, hidden: int) -> tuple[Tensor]:
         """Return logits (B, classes)."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nas.layers.conv import ConvNorm, Fusion
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
 from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
 from nas.layers.maps import MapModule, PooledHead, StridedStem, fold, resized, unfold
 from nas.layers.transformer import TransformerModule
@@ -218,7 +218,7 @@ class Head(PooledHead):
 
     def __init__(self, *, width: int, features: int, classes: int) -> None:
         super().__init__(width, features, "silu")
-        self.fc = ElasticLinear(features, classes)
+        self.fc = classifier(features, classes)
 
     def forward(self, x_BSSC: Tensor, order: Tensor | None, *, features: int) -> tuple[Tensor]:
         """Return logits (B, classes)."""

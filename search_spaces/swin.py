@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.layers import mode
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
 from nas.layers.transformer import TransformerModule
 from nas.layers.windows import (
     descending,
@@ -285,7 +285,7 @@ class Head(MapModule):
     def __init__(self, *, width: int, classes: int) -> None:
         super().__init__()
         self.norm = ElasticLayerNorm(width)
-        self.fc = ElasticLinear(width, classes)
+        self.fc = classifier(width, classes)
 
     def forward(
         self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: int

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, ElasticModule
+from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
 from nas.layers.transformer import TransformerModule
 from nas.layers.windows import sorted_by_window, still_there
 from nas.network.inputs import Images
@@ -209,9 +209,9 @@ class Head(TokenModule):
     def __init__(self, *, width: int, classes: int, distilled: int) -> None:
         super().__init__()
         self.norm = ElasticLayerNorm(width, eps=1e-6)
-        self.fc = ElasticLinear(width, classes)
+        self.fc = classifier(width, classes)
         if distilled:
-            self.distillation = ElasticLinear(width, classes)
+            self.distillation = classifier(width, classes)
 
     def forward(self, x_BNC: Tensor, source: Tensor | None, *, distilled: int) -> tuple[Tensor]:
         """Return logits (B, classes)."""

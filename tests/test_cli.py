@@ -72,7 +72,7 @@ BAD = {  # options of a search, and what the line that refuses them must say
     ("--budget=20ms", "--race-error=1"): "e.g. 0.05",
     ("--budget=20ms", "--seed=-1"): "at least 0",
     ("--budget=20ms", "--gpus-per-worker=1"): "add --workers",
-    ("--budget=20ms", "--task=segmentatoin"): "did you mean segmentation?",
+    ("--budget=20ms", "--task=segmentatoin"): "did you mean segmentation",
     ("--budget=20ms", "--batch=0"): "greater than or equal to 1; see vitnas search --help",
     ("--budget=20ms", "--sampler=grid"): "'trellis', 'rejection'; see vitnas search --help",
     ("--budjet=20ms",): "--budget",

@@ -156,7 +156,7 @@ def _supernets() -> list[dict[str, Any]]:
     rows = []
     for card in cards:
         score = f"search_{load_task(card).metric.key}"
-        scores = {f"{size}_search": card[f"{size}_{score}"] for size in ("largest", "smallest")}
+        scores = {f"{size}_search": card.get(f"{size}_{score}") for size in ("largest", "smallest")}
         rows.append({"space": card["space"], "data": card["data"], **scores})
     return rows
 

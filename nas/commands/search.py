@@ -195,7 +195,11 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="Checkpoint to start from: a file, or a model on timm's hub.")
+        str,
+        typer.Option(
+            help="What to start from: a checkpoint (a file, or a model on timm's hub), or the "
+            "folder of another supernet of the family, whatever it learned from."
+        ),
     ] = "",
     adapt: Annotated[
         str,
@@ -240,7 +244,10 @@ def train(
     card = read_json(where / "supernet.json")
     if as_json:
         return print_json(card)
-    score = f"search_{load_task(card).metric.key}"
+    trained = load_task(card)
+    if not trained.labelled:
+        return out.print(f"{where}: {trained.name}, learned without labels", soft_wrap=True)
+    score = f"search_{trained.metric.key}"
     out.print(
         f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
         f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} samples of the search split"

@@ -81,6 +81,7 @@ class Dataset:
         """One line with the classes, of many the first ones, and the size of each split."""
         classes = self.task.describe().get("classes")
         shown = f"{classes} classes" if isinstance(classes, int) else self.task.name
+        shown = shown if self.task.labelled else "no labels"
         if isinstance(classes, list):
             first = ", ".join(printable(name, 30) for name in classes[:_LISTED])
             more = len(classes) - _LISTED

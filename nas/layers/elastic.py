@@ -147,6 +147,11 @@ class ElasticLinear(nn.Linear):
         return linear(x, weight, bias, self.input, bits, residual=residual)
 
 
+def classifier(in_features: int, outputs: int) -> nn.Module:
+    """The last linear layer of a head; features pass as they are where nothing is asked of them."""
+    return ElasticLinear(in_features, outputs) if outputs else nn.Identity()
+
+
 class ElasticLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels that arrive."""
 

@@ -92,6 +92,7 @@ class Task(ABC):
     metric: ClassVar[Metric]
     scales: ClassVar[int] = 1  # how many of the last stages the head reads, at most
     usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the task and no more
+    labelled: ClassVar[bool] = True  # whether data pose it by labels; else all data do
     dense: ClassVar[bool] = False  # whether outputs are maps (channels, side, side) over the input
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from nas.data import Dataset
 from nas.errors import UsageError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
-from nas.extensions import load_member
 from nas.families import load_space
 from nas.network.calibration import calibrate
 from nas.network.network import Network
+from nas.progress import console
 from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.tasks import load_task
-from nas.training import objectives
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
-from nas.training.objectives import load_objective
+from nas.training.objectives import find_objective, load_objective, task_of
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
 from nas.training.trainer import fit
@@ -43,7 +44,7 @@ def check_training(
     teacher: str = "",
 ) -> None:
     """Raise what can be said of a training before its images are read."""
-    load_space(space_name)
+    family = load_space(space_name).family
     if init and adapt:
         raise UsageError(
             "a training starts from a checkpoint or from a supernet, not from both",
@@ -53,8 +54,10 @@ def check_training(
         read_card(Path(adapt), space_name)
     if teacher:
         read_card(Path(teacher))
-    load_member("objective", objectives.__name__, objective, "OBJECTIVE")
-    if last_checkpoint(out, resume) is None and init:
+    find_objective(objective)
+    if is_supernet(init):
+        _check_family(Path(init), family)
+    elif last_checkpoint(out, resume) is None and init:
         read_checkpoint(init)
 
 
@@ -75,23 +78,35 @@ def train(
     """Train the supernet of a space; returns the folder with `weights.safetensors`.
 
     `init` is a checkpoint of the largest architecture (see `nas.load_weights`) to start from; its
-    heads and channels are reordered by importance first, so that small subnets inherit the best.
+    heads and channels are reordered by importance first, so that small subnets inherit the best. It
+    may also be the folder of a supernet of the same family, whatever that learned from: see
+    `start_from`.
     Or `adapt` is the folder of a supernet of this space and these data, to go on from, usually by
     the recipe `ADAPTATION`; it is left as it is. `teacher` is the folder of a supernet of any space
     on these data, whose largest network the one here learns from besides the labels.
     `objective` is what it learns from, a file in `nas/training/objectives`. `resume` goes on with a
     training that was stopped; see `fit`.
     """
-    space = load_space(space_name, data.task)
+    space = load_space(space_name, task_of(objective, data))
     torch.manual_seed(recipe.seed)
     network = Network(space, space.largest).to(device)
-    if last_checkpoint(out, resume) is None and init:
-        load_weights(network, init)
-        network.reorder()
     settings = {"init": init}
     before: dict[str, Any] = {}
+    if is_supernet(init):
+        card = start_from(network, Path(init))
+        settings["init_fingerprint"] = card["fingerprint"]
+        before["before"] = card["training"]
+    elif last_checkpoint(out, resume) is None and init:
+        load_weights(network, init)
+        network.reorder()
     if adapt:
         trained, card = load_supernet(Path(adapt), space_name, data)
+        if trained.space.task != space.task:
+            raise WeightsError(
+                f"the supernet in {adapt} is for {trained.space.task.name}, and {objective} trains "
+                f"networks for {space.task.name}",
+                f"start from it with a new head: vitnas train --init {adapt}",
+            )
         settings["adapt"] = card["fingerprint"]
         before["before"] = card["training"]
         network.load_state_dict(trained.state_dict())
@@ -133,18 +148,24 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
         for k, v in network.state_dict().items()
     }
     write_bytes(folder / "weights.safetensors", save(weights))
+    space = network.space
+    task = data.task if space.task.labelled else space.task
     evaluator = Evaluator(network, data, data.search, 500)
     percent = f"search_{evaluator.metric.key}"
+    scores = {
+        f"{size}_{percent}": evaluator.percent(own)
+        for size, own in (("largest", space.largest), ("smallest", space.smallest))
+        if task.labelled
+    }
     card = {
-        "space": network.space.base,
+        "space": space.base,
         "data": data.name,
         "data_fingerprint": data.fingerprint,
-        **data.task.describe(),
+        **task.describe(),
         "mean": list(data.mean),
         "std": list(data.std),
         "fingerprint": fingerprint((folder / "weights.safetensors").read_bytes()),
-        f"largest_{percent}": evaluator.percent(network.space.largest),
-        f"smallest_{percent}": evaluator.percent(network.space.smallest),
+        **scores,
         "search_images": evaluator.images,
         "training": training,
     }
@@ -168,9 +189,15 @@ class _Card:
     data_fingerprint: str
     fingerprint: str
     search_images: int = field(metadata={"least": 1})
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _ScoredCard(_Card):
+    """What it holds where the task has a score."""
+
     largest: float = field(metadata={"key": "largest_search_{}_percent", "least": 0, "most": 100})
     smallest: float = field(metadata={"key": "smallest_search_{}_percent", "least": 0, "most": 100})
-    training: dict[str, Any]
     largest_test: _Test = field(default=_Test(1, 0.0))
 
 
@@ -199,8 +226,8 @@ def read_card(folder: Path, space_name: str = "") -> dict[str, Any]:
         )
     try:
         card = read_json(file)
-        metric = load_task(mapping(card, "it")).metric
-        decode(_Card, card, metric=metric.name)
+        task = load_task(mapping(card, "it"))
+        decode(_ScoredCard if task.labelled else _Card, card, metric=task.metric.name)
     except (MismatchError, VitnasError) as error:
         why = error.message if isinstance(error, VitnasError) else str(error)
         why = why.removeprefix(f"{file} ")
@@ -216,11 +243,13 @@ def read_card(folder: Path, space_name: str = "") -> dict[str, Any]:
 def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network, dict[str, Any]]:
     """The supernet in `folder` and its card; `WeightsError` if it is not of this space and data.
 
-    Its weights must be those that the card is of, and numbers.
+    Its weights must be those that the card is of, and numbers. One that learned without labels has
+    a task that no data pose.
     """
     card = read_card(folder, space_name)
-    theirs = load_task(card).describe()
-    for key, own in data.task.describe().items():
+    task = load_task(card)
+    theirs, task = task.describe(), data.task if task.labelled else task
+    for key, own in task.describe().items():
         if own != theirs.get(key):
             raise WeightsError(
                 f"the supernet in {folder} has the {key} {_shown(theirs.get(key))}, not "
@@ -233,21 +262,85 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
             "so that test images may have been trained on",
             "train again, or restore the images",
         )
-    space = load_space(space_name, data.task)
+    space = load_space(space_name, task)
     network = Network.empty(space, space.largest)
-    file = folder / "weights.safetensors"
+    with _loading(folder):
+        network.load_state_dict(_weights(folder, card))
+    return network.eval(), card
+
+
+def start_from(network: Network, folder: Path) -> dict[str, Any]:
+    """Give a network the weights of a supernet of its family that fit it; returns the other's card.
+
+    Tensors fit by name and shape, whatever the supernet learned from: a head for another task does
+    not, and starts anew, which stderr says. Raises `WeightsError` where nothing but a head fits.
+    """
+    card = _check_family(folder, network.space.family)
+    with _loading(folder):
+        theirs = _weights(folder, card)
+    ours = network.state_dict()
+    fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
+    heads = {layer.path for layer in network.space.head(network.space.largest)}
+    learned = [name for name, _ in network.named_parameters()]
+    if not {_path(name) for name in learned if name in fitting} - heads:
+        raise WeightsError(
+            f"no tensor of the supernet in {folder} ({card['space']}) fits {network.space.name}",
+            f"give a supernet of {network.space.base}, or train without --init",
+        )
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            ours[name].copy_(tensor)
+    if new := [name for name in learned if name not in fitting]:
+        paths = list(dict.fromkeys(map(_path, new)))
+        more = f" and {len(paths) - 4} more" if len(paths) > 5 else ""
+        listed = ", ".join(paths[: 4 if more else 5]) + more
+        console.print(f"{listed}: {len(new)} tensors start anew", style="dim", soft_wrap=True)
+    return card
+
+
+def is_supernet(name: str) -> bool:
+    """Whether a training's `--init` names the folder of a supernet, finished or not."""
+    return bool(name) and any(
+        _is_file(Path(name) / file) for file in ("supernet.json", "checkpoint.json")
+    )
+
+
+def _check_family(folder: Path, family: str) -> dict[str, Any]:
+    """The card of a supernet of a family; `WeightsError` for one of another."""
+    card = read_card(folder)
+    if (theirs := load_space(card["space"]).family) != family:
+        raise WeightsError(
+            f"the supernet in {folder} is of the family {theirs} ({card['space']}), not {family}",
+            f"give one of {family}, or train another --space",
+        )
+    return card
+
+
+def _path(name: str) -> str:
+    """The layer of a tensor of a network: `block3` of `layers.block3.mlp.fc1.weight`."""
+    return name.split(".")[1]
+
+
+def _weights(folder: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a supernet in float32; within `_loading`."""
+    content = (folder / "weights.safetensors").read_bytes()
+    if fingerprint(content) != card["fingerprint"]:
+        raise ValueError("these are not the weights that supernet.json was written for")
+    weights = {name: tensor.float() for name, tensor in load(content).items()}
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{broken[0]} holds values that are no numbers")
+    return weights
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Makes `WeightsError` of what goes wrong with the weights in a folder."""
     try:
-        content = file.read_bytes()
-        if fingerprint(content) != card["fingerprint"]:
-            raise ValueError("these are not the weights that supernet.json was written for")
-        weights = load(content)
-        network.load_state_dict({k: v.float() for k, v in weights.items()})
-        if broken := [k for k, v in network.state_dict().items() if not v.isfinite().all()]:
-            raise ValueError(f"{broken[0]} holds values that are no numbers")
+        yield
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        file = folder / "weights.safetensors"
         raise WeightsError(f"cannot load {file}: {why}", "restore it, or train again") from None
-    return network.eval(), card
 
 
 def _is_file(path: Path) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from random import Random
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nas.data import Tensors
+from nas.data import Dataset, Tensors
+from nas.errors import UsageError
 from nas.extensions import load_member, member_name
 from nas.network.network import Network
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
+from nas.space.task import Task
 
 Made = tuple[Tensor, ...]
 
@@ -23,6 +26,8 @@ class Objective(nn.Module, ABC):
     trained and checkpointed together with the network, and neither searched, measured nor shipped.
     """
 
+    needs_labels: ClassVar[bool] = False
+
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self.space = space
@@ -31,6 +36,14 @@ class Objective(nn.Module, ABC):
     def name(self) -> str:
         """The name of its file in this folder, or of the module of one's own."""
         return member_name(__name__, type(self).__module__)
+
+    @classmethod
+    def task(cls, posed: Task) -> Task:
+        """The task of the networks that it trains: the one that the data pose, unless it says so.
+
+        One that learns vectors trains networks of `Embedding`, whose head is no classifier.
+        """
+        return posed
 
     @abstractmethod
     def forward(
@@ -54,7 +67,26 @@ class Objective(nn.Module, ABC):
         """
 
 
+def find_objective(name: str) -> type[Objective]:
+    """The class of the objective called `name`; `UnknownNameError` for none."""
+    made: type[Objective] = load_member("objective", __name__, name, "OBJECTIVE")
+    return made
+
+
+def task_of(name: str, data: Dataset) -> Task:
+    """The task of networks that learn these data by an objective.
+
+    Raises `UsageError` for an objective that needs the labels which the data do not have.
+    """
+    made = find_objective(name)
+    if made.needs_labels and not data.task.labelled:
+        raise UsageError(
+            f"{name} learns from labels, and {data.name} has none",
+            "learn without them first, e.g. --objective mae; or give data with labels",
+        )
+    return made.task(data.task)
+
+
 def load_objective(name: str, space: SearchSpace) -> Objective:
     """The objective called `name` for the networks of a space."""
-    made: type[Objective] = load_member("objective", __name__, name, "OBJECTIVE")
-    return made(space)
+    return find_objective(name)(space)

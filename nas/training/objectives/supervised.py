@@ -15,6 +15,8 @@ from nas.training.objectives import Made, Objective
 class Supervised(Objective):
     """The losses of the space's task; it has no weights of its own."""
 
+    needs_labels = True
+
     def forward(
         self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
     ) -> Made:

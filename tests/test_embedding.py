@@ -1,0 +1,210 @@
+"""Learning without labels: vectors of every family, pictures alone as data, and what follows."""
+
+from __future__ import annotations
+
+import shutil
+from random import Random
+
+import pytest
+import torch
+from conftest import DEBUG_SPACES, paint
+from safetensors.torch import load_file
+from toys.average import Average
+
+from nas.data import load_data
+from nas.errors import DataError, UsageError, WeightsError
+from nas.evaluation.accuracy import Evaluator
+from nas.families import load_space
+from nas.layers.elastic import ElasticLinear
+from nas.network.calibration import calibrate
+from nas.network.macs import count_params, sum_macs
+from nas.network.network import Network
+from nas.records import read_json
+from nas.tasks import load_task
+from nas.tasks.classification import Classification
+from nas.tasks.embedding import Embedding
+from nas.tasks.segmentation import Segmentation
+from nas.training.objectives.supervised import Supervised
+from nas.training.recipe import Recipe
+from nas.training.supernet import (
+    check_training,
+    load_supernet,
+    save_supernet,
+    start_from,
+    train,
+)
+
+RECIPE = Recipe(images=(64, 64, 64), batches=(8, 8, 8), learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of pictures, some right in it, some two folders deep, in no class."""
+    root = paint(tmp_path_factory.mktemp("nested") / "all" / "deep")
+    for path in list((root / "dark").iterdir())[:4]:
+        shutil.move(path, root.parent / f"loose-{path.name}")
+    return root.parent
+
+
+@pytest.fixture(scope="module")
+def picture_data(pictures):
+    return load_data(f"pictures:{pictures}")
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory, picture_data):
+    """A supernet that learned from pictures without labels."""
+    folder = tmp_path_factory.mktemp("unlabelled") / "supernet"
+    return train("vit:debug", picture_data, folder, RECIPE, objective="toys.average")
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_vectors_are_what_the_classifier_of_a_family_reads(name):
+    torch.manual_seed(0)
+    space = load_space(name, Classification(3))
+    classifier = Network(space, space.largest).eval()
+    calibrate(classifier, torch.randn(4, *space.example(space.largest)))
+    bare = Network(load_space(name, Embedding()), space.largest).eval()
+    missing = bare.load_state_dict(classifier.state_dict(), strict=False)
+    assert not missing.missing_keys
+    assert {k.split(".")[1] for k in missing.unexpected_keys} == {"head"}
+    read = []
+    last = [m for m in classifier.layers["head"].modules() if isinstance(m, ElasticLinear)][-1]
+    last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    for architecture in (space.largest, space.smallest, space.draw(Random(1))):
+        images = torch.randn(2, *space.example(architecture))
+        classifier(images, architecture)
+        assert torch.equal(bare(images, architecture), read.pop())
+        plain = bare.inherit(architecture).eval()
+        torch.testing.assert_close(plain(images), bare(images, architecture))
+
+
+@pytest.mark.parametrize("name", DEBUG_SPACES)
+def test_a_projection_has_its_size_at_every_architecture(name):
+    space = load_space(name, Embedding(7))
+    network = Network(space, space.largest).eval()
+    calibrate(network, torch.randn(4, *space.example(space.largest)))
+    for architecture in (space.largest, space.smallest):
+        images = torch.randn(2, *space.example(architecture))
+        assert network(images, architecture).shape == (2, 7)
+    bare = load_space(name, Embedding())
+    (with_it,), (without,) = (s.head(s.largest)[-1:] for s in (space, bare))
+    assert count_params(with_it) > count_params(without)
+    assert sum_macs(bare.layers(bare.largest)).total < sum_macs(space.layers(space.largest)).total
+
+
+def test_the_task_is_written_and_read():
+    for task in (Embedding(), Embedding(64)):
+        assert load_task(task.describe()) == load_task(task.to_json()) == task
+    for size in (-1, 1.5, "64"):
+        with pytest.raises(UsageError, match="whole number"):
+            load_task({"task": "embedding", "size": size})
+
+
+def test_pictures_need_no_classes_and_have_no_labels(picture_data, pictures):
+    splits = (picture_data.train, picture_data.search, picture_data.test)
+    assert sum(split.size for split in splits) == 24
+    assert picture_data.train.batch(range(3), 16).keys() == {"images"}
+    assert picture_data.summary().startswith(f"pictures:{pictures}: no labels; ")
+    files = [{path for path, _ in split.files} for split in splits]
+    assert not files[0] & files[1] | files[0] & files[2] | files[1] & files[2]
+
+
+def test_folders_called_as_splits_are_splits(tmp_path, photos):
+    shutil.copytree(photos / "dark", tmp_path / "train" / "a" / "b")
+    shutil.copytree(photos / "bright", tmp_path / "test")
+    data = load_data(f"pictures:{tmp_path}")
+    assert data.test.size == 12
+    assert data.train.size + data.search.size == 12
+    assert {path.parent for path, _ in data.test.files} == {tmp_path / "test"}
+
+
+def test_folders_without_pictures_are_refused(tmp_path, photos):
+    with pytest.raises(DataError, match="no folder"):
+        load_data(f"pictures:{tmp_path}/none")
+    with pytest.raises(DataError, match="0 different pictures"):
+        load_data(f"pictures:{tmp_path}")
+    for i in range(3):
+        shutil.copy(photos / "dark" / "0.png", tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match="1 different pictures"):
+        load_data(f"pictures:{tmp_path}")
+
+
+def test_a_supernet_that_learned_without_labels_loads_and_gives_vectors(unlabelled, picture_data):
+    network, card = load_supernet(unlabelled, "vit:debug", picture_data)
+    assert card["task"] == "embedding"
+    assert card["size"] == 0
+    assert not any("percent" in key for key in card)
+    evaluator = Evaluator(network, picture_data, picture_data.search, 10)
+    for architecture, width in ((network.space.largest, 12), (network.space.smallest, 8)):
+        vectors = evaluator.outputs(evaluator.subnet(architecture).deploy())
+        assert vectors.shape == (picture_data.search.size, width)
+    with pytest.raises(UsageError, match="no score of their own"):
+        evaluator.percent(network.space.largest)
+
+
+def test_it_loads_beside_labels_too(photo_data, tmp_path, monkeypatch):
+    """Shipped scenes and folders of classes serve as pictures; their labels stay unused."""
+    monkeypatch.setattr(Average, "task", classmethod(lambda cls, posed: Embedding()))
+    folder = train("vit:debug", photo_data, tmp_path / "own", RECIPE, objective="toys.average")
+    network, card = load_supernet(folder, "vit:debug", photo_data)
+    assert network.space.task == Embedding()
+    assert card["data"] == photo_data.name
+    with pytest.raises(WeightsError, match="vitnas train --init"):
+        train("vit:debug", photo_data, tmp_path / "x", RECIPE, adapt=str(folder))
+
+
+def test_labels_are_asked_for_by_the_objective_that_needs_them(picture_data, tmp_path):
+    assert Supervised.needs_labels
+    with pytest.raises(UsageError, match="supervised learns from labels") as caught:
+        train("vit:debug", picture_data, tmp_path, RECIPE)
+    assert "--objective mae" in str(caught.value)
+
+
+def test_a_training_starts_from_a_supernet_of_another_task(unlabelled, photo_data, tmp_path, capfd):
+    still = Recipe(images=(0, 8, 8), batches=(8, 8, 8), learning_rate=0.0, weight_decay=0.0)
+    folder = train("vit:debug", photo_data, tmp_path / "own", still, init=str(unlabelled))
+    assert "head: 2 tensors start anew" in capfd.readouterr().err
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, unlabelled))
+    assert ours.keys() - theirs.keys() == {"layers.head.fc.weight", "layers.head.fc.bias"} | {
+        "layers.head.fc.input.clip"
+    }
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs if not n.endswith("clip"))
+    training = read_json(folder / "supernet.json")["training"]
+    assert training["init"] == str(unlabelled)
+    assert training["before"]["objective"] == "toys.average"
+    assert training["init_fingerprint"] == read_json(unlabelled / "supernet.json")["fingerprint"]
+
+
+def test_a_segmenter_starts_from_the_backbone_of_a_classifier(photo_data, tmp_path, capfd):
+    space = load_space("efficientvit:debug", photo_data.task)
+    classifier = Network(space, space.largest).eval()
+    save_supernet(tmp_path, classifier, photo_data, {})
+    space = load_space("efficientvit:debug", Segmentation())
+    segmenter = Network(space, space.largest)
+    start_from(segmenter, tmp_path)
+    assert "start anew" in capfd.readouterr().err
+    theirs, ours = classifier.state_dict(), segmenter.state_dict()
+    shared = [n for n in theirs if not n.startswith("layers.head.")]
+    assert shared
+    assert all(torch.equal(ours[n], theirs[n]) for n in shared)
+
+
+def test_a_start_that_cannot_be_is_refused(unlabelled, picture_data, tmp_path):
+    given = {"init": str(unlabelled), "objective": "toys.average"}
+    with pytest.raises(WeightsError, match="is of the family vit"):
+        check_training("swin:debug", tmp_path / "own", False, **given)
+    with pytest.raises(WeightsError, match="is of the family vit"):
+        train("swin:debug", picture_data, tmp_path / "own", RECIPE, **given)
+    space = load_space("vit:tiny", Embedding())
+    with pytest.raises(WeightsError, match="no tensor of the supernet"):
+        start_from(Network(space, space.largest), unlabelled)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "checkpoint.json").write_text("{}")
+    with pytest.raises(WeightsError, match="no finished supernet"):
+        check_training("vit:debug", tmp_path / "own", False, **{**given, "init": str(stopped)})
+    damaged = shutil.copytree(unlabelled, tmp_path / "damaged")
+    (damaged / "weights.safetensors").write_bytes(b"0")
+    with pytest.raises(WeightsError, match="cannot load"):
+        start_from(Network(space, space.largest), damaged)
