@@ -210,15 +210,17 @@ def test_where_only_the_whole_has_a_score_nothing_is_raced(evaluator, monkeypatc
 
 
 def test_answers_of_a_plain_network_are_those_of_its_forward(evaluator):
+    """Though samples are held as bytes, and prepared batch by batch."""
     network = evaluator.subnet(evaluator.network.space.smallest).deploy()
-    resized = network.space.parts.resized
-    images = resized(evaluator.loaded["images"], network.architecture.resolution)
+    resized, loaded = network.space.parts.resized, evaluator.loaded
+    assert loaded["images"].dtype == np.uint8
+    images = resized(evaluator.data.prepare(loaded)["images"], network.architecture.resolution)
     with torch.inference_mode():
         expected = network(images).argmax(1).numpy()
     outputs = evaluator.outputs(network)
     np.testing.assert_array_equal(outputs.argmax(1), expected)
     right = evaluator.observed_by(network)
-    np.testing.assert_array_equal(right, expected == evaluator.loaded["labels"].numpy())
+    np.testing.assert_array_equal(right, expected == evaluator.loaded["labels"])
     percent, answers = evaluator.answered_by(network)
     assert percent == 100 * right.mean()
     np.testing.assert_array_equal(answers, expected)

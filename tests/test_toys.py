@@ -121,7 +121,7 @@ def test_weights_of_an_objective_are_trained_and_resumed_but_not_shipped(tmp_pat
         torch.manual_seed(0)
         network, own = Network(space, space.largest), load_objective("toys.average", space)
         before = own.readout.weight.detach().clone()
-        fit(network, data, SHORT, own, folder, **options)
+        fit(network, data, SHORT, own, folder, bf16=False, **options)  # which else is timed
         return network, own, before
 
     network, own, before = trained(tmp_path / "whole")
@@ -149,7 +149,7 @@ def evaluator():
 def test_the_score_is_of_one_matrix_over_all_pixels(evaluator):
     """And not a mean over images, nor does it depend on the parts in which they are looked at."""
     network = evaluator.subnet(evaluator.network.space.largest)
-    outputs, masks = evaluator.outputs(network), evaluator.loaded["masks"]
+    outputs, masks = evaluator.outputs(network), torch.as_tensor(evaluator.loaded["masks"])
     answers = outputs.argmax(1).repeat_interleave(2, 1).repeat_interleave(2, 2)
     masks = masks[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
     own = [((answers == c) & (masks == c), (answers == c) | (masks == c)) for c in (0, 1)]

@@ -19,13 +19,18 @@ Map = Callable[..., Iterable[Any]]
 
 
 def recalibrate(
-    network: Network, inputs: Tensor, prefixes: Prefixes | None = None, map_: Map = map
+    network: Network,
+    inputs: Tensor,
+    prefixes: Prefixes | None = None,
+    map_: Map = map,
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Give the BatchNorms of a plain network the statistics of `inputs`, of its size or larger.
 
     They are the mean over batches of what each norm sees (once-for-all, Cai et al., ICLR 2020).
     Those of a layer depend on the layers before it only, so that `prefixes` may hold them beside
-    the activations. `map_` may run batches at the same time.
+    the activations. `map_` may run batches at the same time, `prepare` makes each of them what the
+    network takes.
     """
     exact = at_precision(network.architecture, "fp32")  # int8 has the norms folded in
     space = network.space
@@ -41,7 +46,8 @@ def recalibrate(
         steps = [_observed(s, batch_norms(m)) for s, m in zip(layer_steps(layers, own), own)]
 
         def enter() -> State:
-            return (space.parts.resized(batches[number].to(device), exact.resolution),), ()
+            batch = batches[number] if prepare is None else prepare(batches[number])
+            return (space.parts.resized(batch.to(device), exact.resolution),), ()
 
         return store.run(("calibration", number), steps, enter)[1]  # type: ignore[no-any-return]
 
