@@ -9,7 +9,9 @@ reading a file must not run code that nobody asked for.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 from traceback import extract_tb
 from types import ModuleType
@@ -66,6 +68,32 @@ def load_member(what: str, package: str, name: str, attribute: str) -> Any:
             "docs/extending.md says what a file of each kind holds",
         )
     return getattr(module, attribute)
+
+
+def parse_options(
+    given: str, factory: Callable[..., Any], words: Sequence[str], besides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The options `KEY=VALUE` behind a member's name: keyword-only arguments of what makes it.
+
+    `given` is the name with its options, as an error shows it; arguments `besides` are no options.
+    """
+    parameters = dict(signature(factory, eval_str=True).parameters)
+    known = {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k not in besides}
+    shown = ", ".join(f"{k}={p.default}" for k, p in known.items()) or "none"
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            raise UsageError(f"{given!r} has no option {key!r}", f"its options: {shown}")
+        if known[key].annotation is int:
+            if not value.isdecimal() or len(value) > 9 or int(value) < 1:
+                raise UsageError(
+                    f"{key} of {given!r} is a number from 1 on, got {value!r}", f"e.g. {key}=1"
+                )
+            options[key] = int(value)
+        else:
+            options[key] = value
+    return options
 
 
 def described(error: Exception) -> str:

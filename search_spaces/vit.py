@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
+from nas.layers.positions import sines_and_cosines
 from nas.layers.transformer import TransformerModule
 from nas.layers.windows import sorted_by_window, still_there
 from nas.network.inputs import Images
@@ -95,6 +96,17 @@ class PatchEmbed(ElasticModule):
             first.append((self.distillation_token + self.distillation_position)[:width])
         return torch.cat([torch.stack(first).expand(b, -1, -1), x], dim=1), None
 
+    def fix_positions(self) -> None:
+        """Take sines and cosines as positions, which are not learned (MAE, MoCo v3)."""
+        grid, _, width = self.position.shape
+        with torch.no_grad():
+            self.position.copy_(sines_and_cosines(grid, width))
+        self.position.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("_position"):
+                parameter.data.zero_()
+                parameter.requires_grad_(False)
+
     def inherit(self, large: nn.Module) -> None:
         """Positions of another grid are resized once, here, instead of in every inference."""
         assert isinstance(large, PatchEmbed)
@@ -127,6 +139,23 @@ class WindowSort(TokenModule):
         index = sorted_by_window(patches.reshape(b, grid, grid, c), window)
         patches = patches.gather(1, index[..., None].expand(-1, -1, c))
         return torch.cat([x_BNC[:, :first], patches], dim=1), index
+
+
+class Hide(TokenModule):
+    """Leave out all patches but the first ones of a given order, e.g. a random one (MAE)."""
+
+    @classmethod
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+        """Draw tokens and an order."""
+        patches = input_shape[0] - sizes["first"]
+        return torch.randn(batch, *input_shape), None, torch.rand(batch, patches).argsort(1)
+
+    def forward(
+        self, x_BNC: Tensor, source: None, order: Tensor, *, tokens: int, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the tokens that stay, and the patch that each place of the order is of."""
+        index = order[:, : tokens - first, None].expand(-1, -1, x_BNC.shape[2])
+        return torch.cat([x_BNC[:, :first], x_BNC[:, first:].gather(1, index)], dim=1), order
 
 
 class LeavingModule(TokenModule):
@@ -254,6 +283,7 @@ class ViT(Images):
     head_dim: int = 64
     distilled: bool = False
     whole: bool = False  # tokens that are left behind are put back into a map
+    hidden: int = 0  # percent of the patches that are left out behind the stem, and never put back
 
     @property
     def multiple(self) -> int:
@@ -263,6 +293,13 @@ class ViT(Images):
     def for_maps(self) -> ViT:
         """These parts, but tokens that are left behind wait for the end."""
         return replace(self, whole=True)
+
+    def hiding(self, masked: int) -> ViT:
+        """These parts, but so many percent of the patches are left out in an order that is given.
+
+        What blocks would prune is not pruned besides: the order is none of activity.
+        """
+        return replace(self, hidden=masked)
 
     @property
     def first(self) -> int:
@@ -274,7 +311,12 @@ class ViT(Images):
         grid = -(-resolution // self.patch)
         sizes = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
         layer = Layer.of("stem", PatchEmbed, self.example(resolution), **sizes)
-        return Part((layer,), State(grid, width, self.first + grid**2, 0))
+        total = self.first + grid**2
+        if not self.hidden:
+            return Part((layer,), State(grid, width, total, 0))
+        tokens = self.first + max(1, grid**2 * (100 - self.hidden) // 100)
+        hide = Layer.of("hide", Hide, (total, width), tokens=tokens, first=self.first)
+        return Part((layer, hide), State(grid, width, tokens, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
         """Refuse: the family has one stage."""
@@ -287,9 +329,9 @@ class ViT(Images):
         pruning = Pruning.of_tokens(state.grid, self.window, state.sparsity, block.sparsity)
         shape = (state.tokens, state.width)
         place = {"first": self.first, "grid": state.grid}
-        tokens = self.first + pruning.tokens
+        tokens = state.tokens if self.hidden else self.first + pruning.tokens
         layers = []
-        if pruning.starts:
+        if pruning.starts and not self.hidden:
             layers.append(Layer.of("sort", WindowSort, shape, window=pruning.window, **place))
         if self.whole and tokens < state.tokens:
             layers.append(Layer.of(f"leave{index}", Leave, shape, tokens=tokens, **place))

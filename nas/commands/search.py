@@ -209,7 +209,7 @@ def train(
         str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
     ] = "",
     objective: Annotated[
-        str, typer.Option(help="What it learns from: supervised, or a MODULE of your own.")
+        str, typer.Option(help="What it learns from: supervised, mae, or a MODULE of your own.")
     ] = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[

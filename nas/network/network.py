@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -62,9 +63,12 @@ class Network(nn.Module):
     def _run(self, inputs: Tensor, architecture: Architecture, without: int) -> tuple[Any, ...]:
         """The state after all layers but so many of the last."""
         check_inputs(inputs, self.space, architecture)
-        state: tuple[Any, ...] = (inputs,)
         layers = self.space.layers(architecture)
-        for layer in layers[: len(layers) - without]:
+        return self.through(layers[: len(layers) - without], (inputs,))
+
+    def through(self, layers: Iterable[Layer], state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The state after these layers, which may be those of a variant of the space."""
+        for layer in layers:
             state = self.module(layer).run(state, **layer.elastic)
         return state
 

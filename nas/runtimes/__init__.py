@@ -7,7 +7,6 @@ available, by name (by its scheme, for names with an address). Nothing else has 
 
 from __future__ import annotations
 
-import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 
 from nas.errors import MissingPackageError, UnknownNameError, UsageError
+from nas.extensions import parse_options
 from nas.space.layer import Layer
 
 # Where the numbers of a table come from. Only the first are times of the device itself.
@@ -200,30 +200,10 @@ def load_runtime(device: str) -> Runtime:
         raise UnknownNameError(
             "device", name, [*known], "(vitnas list devices; a new one is a file in nas/runtimes)"
         )
-    options = _options(device, factory, words)
+    options = parse_options(device, factory, words, besides=("address",))
     if separator:
         options["address"] = address
     return factory(",".join([ALIASES.get(name, name), *words]), **options)
-
-
-def _options(device: str, factory: Factory, words: Sequence[str]) -> dict[str, Any]:
-    parameters = dict(inspect.signature(factory, eval_str=True).parameters)
-    known = {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k != "address"}
-    shown = ", ".join(f"{k}={p.default}" for k, p in known.items()) or "none"
-    options: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            raise UsageError(f"{device!r} has no option {key!r}", f"its options: {shown}")
-        if known[key].annotation is int:
-            if not value.isdecimal() or len(value) > 9 or int(value) < 1:
-                raise UsageError(
-                    f"{key} of {device!r} is a number from 1 on, got {value!r}", f"e.g. {key}=1"
-                )
-            options[key] = int(value)
-        else:
-            options[key] = value
-    return options
 
 
 def check_threads(device: str, threads: int, cores: int) -> None:

@@ -159,12 +159,16 @@ class SearchSpace:
 
     def layers(self, architecture: Architecture) -> tuple[Layer, ...]:
         """The network as the list of its layers, in the order in which they run."""
-        body, head = _layers(self, architecture)
+        body, head, _ = _layers(self, architecture)
         return body + head
 
     def head(self, architecture: Architecture) -> tuple[Layer, ...]:
         """The last of its layers: those that make outputs of the features before them."""
         return _layers(self, architecture)[1]
+
+    def state(self, architecture: Architecture) -> Any:
+        """The state of the parts behind the last block, which enters the head."""
+        return _layers(self, architecture)[2]
 
     def example(self, architecture: Architecture) -> tuple[int, ...]:
         """The shape of one input of this architecture, without the batch axis."""
@@ -294,8 +298,8 @@ class SearchSpace:
 @lru_cache(maxsize=4096)
 def _layers(
     space: SearchSpace, architecture: Architecture
-) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
-    """The layers before the head, and those of the head."""
+) -> tuple[tuple[Layer, ...], tuple[Layer, ...], Any]:
+    """The layers before the head, those of the head, and the state of the parts between them."""
     state: Any = None
     layers: list[Layer] = []
     for i, value in enumerate(space.domain.flatten(architecture)):
@@ -307,4 +311,4 @@ def _layers(
             )
         layers += part.layers
         state = part.state
-    return in_phases(layers), space.finish(state)
+    return in_phases(layers), space.finish(state), state.parts

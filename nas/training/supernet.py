@@ -44,7 +44,7 @@ def check_training(
     teacher: str = "",
 ) -> None:
     """Raise what can be said of a training before its images are read."""
-    family = load_space(space_name).family
+    space = load_space(space_name)
     if init and adapt:
         raise UsageError(
             "a training starts from a checkpoint or from a supernet, not from both",
@@ -54,9 +54,11 @@ def check_training(
         read_card(Path(adapt), space_name)
     if teacher:
         read_card(Path(teacher))
-    find_objective(objective)
+    learned = find_objective(objective).task(space.task)
+    with torch.device("meta"):
+        load_objective(objective, load_space(space_name, learned))
     if is_supernet(init):
-        _check_family(Path(init), family)
+        _check_family(Path(init), space.family)
     elif last_checkpoint(out, resume) is None and init:
         read_checkpoint(init)
 
@@ -90,6 +92,8 @@ def train(
     space = load_space(space_name, task_of(objective, data))
     torch.manual_seed(recipe.seed)
     network = Network(space, space.largest).to(device)
+    learned = load_objective(objective, space)
+    learned.prepare(network)
     settings = {"init": init}
     before: dict[str, Any] = {}
     if is_supernet(init):
@@ -116,7 +120,7 @@ def train(
         taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
         settings["teacher"] = card["fingerprint"]
     training = fit(
-        network, data, recipe, load_objective(objective, space), out, taught, resume,
+        network, data, recipe, learned, out, taught, resume,
         settings=settings, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if training is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nas.data import Dataset, Tensors
 from nas.errors import UsageError
-from nas.extensions import load_member, member_name
+from nas.extensions import load_member, member_name, parse_options
 from nas.network.network import Network
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -27,15 +27,17 @@ class Objective(nn.Module, ABC):
     """
 
     needs_labels: ClassVar[bool] = False
+    meaning: ClassVar[str] = ""  # of its loss, for people: a sentence without a full stop
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self.space = space
+        self.options = ""  # as they were given behind its name
 
     @property
     def name(self) -> str:
-        """The name of its file in this folder, or of the module of one's own."""
-        return member_name(__name__, type(self).__module__)
+        """The name of its file in this folder, or of the module of one's own; with its options."""
+        return member_name(__name__, type(self).__module__) + self.options
 
     @classmethod
     def task(cls, posed: Task) -> Task:
@@ -44,6 +46,9 @@ class Objective(nn.Module, ABC):
         One that learns vectors trains networks of `Embedding`, whose head is no classifier.
         """
         return posed
+
+    def prepare(self, network: Network) -> None:
+        """Set what is fixed in a new network, before it gets weights to start from, if any."""
 
     @abstractmethod
     def forward(
@@ -66,10 +71,18 @@ class Objective(nn.Module, ABC):
         `large` carries no gradients.
         """
 
+    def pictures(self, network: Network, data: Dataset) -> dict[str, Tensor]:
+        """What shows what a trained network has learned, for the report of its training.
+
+        Pictures (rows, columns, 3 or 1) in [0, 1] by their captions; none by default.
+        """
+        return {}
+
 
 def find_objective(name: str) -> type[Objective]:
     """The class of the objective called `name`; `UnknownNameError` for none."""
-    made: type[Objective] = load_member("objective", __name__, name, "OBJECTIVE")
+    plain = name.partition(",")[0]
+    made: type[Objective] = load_member("objective", __name__, plain, "OBJECTIVE")
     return made
 
 
@@ -88,5 +101,13 @@ def task_of(name: str, data: Dataset) -> Task:
 
 
 def load_objective(name: str, space: SearchSpace) -> Objective:
-    """The objective called `name` for the networks of a space."""
-    return find_objective(name)(space)
+    """The objective that `NAME[,option=value...]` names, for the networks of a space.
+
+    Options are keyword-only arguments of its class. Raises `UsageError` for those that it has not,
+    and where the networks of the space cannot learn from it.
+    """
+    made = find_objective(name)
+    plain, *words = name.split(",")
+    objective = made(space, **parse_options(name, made, words))
+    objective.options = name.removeprefix(plain)
+    return objective
