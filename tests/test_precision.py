@@ -228,6 +228,31 @@ def test_an_export_is_refused_beyond_what_small_changes_of_an_image_change(
         off_by(1.1)
 
 
+@pytest.mark.parametrize("jumps", [True, False])
+def test_an_image_at_which_a_network_jumps_refuses_no_right_file(jumps, tmp_path, monkeypatch):
+    """Files are compared at images beside it then; a wrong one differs there, too."""
+    space = load_space("vit:debug", Classification(5))
+    torch.manual_seed(0)
+    network = Network(space, space.largest).eval()
+    images = torch.randn(1, 3, 24, 24)
+    with torch.no_grad():
+        expected = network(images)
+
+    def read(network, given, *_):
+        off = torch.equal(given, images) if jumps else given.mean() > images.mean() - 1
+        return network(given) + float(off)
+
+    file, write, _ = export.WRITERS["safetensors"]
+    monkeypatch.setitem(export.WRITERS, "safetensors", (file, write, read))
+    if jumps:
+        found = export_network(network, images, expected, tmp_path, ["safetensors"])
+        assert found[file] < 1e-6
+    else:
+        with pytest.raises(EvaluationError, match="supernet's by 1"):
+            export_network(network, images, expected, tmp_path, ["safetensors"])
+        assert not (tmp_path / file).exists()
+
+
 # --- calibration ---
 
 
