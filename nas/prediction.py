@@ -19,10 +19,16 @@ from torch import Tensor
 
 from nas.deployment import CARD, ONNX, OUTPUTS, WEIGHTS, Card, check_content, load_network
 from nas.errors import MissingPackageError, RunError, UsageError
+from nas.evaluation.zero_shot import embedding_in
+from nas.network.network import Network
 from nas.records import write_bytes
 from nas.report.pictures import kept_windows
 from nas.report.saved_run import is_run
 from nas.tasks import load_task
+from nas.tasks.classification import Classification
+from nas.text.encoder import TextEncoder, has_texts
+from nas.text.prompts import checked_labels, classifier_of
+from nas.text.tower import unit
 
 _TOGETHER = 16  # pictures read and run at once
 
@@ -50,11 +56,16 @@ class Prediction:
 
 
 def predict(
-    what: str | Path, pictures: str | Path | Sequence[str | Path], *, top: int = 5
+    what: str | Path,
+    pictures: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    labels: Sequence[str] = (),
 ) -> list[Prediction]:
     """What the winner of a run, or the network of an exported folder, says of picture files.
 
-    `top` bounds the answers to each. A folder needs `preprocess.json`, and the weights or the ONNX
+    `top` bounds the answers to each. `labels` in words take the place of the classes of a network
+    that has learned from captions. A folder needs `preprocess.json`, and the weights or the ONNX
     file; of the latter alone nobody learns where it looked. Raises `RunError` for a folder that is
     neither, and `DataError` for a file that is no picture.
     """
@@ -70,8 +81,12 @@ def predict(
     network = None
     if (folder / WEIGHTS).exists():
         network = load_network(folder, card.loaded_space, card.chosen)
-    run = network or _program(folder, card)
     task = load_task(card.task)
+    run: Callable[[Tensor], Tensor]
+    if labels:
+        run, task = _compared_with(labels, folder, network), Classification.of(labels)
+    else:
+        run = network or _program(folder, card)
     found = []
     paths = list(map(Path, [pictures] if isinstance(pictures, str | Path) else pictures))
     for start in range(0, len(paths), _TOGETHER):
@@ -88,6 +103,31 @@ def predict(
             over = None if answers is None else task.painted(answers[0]).numpy()
             found.append(Prediction(str(path), meaning.line, meaning.facts, seen, maps, over))
     return found
+
+
+def _compared_with(
+    labels: Sequence[str], folder: Path, network: Network | None
+) -> Callable[[Tensor], Tensor]:
+    """What gives inputs a logit for each label, by the texts beside a network.
+
+    These are the logits of CLIP: similarities of embeddings of length 1, times the learned scale.
+    """
+    names = checked_labels(labels)
+    if network is None or not has_texts(folder):
+        raise UsageError(
+            f"the network in {folder} knows no words: it did not learn from captions",
+            "leave out --labels, or give a run of vitnas search --score zero-shot",
+        )
+    encoder = TextEncoder.load(folder)
+    rows, embedding = classifier_of(encoder, names), embedding_in(folder, network)
+    if embedding.space.task.outputs != rows.shape[1]:
+        raise RunError(
+            f"the texts in {folder} have {rows.shape[1]} numbers, and the pictures "
+            f"{embedding.space.task.outputs}",
+            "restore the folder, or search again",
+        )
+    scale = float(encoder.tower.scale.detach())
+    return lambda inputs: scale * unit(embedding(inputs)) @ rows.mT
 
 
 def looked(predictions: Sequence[Prediction]) -> Figure:

@@ -84,8 +84,9 @@ class Settings:
     space: str = option("mobilevit:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
     data: str = option(
         "scenes",
-        "`scenes` or `scenes:masks` (shipped), `imagefolder:PATH`, `masks:PATH`, `pictures:PATH` "
-        "(no labels), or `MODULE:ARGUMENT` of your own.",
+        "`scenes`, `scenes:masks` or `scenes:captions` (shipped), `imagefolder:PATH`, "
+        "`masks:PATH`, `captions:PATH`, `pictures:PATH` (no labels), or `MODULE:ARGUMENT` of your "
+        "own.",
     )
     confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
     quantile: float = option(

@@ -1,7 +1,8 @@
 """Plain vision transformers (ViT, DeiT) with elastic sizes and window-activation pruning.
 
 ViT: Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929. DeiT, with its distillation
-token: Touvron et al., ICML 2021, https://arxiv.org/abs/2012.12877. Patch tokens are grouped into
+token: Touvron et al., ICML 2021, https://arxiv.org/abs/2012.12877. CLIP: Radford et al., ICML 2021,
+https://arxiv.org/abs/2103.00020. Patch tokens are grouped into
 small windows; class and distillation token always stay. Nothing after a block reads a dropped
 token again (the head reads the other two), so dropped tokens are simply left behind: tokens are
 sorted by window once, and every later block takes a prefix of them. A head that reads a map gets
@@ -32,6 +33,11 @@ from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
+# What the size `clip` of a layer says: as in ViT, or as in CLIP (Radford et al., ICML 2021, section
+# 2.4), whose layers are older than the exact GELU in OpenAI's own weights.
+PLAIN, CLIP, QUICK = 0, 1, 2
+EPS, ACTIVATION = (1e-6, 1e-5, 1e-5), ("gelu", "gelu", "quick_gelu")
+
 # Shape suffixes: B batch, N tokens (class token first, then any distillation token), C width, G
 # side of the grid of patches. Between layers travel the tokens x_BNC and, once sorted, the patch
 # that each of them came from.
@@ -59,13 +65,17 @@ class TokenModule(ElasticModule):
 class PatchEmbed(ElasticModule):
     """Patches projected to tokens, one or two tokens of no patch, learned positions.
 
-    ViT, equation 1; at another resolution the positions are resized (section 3.2).
+    ViT, equation 1; at another resolution the positions are resized (section 3.2). In `clip` the
+    projection has no bias, and a norm follows.
     """
 
-    def __init__(self, *, width: int, patch: int, grid: int, distilled: int) -> None:
+    def __init__(
+        self, *, width: int, patch: int, grid: int, distilled: int, clip: int = PLAIN
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if clip == PLAIN else None
+        self.norm = nn.Identity() if clip == PLAIN else ElasticLayerNorm(width, eps=EPS[clip])
         self.position = nn.Parameter(torch.empty(grid, grid, width))
         learned = [self.weight, self.position]
         for token in ("class", "distillation")[: 1 + distilled]:
@@ -90,11 +100,12 @@ class PatchEmbed(ElasticModule):
         # As a product with gathered patches: 1.2-1.5x faster than a convolution with this stride.
         patches = images.reshape(b, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         x = F.linear(patches.reshape(b, grid**2, -1), self.weight[:width].flatten(1))
-        x = x + (resized(self.position[..., :width], grid) + self.bias[:width]).view(-1, width)
+        position = resized(self.position[..., :width], grid)
+        x = x + (position if self.bias is None else position + self.bias[:width]).view(-1, width)
         first = [(self.class_token + self.class_position)[:width]]
         if distilled:
             first.append((self.distillation_token + self.distillation_position)[:width])
-        return torch.cat([torch.stack(first).expand(b, -1, -1), x], dim=1), None
+        return self.norm(torch.cat([torch.stack(first).expand(b, -1, -1), x], dim=1)), None
 
     def fix_positions(self) -> None:
         """Take sines and cosines as positions, which are not learned (MAE, MoCo v3)."""
@@ -114,7 +125,7 @@ class PatchEmbed(ElasticModule):
         with torch.no_grad():
             for name, own in self.named_parameters():
                 if name != "position":
-                    own.copy_(getattr(large, name)[:width])
+                    own.copy_(large.get_parameter(name)[:width])
             self.position.copy_(resized(large.position[..., :width], grid))
 
 
@@ -205,8 +216,10 @@ class ToMap(LeavingModule):
 class TransformerBlock(TransformerModule, TokenModule):
     """Pre-norm attention and MLP on the first `tokens` tokens; the others are left behind."""
 
-    def __init__(self, *, width: int, heads: int, head_dim: int, hidden: int) -> None:
-        super().__init__(width, heads, head_dim, hidden, eps=1e-6)
+    def __init__(
+        self, *, width: int, heads: int, head_dim: int, hidden: int, clip: int = PLAIN
+    ) -> None:
+        super().__init__(width, heads, head_dim, hidden, EPS[clip], ACTIVATION[clip])
 
     def forward(
         self,
@@ -235,9 +248,9 @@ class Head(TokenModule):
     A distillation token has a classifier of its own; the mean of both answers (DeiT, section 4).
     """
 
-    def __init__(self, *, width: int, classes: int, distilled: int) -> None:
+    def __init__(self, *, width: int, classes: int, distilled: int, clip: int = PLAIN) -> None:
         super().__init__()
-        self.norm = ElasticLayerNorm(width, eps=1e-6)
+        self.norm = ElasticLayerNorm(width, eps=EPS[clip])
         self.fc = classifier(width, classes)
         if distilled:
             self.distillation = classifier(width, classes)
@@ -255,6 +268,7 @@ class Head(TokenModule):
 TIMM: tuple[Renaming, ...] = (
     (r"^stem\.(weight|bias)", r"patch_embed.proj.\1"),
     (r"^stem\.(\w+_)?position", "pos_embed"),
+    (r"^stem\.norm", "norm_pre"),
     (r"^stem\.class_token", "cls_token"),
     (r"^stem\.distillation_token", "dist_token"),
     (r"^block(\d+)", r"blocks.\1"),
@@ -284,6 +298,7 @@ class ViT(Images):
     distilled: bool = False
     whole: bool = False  # tokens that are left behind are put back into a map
     hidden: int = 0  # percent of the patches that are left out behind the stem, and never put back
+    clip: int = PLAIN  # or the form of CLIP
 
     @property
     def multiple(self) -> int:
@@ -302,6 +317,11 @@ class ViT(Images):
         return replace(self, hidden=masked)
 
     @property
+    def form(self) -> dict[str, int]:
+        """The size of layers that says that they are of CLIP, where they are."""
+        return {"clip": self.clip} if self.clip else {}
+
+    @property
     def first(self) -> int:
         """Tokens before those of the patches."""
         return 1 + self.distilled
@@ -310,7 +330,7 @@ class ViT(Images):
         """Emit the patch embedding."""
         grid = -(-resolution // self.patch)
         sizes = {"width": width, "patch": self.patch, "grid": grid, "distilled": self.distilled}
-        layer = Layer.of("stem", PatchEmbed, self.example(resolution), **sizes)
+        layer = Layer.of("stem", PatchEmbed, self.example(resolution), **sizes, **self.form)
         total = self.first + grid**2
         if not self.hidden:
             return Part((layer,), State(grid, width, total, 0))
@@ -347,6 +367,7 @@ class ViT(Images):
             tokens=tokens,
             bits=BITS[block.precision],
             **place,
+            **self.form,
         )
         return Part((*layers, layer), state._replace(tokens=tokens, sparsity=block.sparsity))
 
@@ -359,7 +380,7 @@ class ViT(Images):
     def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the class token."""
         sizes = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
-        return (Layer.of("head", Head, (state.tokens, state.width), **sizes),)
+        return (Layer.of("head", Head, (state.tokens, state.width), **sizes, **self.form),)
 
     def origin(self, path: str, name: str) -> Origin:
         """Look the tensor up in `TIMM`, where one table holds the positions of all tokens."""
@@ -410,11 +431,17 @@ def autoformer(width: Choice, depth: Choice, heads: Choice, mlp_ratio: Choice) -
 
 
 def model(
-    patch: int, width: int, depth: int, heads: int, resolution: int = 224, distilled: bool = False
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    resolution: int = 224,
+    distilled: bool = False,
+    clip: int = PLAIN,
 ) -> Entry:
     """A model of the papers (ViT, table 1; DeiT, table 1): its one architecture."""
     domain = space(Choice(resolution), Choice(width), Choice(depth), Choice(heads), Choice(4))
-    return domain, ViT(patch, head_dim=width // heads, distilled=distilled)
+    return domain, ViT(patch, head_dim=width // heads, distilled=distilled, clip=clip)
 
 
 DEBUG = space(
@@ -463,8 +490,10 @@ _SIZES = {  # width, depth, heads
 
 def named(name: str) -> Entry:
     """Return the model of a name of timm, e.g. `deit_tiny_distilled_patch16_224`."""
-    _, size, *distilled, patch, resolution = name.split("_")
-    return model(int(patch.removeprefix("patch")), *_SIZES[size], int(resolution), bool(distilled))
+    _, size, *words, resolution = name.split("_")
+    (patch,) = (int(word.removeprefix("patch")) for word in words if word.startswith("patch"))
+    clip = (QUICK if "quickgelu" in words else CLIP) if "clip" in words else PLAIN
+    return model(patch, *_SIZES[size], int(resolution), "distilled" in words, clip)
 
 
 MODELS = {
@@ -489,5 +518,9 @@ MODELS = {
         "deit_base_patch16_384",
         "deit_base_distilled_patch16_224",
         "deit_base_distilled_patch16_384",
+        "vit_base_patch32_clip_224",
+        "vit_base_patch16_clip_224",
+        "vit_base_patch32_clip_quickgelu_224",
+        "vit_base_patch16_clip_quickgelu_224",
     )
 }

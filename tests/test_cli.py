@@ -46,7 +46,7 @@ OPTIONS = {
     "report": {"--out", "--json"},
     "measure": {"--space", "--device", "--classes", "--rounds", "--out", "--json"},
     "export": {"--format", "--out", "--batch", "--space", "--data", "--supernet", "--weights", "--json"},
-    "predict": {"--top", "--out", "--json"},
+    "predict": {"--top", "--labels", "--out", "--json"},
     "quantize": {"--space", "--data", "--supernet", "--weights", "--images", "--calibration",
                  "--train", "--out", "--json"},
     "inspect": {"--space", "--resolution", "--device", "--classes", "--json"},

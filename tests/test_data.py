@@ -190,7 +190,10 @@ def test_a_kind_of_data_set_says_what_stands_after_its_colon():
             load_data(name)
     with pytest.raises(UnknownNameError) as error:
         load_data("x")
-    assert error.value.fix == "known: imagefolder:PATH, masks:PATH, scenes, scenes:masks"
+    assert error.value.fix == (
+        "known: captions:PATH, imagefolder:PATH, masks:PATH, pictures:PATH, scenes, scenes:captions, "
+        "scenes:masks"
+    )
 
 
 @pytest.mark.parametrize("size", [8, 14, 39])

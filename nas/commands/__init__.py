@@ -78,6 +78,27 @@ Task = Annotated[
 ]
 
 
+def _take_usual_data(context: typer.Context, objective: str) -> str:
+    """Make the data that an objective usually learns from the default of `--data`."""
+    if objective != _SUPERVISED:
+        from nas.training.objectives import find_objective
+
+        usual = find_objective(objective).usual
+        context.default_map = {**(context.default_map or {}), **usual}
+    return objective
+
+
+_SUPERVISED = "supervised"
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="What it learns from: supervised, mae, clip, or a MODULE of your own.",
+        callback=_take_usual_data,
+        is_eager=True,
+    ),
+]
+
+
 def find_architecture(
     what: str, space_name: str, classes: int | None, resolution: int | None = None
 ) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from nas.commands import (
     Data,
     Device,
     Json,
+    Objective,
     Seed,
     Space,
     Supernet,
@@ -208,9 +209,7 @@ def train(
     teacher: Annotated[
         str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
     ] = "",
-    objective: Annotated[
-        str, typer.Option(help="What it learns from: supervised, mae, or a MODULE of your own.")
-    ] = "supervised",
+    objective: Objective = "supervised",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -364,6 +363,13 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.", show_default=False)
     ],
     top: Annotated[int, typer.Option(min=1, help="Answers to each, the best ones.")] = 5,
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="LABEL,LABEL...",
+            help="Labels in words instead of its classes, of a network that learned from captions.",
+        ),
+    ] = "",
     figure: Annotated[
         str,
         typer.Option(
@@ -382,7 +388,7 @@ def predict(
     from nas.prediction import predict as run_predict
     from nas.report import pictures as drawing
 
-    found = run_predict(what, pictures, top=top)
+    found = run_predict(what, pictures, top=top, labels=labels.split(",") if labels else ())
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(looked(found), path)

@@ -4,6 +4,8 @@ The label is the class of the item; the clutter is cut from other items. What te
 apart is a few pixels wide, so shrinking the picture loses it, while most windows of the picture
 hold nothing: the case that window-activation pruning is made for. `scenes:masks` are the same
 pictures with a label for every pixel: the item's class where it is seen, else the background.
+`scenes:captions` are the same pictures with a caption each, of the grammar in
+`nas.data.captions.grammar`.
 """
 
 from __future__ import annotations
@@ -11,19 +13,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from nas.data import SPLITS, Arrays, Dataset, Split
+from nas.data.captions.grammar import caption
 from nas.errors import UsageError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
 from nas.tasks.classification import Classification
 from nas.tasks.segmentation import BACKGROUND, Segmentation
+from nas.text.packed import packed
 
-ARGUMENTS = ("", "masks")
+ARGUMENTS = ("", "masks", "captions")
 Photo = NDArray[np.uint8]
 
 CLASSES = (
@@ -45,15 +50,19 @@ _NOISE_PX = 1024  # side of the noise that backgrounds are cut out of; larger on
 
 
 def load(argument: str, seed: int) -> Dataset:
-    """The scenes as a data set, with masks if `argument` says so; the seed changes nothing."""
+    """The scenes as a data set, with masks or captions if `argument` says so.
+
+    The seed changes nothing.
+    """
     masks = argument == "masks"
-    made = _MaskedScenes if masks else _Scenes
+    made = {"masks": _MaskedScenes, "captions": _CaptionedScenes}.get(argument, _Scenes)
     splits = {split: made(split, _SIZES[split]) for split in SPLITS}
     seen = splits["search"].batch(range(4), CANVAS)
     names = [*([BACKGROUND] if masks else []), *CLASSES]
-    labelled = [seen["labels"].tobytes()] if masks else []
+    more = {"masks": ("labels",), "captions": ("captions",)}.get(argument, ())
+    labelled = [seen[kind].tobytes() for kind in more]
     return Dataset(
-        name="scenes:masks" if masks else "scenes",
+        name=f"scenes:{argument}".rstrip(":"),
         task=Segmentation.of(names, COLOURS) if masks else Classification.of(names),
         mean=(MEAN,),
         std=(STD,),
@@ -86,6 +95,18 @@ class _MaskedScenes(Split):
         return {"images": np.stack(images)[:, None], "labels": np.stack(labels)}
 
 
+class _CaptionedScenes(Split):
+    """Scenes with a caption each, and the label of the item."""
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        scenes = [drawn(self.name, index, max(size, _ITEM_PX[1])) for index in indices]
+        return {
+            "images": np.stack([_resized(scene.image, size) for scene in scenes])[:, None],
+            "labels": np.array([scene.label for scene in scenes]),
+            "captions": packed([[described(self.name, *pair)] for pair in zip(indices, scenes)]),
+        }
+
+
 @lru_cache(maxsize=3)
 def photos(split: str) -> tuple[Photo, Photo]:
     """The photos (n, 28, 28) and labels (n,) of one split; the three splits share no photo."""
@@ -96,10 +117,35 @@ def photos(split: str) -> tuple[Photo, Photo]:
     return np.ascontiguousarray(tiles), labels
 
 
+class Scene(NamedTuple):
+    """A scene, and what was drawn: the item of a class, its side, and pieces of clutter."""
+
+    image: Photo
+    label: int
+    mask: NDArray[np.bool_]  # where the item is seen
+    side_px: int
+    pieces: int
+
+
 def render(
     split: str, index: int, canvas: int = CANVAS, seed: int = 0
 ) -> tuple[Photo, int, NDArray[np.bool_]]:
-    """Scene number `index` of a split: the grey image, its label, and the mask of the item.
+    """Scene number `index` of a split: the grey image, its label, and the mask of the item."""
+    return drawn(split, index, canvas, seed)[:3]
+
+
+def described(split: str, index: int, scene: Scene, seed: int = 0) -> str:
+    """The caption of scene number `index` of a split, always the same for the same arguments."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), index, 1))  # not that of the picture
+    down, right = (float(np.flatnonzero(scene.mask.any(axis))[[0, -1]].mean()) for axis in (1, 0))
+    canvas = len(scene.image)
+    usual = _FRAGMENTS_PER_PX * canvas**2
+    middle = (down + 0.5) / canvas, (right + 0.5) / canvas
+    return caption(rng, CLASSES[scene.label], scene.side_px, middle, scene.pieces / usual)
+
+
+def drawn(split: str, index: int, canvas: int = CANVAS, seed: int = 0) -> Scene:
+    """Scene number `index` of a split.
 
     The same arguments always give the same scene. Items keep their native 28-40 pixels whatever
     the canvas (in pixels, at least 40: `UsageError` below), and clutter its density. Costs about
@@ -110,14 +156,15 @@ def render(
     items, labels = photos(split)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     image = _background(rng, canvas)
-    for _ in range(rng.poisson(_FRAGMENTS_PER_PX * canvas**2)):
+    pieces = int(rng.poisson(_FRAGMENTS_PER_PX * canvas**2))
+    for _ in range(pieces):
         _paste(image, _fragment(rng, items), rng)
     # Every split shows each of its photos once before any photo returns.
     chosen = index % len(items)
     side = int(rng.integers(_ITEM_PX[0], _ITEM_PX[1] + 1))
     item = _resized(items[chosen], side)
     mask = _paste(image, (item * rng.uniform(0.7, 1.0)).astype(np.uint8), rng)
-    return image, int(labels[chosen]), mask
+    return Scene(image, int(labels[chosen]), mask, side, pieces)
 
 
 def render_batch(

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # of OpenAI's CLIP
 }
 _IN_PLACE: dict[str, Activation] = {
     "relu": partial(F.relu, inplace=True),

@@ -23,6 +23,7 @@ from nas.space.layer import Layer
 from nas.space.origins import Origin
 from nas.tasks.classification import Classification
 from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
+from nas.training.open_clip import image_tower
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
 _TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -103,7 +104,8 @@ def load_weights(
     ]
     places = {origin[0] for *_, origin in owns}
     held = source if isinstance(source, Mapping) else read_checkpoint(source)
-    tensors = _of_model(_timm_names(_without_insertions(_state_dict(held))), places)
+    tensors = image_tower(_without_insertions(_state_dict(held)))
+    tensors = _of_model(_timm_names(tensors), places)
     of_classifier = new_head and _is_of_classifier(space, tensors)
     if of_classifier:
         places |= _classifier_places(space)

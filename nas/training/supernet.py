@@ -25,7 +25,7 @@ from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.tasks import load_task
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
-from nas.training.objectives import find_objective, load_objective, task_of
+from nas.training.objectives import learned_task, load_objective, task_of
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
 from nas.training.trainer import fit
@@ -54,7 +54,7 @@ def check_training(
         read_card(Path(adapt), space_name)
     if teacher:
         read_card(Path(teacher))
-    learned = find_objective(objective).task(space.task)
+    learned = learned_task(objective, space.task)
     with torch.device("meta"):
         load_objective(objective, load_space(space_name, learned))
     if is_supernet(init):
@@ -119,11 +119,13 @@ def train(
         card = read_card(Path(teacher))
         taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
         settings["teacher"] = card["fingerprint"]
+    learned.study(data)
     training = fit(
         network, data, recipe, learned, out, taught, resume,
         settings=settings, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if training is not None:
+        learned.keep(out)
         save_supernet(out, network, data, training | before)
     return out
 

@@ -178,8 +178,12 @@ class ImageFiles(Split):
         return pixels
 
 
-def crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
+def crop_and_flip(
+    batch: Tensors, rng: Random, kept: tuple[float, float] = _CROPPED, flips: float = 0.5
+) -> Tensors:
     """A crop of 60-100 % of the area and a horizontal flip, drawn for each sample.
+
+    `kept` are other shares of the area, `flips` is another share of samples.
 
     Every tensor (samples, ..., side, side) that is laid out over the pictures gets the same; those
     of integers, such as masks, take the nearest value instead of mixing several.
@@ -188,9 +192,9 @@ def crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
     laid_out = [name for name, x in batch.items() if x.ndim > 2 and x.shape[-2:] == (side, side)]
     pieces: dict[str, list[Tensor]] = {name: [] for name in laid_out}
     for i in range(count):
-        crop = round(side * math.sqrt(rng.uniform(*_CROPPED)))
+        crop = round(side * math.sqrt(rng.uniform(*kept)))
         y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
-        flip = rng.random() < 0.5
+        flip = rng.random() < flips
         for name in laid_out:
             piece = batch[name][i : i + 1, ..., y : y + crop, x : x + crop]
             pieces[name].append(piece_at(piece.flip(-1) if flip else piece, side))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -28,6 +31,7 @@ class Objective(nn.Module, ABC):
 
     needs_labels: ClassVar[bool] = False
     meaning: ClassVar[str] = ""  # of its loss, for people: a sentence without a full stop
+    usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the objective and no more
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
@@ -43,12 +47,19 @@ class Objective(nn.Module, ABC):
     def task(cls, posed: Task) -> Task:
         """The task of the networks that it trains: the one that the data pose, unless it says so.
 
-        One that learns vectors trains networks of `Embedding`, whose head is no classifier.
+        One that learns vectors trains networks of `Embedding`, whose head is no classifier. It may
+        name options of the objective, as keyword-only arguments, that this depends on.
         """
         return posed
 
     def prepare(self, network: Network) -> None:
         """Set what is fixed in a new network, before it gets weights to start from, if any."""
+
+    def study(self, data: Dataset) -> None:
+        """Make what depends on the data to learn from; by default nothing."""
+
+    def keep(self, folder: Path) -> None:
+        """Write what is used beside the weights in the folder of a supernet; by default nothing."""
 
     @abstractmethod
     def forward(
@@ -97,7 +108,15 @@ def task_of(name: str, data: Dataset) -> Task:
             f"{name} learns from labels, and {data.name} has none",
             "learn without them first, e.g. --objective mae; or give data with labels",
         )
-    return made.task(data.task)
+    return learned_task(name, data.task)
+
+
+def learned_task(name: str, posed: Task) -> Task:
+    """The task of networks that learn by an objective from data that pose another."""
+    made = find_objective(name)
+    options = parse_options(name, made, name.split(",")[1:])
+    named = signature(made.task).parameters
+    return made.task(posed, **{key: value for key, value in options.items() if key in named})
 
 
 def load_objective(name: str, space: SearchSpace) -> Objective:

@@ -1,0 +1,66 @@
+"""Prompts: labels in words as a classifier (CLIP, Radford et al., ICML 2021, section 3.1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from nas.errors import UsageError, printable
+from nas.text.encoder import TextEncoder
+from nas.text.tower import unit
+
+# Sentences that say a label, with its article, and no more.
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "there is {}", "a scene with {}")
+_ARTICLES = ("a ", "an ", "the ", "some ")
+
+
+def labels_in(text: str) -> list[str]:
+    """The labels in a list with commas; `UsageError` unless `checked_labels` accepts them."""
+    return checked_labels(label.strip() for label in text.split(","))
+
+
+def checked_labels(labels: Iterable[str]) -> list[str]:
+    """Labels without spaces around them; `UsageError` unless they are several different ones."""
+    found = [" ".join(label.split()) for label in labels]
+    if "" in found:
+        raise UsageError("one of the labels is empty", "e.g. --labels 'a sneaker, a bag'")
+    known: dict[str, str] = {}
+    for label in found:
+        phrase = phrase_of(label).casefold()
+        if phrase in known:
+            raise UsageError(
+                f"the labels {printable(known[phrase], 40)!r} and {printable(label, 40)!r} are the "
+                "same",
+                "give each once: --labels 'a sneaker, a bag'",
+            )
+        known[phrase] = label
+    if len(found) < 2:
+        raise UsageError(
+            f"pictures are told apart by two labels at least, got {len(found)}",
+            "e.g. --labels 'a sneaker, a bag'",
+        )
+    return found
+
+
+def phrase_of(label: str) -> str:
+    """A label with its article: `sneaker` and `a sneaker` both as `a sneaker`."""
+    if label.casefold().startswith(_ARTICLES) or not label[:1].isascii():
+        return label
+    return f"{'an' if label[:1].lower() in 'aeiou' else 'a'} {label}"
+
+
+@torch.no_grad()
+def classifier_of(
+    encoder: TextEncoder, labels: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """The weights (labels, D) of a classifier of embeddings, of length 1 each.
+
+    That of a label is the mean of the normalised embeddings of its prompts, normalised again.
+    """
+    rows = []
+    for label in labels:
+        prompts = [template.format(phrase_of(label)) for template in templates]
+        rows.append(unit(unit(encoder.embed(prompts)).mean(0)))
+    return torch.stack(rows)

@@ -1,0 +1,179 @@
+"""Learning from captions (CLIP, Radford et al., ICML 2021, section 2.3), for pictures of all sizes.
+
+The network becomes the image tower: it gives vectors, which are as near as they can be to those
+that a small text tower gives for their captions. The text tower is trained along, saved beside the
+weights, and never measured. Smaller networks learn which captions the largest one finds near. `clip,text=PATH` starts from the
+text tower of a checkpoint of open_clip, `clip,frozen=PATH` leaves that as it is (Zhai et al., CVPR
+2022).
+
+A caption that stands at two pictures of a batch is no negative of either: such pairs are left out
+of the sum in the softmax. The same holds for texts that are equal as the tower reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from nas.data import Dataset, Tensors
+from nas.errors import UsageError
+from nas.network.network import Network
+from nas.progress import console
+from nas.space.architecture import Architecture
+from nas.space.family import SearchSpace
+from nas.space.task import Task
+from nas.tasks.embedding import Embedding
+from nas.text.encoder import TextEncoder
+from nas.text.packed import unpacked
+from nas.text.tokens import Tokenizer
+from nas.text.tower import TextSizes, TextTower, unit
+from nas.training.objectives import Made, Objective
+from nas.training.open_clip import read_texts
+
+SIZE = 128  # numbers of an embedding
+_WIDTH, _DEPTH, _HEADS = 128, 3, 4  # of the text tower
+_SHOWN, _CELL = 32, 8  # pairs in the picture of similarities, and the pixels of one
+_READ = 2_048  # samples whose captions the tokenizer learns from
+
+
+class Clip(Objective):
+    """The symmetric cross-entropy of which picture has which caption, within a batch."""
+
+    text: TextTower
+    tokenizer: Tokenizer
+    usual: ClassVar[Mapping[str, str]] = {"data": "scenes:captions"}
+
+    meaning = "the cross-entropy of which caption is a picture's, among those of a batch"
+
+    def __init__(self, space: SearchSpace, *, text: str = "", frozen: str = "") -> None:
+        super().__init__(space)
+        self.text_of, self.frozen = text or frozen, bool(frozen)
+        if text and frozen:
+            raise UsageError(
+                "a text tower is trained or frozen, not both", "give text=PATH or frozen=PATH"
+            )
+
+    @classmethod
+    def task(cls, posed: Task, *, text: str = "", frozen: str = "") -> Task:
+        """Vectors as long as those of the text tower."""
+        path = text or frozen
+        return Embedding(read_texts(path).tower.sizes.embedding if path else SIZE)
+
+    def study(self, data: Dataset) -> None:
+        """Learn the tokens of the captions to train on, and make the text tower, or read both.
+
+        Says how many captions are too long. Raises `UsageError` for data without captions.
+        """
+        least = self.space.smallest.resolution // 4
+        first = data.train.batch(range(min(_READ, data.train.size)), least)
+        if "captions" not in first:
+            raise UsageError(
+                f"clip learns from captions, and {data.name} has none",
+                "give --data captions:PATH, or --data scenes:captions",
+            )
+        texts = [text for own in unpacked(first["captions"]) for text in own]
+        if self.text_of:
+            encoder = read_texts(self.text_of)
+            self.tokenizer, self.text = encoder.tokenizer, encoder.tower
+            trained = [self.text.logit_scale] if self.frozen else self.text.parameters()
+            self.text.requires_grad_(False)
+            for weight in trained:
+                weight.requires_grad_(True)
+        else:
+            self.tokenizer = Tokenizer.trained(texts)
+            vocabulary, context = self.tokenizer.vocabulary, self.tokenizer.context
+            self.text = TextTower(TextSizes(vocabulary, context, _WIDTH, _DEPTH, _HEADS, SIZE))
+        _, cut = self.tokenizer.encode(texts)
+        if cut:
+            console.print(
+                f"{cut:,} of {len(texts):,} captions have more than {self.tokenizer.context - 2} "
+                "tokens, of which the first are read",
+                style="yellow",
+            )
+
+    def forward(
+        self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
+    ) -> Made:
+        """The embeddings of pictures, of length 1.
+
+        With the network as it was built, also those of a caption of each, drawn where there are
+        several, and which pictures and captions belong together besides their own.
+        """
+        images = unit(network(batch[self.space.parts.takes], architecture))
+        if replace(architecture, resolution=network.architecture.resolution) != (
+            network.architecture
+        ):
+            return (images,)  # smaller networks learn from what that one made
+        known = unpacked(batch["captions"].cpu().numpy())
+        drawn = [rng.choice(texts) for texts in known]
+        tokens = self.tokenizer.encode(drawn)[0].to(images.device)
+        return images, unit(self.text(tokens)), shared(drawn, known, tokens)
+
+    def loss(self, made: Made, batch: Tensors) -> Tensor:
+        """The mean of the cross-entropies of pictures over captions, and of captions over pictures.
+
+        Raises `UsageError` for a batch of one, which has nothing to tell apart.
+        """
+        images, texts, both = made
+        if len(images) < 2:
+            raise UsageError(
+                "clip tells the pictures of a batch apart, and a batch has one",
+                "train with batches of two or more",
+            )
+        logits = (self.text.scale * images @ texts.mT).masked_fill(both, -torch.inf)
+        own = torch.arange(len(logits), device=logits.device)
+        return (cross_entropy(logits, own) + cross_entropy(logits.mT, own)) / 2
+
+    def distil(self, small: Made, large: Made) -> Tensor:
+        """The same cross-entropies with what the large network finds near, as soft labels."""
+        scale, (images, texts, *_) = self.text.scale.detach(), large
+        ours, theirs = (scale * x @ texts.mT for x in (small[0], images))
+        return (
+            cross_entropy(ours, theirs.softmax(-1)) + cross_entropy(ours.mT, theirs.mT.softmax(-1))
+        ) / 2
+
+    def after_step(self, network: Network) -> None:
+        """Clamp the scale of similarities."""
+        self.text.clamp_scale()
+
+    def pictures(self, network: Network, data: Dataset) -> dict[str, Tensor]:
+        """The similarities of pictures (rows) and captions (columns) of the search split.
+
+        White is the nearest: what has been learned shows as a bright diagonal.
+        """
+        side = network.architecture.resolution
+        batch = data.first(data.search, _SHOWN, side)
+        inputs = batch[self.space.parts.takes].to(next(network.parameters()).device)
+        texts = [own[0] for own in unpacked(batch["captions"].numpy())]
+        with torch.no_grad():
+            tokens = self.tokenizer.encode(texts)[0].to(inputs.device)
+            cosines = unit(network.eval()(inputs)) @ unit(self.text.eval()(tokens)).mT
+        low, high = cosines.min(), cosines.max()
+        shown = ((cosines - low) / (high - low)).cpu().repeat_interleave(_CELL, 0)
+        caption = f"{len(texts)} pictures (rows) and their captions, by similarity"
+        return {caption: shown.repeat_interleave(_CELL, 1)[..., None]}
+
+    def keep(self, folder: Path) -> None:
+        """Write the text tower and its tokens beside the weights of the supernet."""
+        TextEncoder(self.tokenizer, self.text).save(folder)
+
+
+def shared(drawn: list[str], known: list[list[str]], tokens: Tensor) -> Tensor:
+    """Which pictures (rows) have which captions (columns) besides their own (B, B), bool.
+
+    `drawn` is a caption of each picture, `known` all of each, and `tokens` are those of `drawn`.
+    """
+    sets = [set(texts) for texts in known]
+    stands = torch.tensor([[text in own for text in drawn] for own in sets], device=tokens.device)
+    equal = (tokens[:, None] == tokens).all(-1)
+    return (stands | stands.mT | equal).fill_diagonal_(False)
+
+
+OBJECTIVE = Clip

@@ -1,0 +1,377 @@
+"""CLIP: text tower, tokens and prompts against independent arithmetic, and the objective."""
+
+from __future__ import annotations
+
+import json
+import math
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import log_softmax, logsumexp
+
+from nas.data import load_data
+from nas.errors import UsageError, VitnasError, WeightsError
+from nas.families import load_space
+from nas.network.network import Network
+from nas.tasks.classification import Classification
+from nas.text.encoder import TextEncoder
+from nas.text.prompts import TEMPLATES, checked_labels, classifier_of, labels_in, phrase_of
+from nas.text.tokens import END, START, Tokenizer
+from nas.text.tower import TextSizes, TextTower
+from nas.training.objectives.clip import SIZE, Clip, shared
+from nas.training.recipe import Recipe
+from nas.training.supernet import train
+
+TEXTS = [
+    "a photo of a sneaker",
+    "a small bag at the left",
+    "there is a coat among clutter",
+    "a bag",
+]
+SMALL = TextSizes(vocabulary=70, context=9, width=24, depth=3, heads=4, embedding=10)
+
+
+def tower_of(sizes, seed=0):
+    torch.manual_seed(seed)
+    tower = TextTower(sizes).eval()
+    with torch.no_grad():
+        for weight in tower.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape))
+    return tower
+
+
+def layer_norm(x, state, name):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def by_hand(tower, tokens):
+    """The embedding of one text, token by token, in float64 NumPy."""
+    sizes = tower.sizes
+    state = {k: v.double().numpy() for k, v in tower.state_dict().items()}
+    end = int(np.argmax(tokens))
+    x = state["token_embedding.weight"][tokens] + state["positional_embedding"][: len(tokens)]
+    for i in range(sizes.depth):
+        at = f"transformer.resblocks.{i}"
+        y = layer_norm(x, state, f"{at}.ln_1")
+        q, k, v = np.split(
+            y @ state[f"{at}.attn.in_proj_weight"].T + state[f"{at}.attn.in_proj_bias"], 3, axis=1
+        )
+        mixed, d = np.zeros_like(x), sizes.width // sizes.heads
+        for h in range(sizes.heads):
+            own = slice(h * d, (h + 1) * d)
+            for t in range(len(tokens)):  # looks back, and never ahead
+                logits = k[: t + 1, own] @ q[t, own] / math.sqrt(d)
+                mixed[t, own] = np.exp(logits - logsumexp(logits)) @ v[: t + 1, own]
+        x = x + mixed @ state[f"{at}.attn.out_proj.weight"].T + state[f"{at}.attn.out_proj.bias"]
+        y = layer_norm(x, state, f"{at}.ln_2")
+        y = y @ state[f"{at}.mlp.c_fc.weight"].T + state[f"{at}.mlp.c_fc.bias"]
+        if sizes.activation == "quick_gelu":
+            y = y / (1 + np.exp(-1.702 * y))
+        else:
+            y = y * (1 + np.vectorize(math.erf)(y / math.sqrt(2))) / 2
+        x = x + y @ state[f"{at}.mlp.c_proj.weight"].T + state[f"{at}.mlp.c_proj.bias"]
+    return layer_norm(x, state, "ln_final")[end] @ state["text_projection"]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_the_text_tower_is_the_one_of_the_paper(activation):
+    tower = tower_of(TextSizes(70, 9, 24, 3, 4, 10, activation))
+    tokens = torch.tensor([[68, 5, 3, 69, 0, 0, 0, 0, 0], [68, 9, 9, 1, 2, 3, 4, 7, 69]])
+    expected = np.stack([by_hand(tower, row) for row in tokens.numpy()])
+    assert np.abs(tower(tokens).detach().numpy() - expected).max() < 2e-5
+
+
+def test_what_follows_the_end_of_a_text_changes_nothing():
+    tower = tower_of(SMALL)
+    tokens = torch.tensor([[68, 5, 3, 69, 0, 0, 0, 0, 0]])
+    other = tokens.clone()
+    other[0, 4:] = torch.tensor([8, 1, 2, 3, 4])
+    assert torch.equal(tower(tokens), tower(other))
+
+
+def test_the_text_tower_of_clip_has_as_many_parameters_as_published():
+    # ViT-B/32 and B/16 have 151,277,313 and 149,620,737, of which the same text tower.
+    with torch.device("meta"):
+        tower = TextTower(TextSizes(49_408, 77, 512, 12, 8, 512))
+    assert sum(weight.numel() for weight in tower.parameters()) == 63_428_097
+
+
+def test_names_and_shapes_are_those_of_open_clip():
+    state = tower_of(SMALL).state_dict()
+    assert {name: tuple(x.shape) for name, x in state.items() if ".1." not in name and ".2." not in name} == {
+        "token_embedding.weight": (70, 24),
+        "positional_embedding": (9, 24),
+        "text_projection": (24, 10),
+        "logit_scale": (),
+        "ln_final.weight": (24,),
+        "ln_final.bias": (24,),
+        **{
+            f"transformer.resblocks.0.{name}": shape
+            for name, shape in {
+                "ln_1.weight": (24,), "ln_1.bias": (24,), "ln_2.weight": (24,), "ln_2.bias": (24,),
+                "attn.in_proj_weight": (72, 24), "attn.in_proj_bias": (72,),
+                "attn.out_proj.weight": (24, 24), "attn.out_proj.bias": (24,),
+                "mlp.c_fc.weight": (96, 24), "mlp.c_fc.bias": (96,),
+                "mlp.c_proj.weight": (24, 96), "mlp.c_proj.bias": (24,),
+            }.items()
+        },
+    }  # fmt: skip
+    assert TextSizes.of(state, SMALL.heads, "gelu") == SMALL
+
+
+def test_the_scale_begins_at_one_over_seven_hundredths_and_ends_at_a_hundred():
+    tower = TextTower(SMALL)
+    assert float(tower.scale.detach()) == pytest.approx(1 / 0.07)
+    for logarithm, scale in ((9.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2))):
+        with torch.no_grad():
+            tower.logit_scale.fill_(logarithm)
+        tower.clamp_scale()
+        assert float(tower.scale.detach()) == pytest.approx(scale, rel=1e-6)
+
+
+def test_tokens_are_start_text_end_and_zeros_and_say_the_text_again():
+    tokenizer = Tokenizer.trained(TEXTS * 3, context=16)
+    tokens, cut = tokenizer.encode(TEXTS)
+    assert cut == 0
+    assert tokens.shape == (4, 16)
+    library = json.loads(tokenizer.content)
+    names = {v: k for k, v in library["model"]["vocab"].items()}
+    for row, text in zip(tokens.tolist(), TEXTS):
+        end = row.index(tokenizer.vocabulary - 1)
+        assert row[0] == tokenizer.vocabulary - 2
+        assert max(row) == row[end]
+        assert set(row[end + 1 :]) <= {0}
+        said = "".join(names[token] for token in row[1:end]).replace("Ġ", " ")
+        assert said.strip() == text
+    assert len({tuple(row) for row in tokens.tolist()}) == 4
+
+
+def test_tokens_of_other_scripts_are_bytes_and_capitals_are_small():
+    tokenizer = Tokenizer.trained(TEXTS)
+    tokens, cut = tokenizer.encode(["日本", "العربية", "🎈", "A BAG", "a bag", ""])
+    assert cut == 0
+    assert len({tuple(row) for row in tokens.tolist()}) == 5
+    assert torch.equal(tokens[3], tokens[4])
+    assert tokens[5].tolist()[:3] == [tokenizer.vocabulary - 2, tokenizer.vocabulary - 1, 0]
+
+
+def test_long_texts_are_cut_keep_their_end_and_are_counted():
+    tokenizer = Tokenizer.trained(TEXTS, context=8)
+    tokens, cut = tokenizer.encode(["a bag", "x " * 50, "y " * 60])
+    assert cut == 2
+    assert (tokens[1:, -1] == tokenizer.vocabulary - 1).all()
+
+
+def test_a_tokenizer_without_the_ends_of_clip_is_refused():
+    trained = Tokenizer.trained(TEXTS)
+    with pytest.raises(WeightsError, match="no tokens"):
+        Tokenizer(trained.content.replace(END, "<|end|>"))
+    with pytest.raises(WeightsError, match="cannot read"):
+        Tokenizer("{}")
+    assert START in trained.content
+
+
+def encoder_of(texts=TEXTS):
+    tokenizer = Tokenizer.trained(texts)
+    return TextEncoder(
+        tokenizer, tower_of(TextSizes(tokenizer.vocabulary, tokenizer.context, 24, 2, 4, 10))
+    )
+
+
+def test_a_classifier_is_the_normalised_mean_of_normalised_prompts():
+    encoder = encoder_of()
+    found = classifier_of(encoder, ["sneaker", "a bag"])
+    for row, phrase in zip(found.double().numpy(), ("a sneaker", "a bag")):
+        total = np.zeros(10)
+        for template in TEMPLATES:
+            tokens, _ = encoder.tokenizer.encode([template.format(phrase)])
+            vector = by_hand(encoder.tower, tokens[0].numpy())
+            total += vector / np.linalg.norm(vector)
+        assert np.abs(row - total / np.linalg.norm(total)).max() < 2e-5
+
+
+def test_labels_are_read_with_or_without_an_article():
+    assert labels_in(" a sneaker,bag , the  old coat") == ["a sneaker", "bag", "the old coat"]
+    phrases = [
+        phrase_of(label) for label in ("a sneaker", "bag", "the old coat", "apple", "りんご")
+    ]
+    assert phrases == ["a sneaker", "a bag", "the old coat", "an apple", "りんご"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a bag"], "by two labels at least, got 1"),
+        ([], "by two labels at least, got 0"),
+        (["a bag", "Bag"], "'a bag' and 'Bag' are the same"),
+        (["bag", " "], "is empty"),
+    ],
+)
+def test_lists_of_one_or_of_equal_labels_are_refused(labels, message):
+    with pytest.raises(UsageError, match=message):
+        checked_labels(labels)
+
+
+def test_a_text_encoder_is_saved_and_loaded(tmp_path):
+    encoder = encoder_of()
+    encoder.save(tmp_path)
+    again = TextEncoder.load(tmp_path)
+    before, after = (F.normalize(own.embed(TEXTS)) for own in (encoder, again))
+    assert float((before * after).sum(1).min()) > 0.9999  # weights are in half precision
+
+
+@pytest.mark.parametrize("file", ["text.safetensors", "text.json", "tokenizer.json"])
+def test_damaged_files_of_texts_are_refused(tmp_path, file):
+    encoder_of().save(tmp_path)
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(VitnasError) as error:
+        TextEncoder.load(tmp_path)
+    assert error.value.fix
+    path.unlink()
+    with pytest.raises(VitnasError):
+        TextEncoder.load(tmp_path)
+
+
+def clip_loss(images, texts, scale, same):
+    """The loss of CLIP in float64 NumPy; `same` pairs (i, j) leave the sums."""
+    logits = scale * images @ texts.T
+    for i, j in same:
+        logits[i, j] = -np.inf
+    n = np.arange(len(logits))
+    return -(log_softmax(logits, 1)[n, n].mean() + log_softmax(logits, 0)[n, n].mean()) / 2
+
+
+def made_of(*, samples=6, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images, texts = (
+        F.normalize(torch.randn(samples, size, generator=generator), dim=1) for _ in range(2)
+    )
+    return images, texts
+
+
+def objective_of(space="vit:debug", data=None):
+    task = Clip.task(Classification(10))
+    learned = Clip(load_space(space, task))
+    learned.study(data or load_data("scenes:captions"))
+    return learned
+
+
+@pytest.fixture(scope="module")
+def learned():
+    torch.manual_seed(0)
+    return objective_of()
+
+
+def test_the_loss_is_the_symmetric_cross_entropy_and_its_gradient(learned):
+    images, texts = made_of()
+    images.requires_grad_()
+    none = torch.zeros(6, 6, dtype=torch.bool)
+    loss = learned.loss((images, texts, none), {})
+    scale = float(learned.text.scale.detach())
+    plain = images.detach().double().numpy()
+    expected = clip_loss(plain, texts.double().numpy(), scale, [])
+    assert float(loss.detach()) == pytest.approx(expected, abs=2e-5)
+    loss.backward()
+    step = 1e-6
+    for at in ((0, 0), (3, 5)):
+        moved = plain.copy()
+        moved[at] += step
+        slope = (clip_loss(moved, texts.double().numpy(), scale, []) - expected) / step
+        assert float(images.grad[at]) == pytest.approx(slope, abs=2e-4)
+
+
+def test_captions_that_stand_at_both_pictures_are_no_negatives(learned):
+    images, texts = made_of()
+    texts[4] = texts[1]  # one caption at two pictures
+    both = shared(
+        ["a", "b", "c", "d", "b", "f"],
+        [["a"], ["b"], ["c", "a"], ["d"], ["b", "e"], ["f"]],
+        torch.arange(12).view(6, 2),
+    )
+    # The pictures 1 and 4 share b, and the caption a of the first is one of the third's, too.
+    pairs = {(1, 4), (4, 1), (0, 2), (2, 0)}
+    assert {tuple(pair) for pair in both.nonzero().tolist()} == pairs
+    expected = clip_loss(
+        images.double().numpy(), texts.double().numpy(), float(learned.text.scale.detach()), pairs
+    )
+    assert float(learned.loss((images, texts, both), {}).detach()) == pytest.approx(
+        expected, abs=2e-5
+    )
+
+
+def test_texts_that_the_tower_reads_alike_are_no_negatives():
+    tokens = torch.tensor([[8, 1, 9], [8, 2, 9], [8, 1, 9]])
+    both = shared(["A", "b", "a"], [["A"], ["b"], ["a"]], tokens)
+    assert both.nonzero().tolist() == [[0, 2], [2, 0]]
+
+
+def test_a_batch_of_one_has_nothing_to_tell_apart(learned):
+    images, texts = made_of(samples=1)
+    with pytest.raises(UsageError, match="a batch has one"):
+        learned.loss((images, texts, torch.zeros(1, 1, dtype=torch.bool)), {})
+
+
+def test_small_networks_learn_what_the_large_one_finds_near(learned):
+    (small, texts), (large, _) = made_of(), made_of(seed=1)
+    found = float(learned.distil((small,), (large, texts)).detach())
+    scale = float(learned.text.scale.detach())
+    ours, theirs = (scale * (x @ texts.T).double().numpy() for x in (small, large))
+    expected = 0.0
+    for a, b in ((ours, theirs), (ours.T, theirs.T)):
+        expected -= (np.exp(log_softmax(b, 1)) * log_softmax(a, 1)).sum(1).mean() / 2
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert float(learned.distil((large,), (large, texts)).detach()) < found
+
+
+def test_only_the_network_as_it_was_built_is_compared_with_captions(learned):
+    space, data = learned.space, load_data("scenes:captions")
+    network = Network(space, space.largest)
+    batch = data.prepare(data.train.batch(range(4), space.largest.resolution))
+    made = learned(network, space.largest, batch, Random(0))
+    assert [tuple(x.shape) for x in made] == [(4, SIZE), (4, SIZE), (4, 4)]
+    assert torch.allclose(made[0].norm(dim=1), torch.ones(4))
+    small = space.smallest
+    batch["images"] = space.parts.resized(batch["images"], small.resolution)
+    assert len(learned(network, small, batch, Random(0))) == 1
+
+
+def test_data_without_captions_are_refused():
+    with pytest.raises(UsageError, match="scenes has none"):
+        objective_of(data=load_data("scenes"))
+
+
+def test_the_scale_is_clamped_after_a_step(learned):
+    with torch.no_grad():
+        learned.text.logit_scale.fill_(7.0)
+    learned.after_step(None)
+    assert float(learned.text.scale.detach()) == pytest.approx(100, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit:debug", "efficientvit:debug"])
+def test_a_training_ends_with_what_zero_shot_needs_and_resumes_to_the_same(tmp_path, name):
+    data, recipe = load_data("scenes:captions"), Recipe(images=(0, 24, 16), batches=(4, 4, 4))
+    steps = iter(range(5))
+    train(name, data, tmp_path / "whole", recipe, objective="clip")
+    train(
+        name,
+        data,
+        tmp_path / "killed",
+        recipe,
+        objective="clip",
+        stop=lambda: next(steps, None) is None,
+    )
+    assert not (tmp_path / "killed" / "text.json").exists()
+    train(name, data, tmp_path / "killed", recipe, objective="clip", resume=True)
+    files = [
+        {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir() if p.suffix != ".lock"}
+        for folder in ("whole", "killed")
+    ]
+    for file in ("weights.safetensors", "text.safetensors", "tokenizer.json"):
+        assert files[0][file] == files[1][file]
+    encoder = TextEncoder.load(tmp_path / "whole")
+    assert encoder.embed(["a sneaker"]).shape == (1, SIZE)
