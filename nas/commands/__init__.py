@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 from rich.table import Table
 
 from nas.commands.options import option_of
-from nas.errors import RunError, UsageError
+from nas.errors import RunError, UsageError, VitnasError
 from nas.extensions import load_member
 from nas.progress import Terminal
 from nas.records import require_writable
@@ -83,8 +84,9 @@ def _take_usual_data(context: typer.Context, objective: str) -> str:
     if objective != _SUPERVISED:
         from nas.training.objectives import find_objective
 
-        usual = find_objective(objective).usual
-        context.default_map = {**(context.default_map or {}), **usual}
+        with suppress(VitnasError):  # which the command says itself
+            usual = find_objective(objective).usual
+            context.default_map = {**(context.default_map or {}), **usual}
     return objective
 
 

@@ -111,6 +111,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self._parameters().values(), recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.after_step(self.network)
         self.step += 1
         return torch.where(norm.isfinite(), loss.detach(), math.nan)
 

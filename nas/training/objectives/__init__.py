@@ -55,6 +55,9 @@ class Objective(nn.Module, ABC):
     def prepare(self, network: Network) -> None:
         """Set what is fixed in a new network, before it gets weights to start from, if any."""
 
+    def after_step(self, network: Network) -> None:
+        """Follow the weights of the network, which a step has just changed; by default nothing."""
+
     def study(self, data: Dataset) -> None:
         """Make what depends on the data to learn from; by default nothing."""
 

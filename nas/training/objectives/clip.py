@@ -2,9 +2,9 @@
 
 The network becomes the image tower: it gives vectors, which are as near as they can be to those
 that a small text tower gives for their captions. The text tower is trained along, saved beside the
-weights, and never measured. Smaller networks learn which captions the largest one finds near. `clip,text=PATH` starts from the
-text tower of a checkpoint of open_clip, `clip,frozen=PATH` leaves that as it is (Zhai et al., CVPR
-2022).
+weights, and never measured. Smaller networks learn which captions the largest one finds near.
+`clip,text=PATH` starts from the text tower of a checkpoint of open_clip, and `clip,frozen=PATH`
+leaves that as it is (Zhai et al., CVPR 2022).
 
 A caption that stands at two pictures of a batch is no negative of either: such pairs are left out
 of the sum in the softmax. The same holds for texts that are equal as the tower reads them.
