@@ -86,7 +86,7 @@ class Settings:
         "scenes",
         "`scenes`, `scenes:masks` or `scenes:captions` (shipped), `imagefolder:PATH`, "
         "`masks:PATH`, `captions:PATH`, `pictures:PATH` (no labels), or `MODULE:ARGUMENT` of your "
-        "own.",
+        "own; `...,labels=10`: ten of each class.",
     )
     confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
     quantile: float = option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from conftest import DEBUG_SPACES, paint
@@ -128,6 +129,36 @@ def test_folders_without_pictures_are_refused(tmp_path, photos):
         shutil.copy(photos / "dark" / "0.png", tmp_path / f"{i}.png")
     with pytest.raises(DataError, match="1 different pictures"):
         load_data(f"pictures:{tmp_path}")
+
+
+def test_few_labels_are_the_first_of_each_class_to_learn_from_and_to_search_with(photos):
+    data, few = (load_data(f"imagefolder:{photos}{more}") for more in ("", ",labels=2"))
+    for own, whole in ((few.train, data.train), (few.search, data.search)):
+        labels = whole.batch(range(whole.size), 16)["labels"].tolist()
+        first = sorted(n for c in (0, 1) for n in [i for i, x in enumerate(labels) if x == c][:2])
+        assert own.size == len(first)
+        ours = own.batch(range(own.size), 16)["images"]
+        assert np.array_equal(ours, whole.batch(first, 16)["images"])
+    assert few.test.size == data.test.size
+    assert few.fingerprint != data.fingerprint
+    assert few.name == f"{data.name},labels=2"
+    scenes = load_data("scenes,labels=10")
+    assert (scenes.train.size, scenes.search.size, scenes.test.size) == (100, 100, 4000)
+    for split in (scenes.train, scenes.search):
+        labels = split.batch(range(100), 40)["labels"]
+        assert np.bincount(labels).tolist() == [10] * 10
+
+
+@pytest.mark.parametrize("name", ["scenes,labels=0", "scenes,labels=x", "scenes,labels=-1"])
+def test_a_number_of_labels_that_is_none_is_refused(name):
+    with pytest.raises(DataError, match="a number from 1 on"):
+        load_data(name)
+
+
+def test_few_labels_of_data_without_classes_are_refused(pictures):
+    for name in ("scenes:masks", f"pictures:{pictures}"):
+        with pytest.raises(DataError, match="no classes of whole samples"):
+            load_data(f"{name},labels=10")
 
 
 def test_a_supernet_that_learned_without_labels_loads_and_gives_vectors(unlabelled, picture_data):

@@ -8,8 +8,9 @@ for, and an empty one where there may be no colon.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from random import Random
 from typing import Any
@@ -18,14 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.errors import UnknownNameError, printable
+from nas.errors import DataError, UnknownNameError, printable
 from nas.extensions import load_member, members
 from nas.preprocessing import PictureReader, normalised
+from nas.records import fingerprint
 from nas.space.task import Task
 
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
 Tensors = dict[str, Tensor]  # likewise
 SPLITS = ("train", "search", "test")
+_FEW_LABELS = ",labels="  # behind the name of data
 _LISTED = 10  # names of classes in a summary
 
 
@@ -54,6 +57,18 @@ class Held(Split):
     def batch(self, indices: Sequence[int], size: int) -> Arrays:
         """The samples as they are held, whatever `size` is asked for."""
         return {name: array[list(indices)] for name, array in self.arrays.items()}
+
+
+class Part(Split):
+    """Some samples of another split, by their numbers there."""
+
+    def __init__(self, whole: Split, numbers: Sequence[int]) -> None:
+        super().__init__(whole.name, len(numbers))
+        self.whole, self.numbers = whole, list(numbers)
+
+    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+        """The samples as the whole split has them."""
+        return self.whole.batch([self.numbers[i] for i in indices], size)
 
 
 @dataclass(frozen=True)
@@ -108,9 +123,14 @@ class Dataset:
 def load_data(name: str, seed: int = 0) -> Dataset:
     """The data set called `KIND` or `KIND:ARGUMENT`, e.g. `imagefolder:PATH`.
 
-    `seed` fixes which samples are held out where the data have no splits of their own. Raises
-    `UnknownNameError` for a name that no kind has, and `DataError` for data that cannot be used.
+    `NAME,labels=10` are the first ten samples of each class to learn from, and as many to search
+    with; the test split stays whole. `seed` fixes which samples are held out where the data have no
+    splits of their own. Raises `UnknownNameError` for a name that no kind has, and `DataError` for
+    data that cannot be used.
     """
+    whole, few, count = name.rpartition(_FEW_LABELS)
+    if few:
+        return _with_few_labels(load_data(whole, seed), count)
     kind, _, argument = name.partition(":")
     known = members("nas.data")
     forms = _arguments(kind) if kind in known else ()
@@ -123,6 +143,45 @@ def load_data(name: str, seed: int = 0) -> Dataset:
         raise UnknownNameError("data set", name, written)
     data: Dataset = load_member("data set", "nas.data", kind, "load")(argument, seed)
     return data
+
+
+def _with_few_labels(data: Dataset, count: str) -> Dataset:
+    """The data with so many labels of each class to learn from, and as many to search with."""
+    name = f"{data.name}{_FEW_LABELS}{count}"
+    if not count.isdecimal() or not 0 < int(count[:9]) == int(count):
+        raise DataError(f"{name}: labels is a number from 1 on", "e.g. labels=10")
+    if not data.task.labelled or data.task.dense:
+        raise DataError(
+            f"{data.name} has no classes of whole samples, of which labels={count} could be taken",
+            "leave it out, or give data with a class for each sample",
+        )
+    parts = {
+        split.name: Part(split, _few_of_each(split, int(count), data.task.outputs))
+        for split in (data.train, data.search)
+    }
+    return replace(
+        data,
+        name=name,
+        fingerprint=fingerprint(data.fingerprint, "labels", int(count)),
+        train=parts["train"],
+        search=parts["search"],
+    )
+
+
+def _few_of_each(split: Split, count: int, classes: int) -> list[int]:
+    """The numbers of the first samples of each class, as many as there are up to `count`."""
+    found: Counter[int] = Counter()
+    picked: list[int] = []
+    last = min(split.size, 1000 * count * classes)  # an endless split may lack a class
+    for start in range(0, last, 64):
+        numbers = range(start, min(start + 64, last))
+        for number, label in zip(numbers, split.batch(numbers, 32)["labels"].tolist()):
+            if found[label] < count:
+                found[label] += 1
+                picked.append(number)
+        if len(picked) == count * classes:
+            break
+    return picked
 
 
 def _arguments(kind: str) -> tuple[str, ...]:
