@@ -264,6 +264,19 @@ class Head(TokenModule):
         return (logits,)
 
 
+class MeanHead(TokenModule):
+    """Mean of the patch tokens, LayerNorm and linear classifier, as MAE's networks are tuned."""
+
+    def __init__(self, *, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = ElasticLayerNorm(width, eps=1e-6)
+        self.fc = classifier(width, classes)
+
+    def forward(self, x_BNC: Tensor, source: Tensor | None, *, first: int) -> tuple[Tensor]:
+        """Return logits (B, classes)."""
+        return (self.fc(self.norm(x_BNC[:, first:].mean(1))),)
+
+
 # Where timm's checkpoints keep our tensors.
 TIMM: tuple[Renaming, ...] = (
     (r"^stem\.(weight|bias)", r"patch_embed.proj.\1"),
@@ -273,6 +286,8 @@ TIMM: tuple[Renaming, ...] = (
     (r"^stem\.distillation_token", "dist_token"),
     (r"^block(\d+)", r"blocks.\1"),
     (r"^(?:head|map)\.norm", "norm"),
+    (r"^mean_head\.norm", "fc_norm"),
+    (r"^mean_head\.fc", "head"),
     (r"^head\.fc", "head"),
     (r"^head\.distillation", "head_dist"),
     *ATTENTION,
@@ -297,6 +312,7 @@ class ViT(Images):
     head_dim: int = 64
     distilled: bool = False
     whole: bool = False  # tokens that are left behind are put back into a map
+    pooled: bool = False  # the classifier reads the mean of the patches, not the class token
     hidden: int = 0  # percent of the patches that are left out behind the stem, and never put back
     clip: int = PLAIN  # or the form of CLIP
 
@@ -378,13 +394,17 @@ class ViT(Images):
         return (layer,), state.grid, state.width
 
     def head(self, state: State, task: Task) -> tuple[Layer, ...]:
-        """Emit the classifier on the class token."""
+        """Emit the classifier on the class token, or on the mean of the patches."""
+        if self.pooled:
+            means = {"width": state.width, "classes": task.outputs, "first": self.first}
+            return (Layer.of("head", MeanHead, (state.tokens, state.width), **means),)
         sizes = {"width": state.width, "classes": task.outputs, "distilled": self.distilled}
         return (Layer.of("head", Head, (state.tokens, state.width), **sizes, **self.form),)
 
     def origin(self, path: str, name: str) -> Origin:
         """Look the tensor up in `TIMM`, where one table holds the positions of all tokens."""
         rows = {"class_position": 0, "distillation_position": 1}
+        path = "mean_head" if self.pooled and path == "head" else path
         if name in rows:
             return renamed(TIMM, path, name), lambda table, _: table[0, rows[name]]
         return renamed(TIMM, path, name), self._patch_positions if name == "position" else None
@@ -431,17 +451,14 @@ def autoformer(width: Choice, depth: Choice, heads: Choice, mlp_ratio: Choice) -
 
 
 def model(
-    patch: int,
-    width: int,
-    depth: int,
-    heads: int,
-    resolution: int = 224,
-    distilled: bool = False,
-    clip: int = PLAIN,
+    patch: int, width: int, depth: int, heads: int, resolution: int = 224, **form: int
 ) -> Entry:
-    """A model of the papers (ViT, table 1; DeiT, table 1): its one architecture."""
+    """A model of the papers (ViT, table 1; DeiT, table 1): its one architecture.
+
+    `form` are fields of `ViT`: `distilled`, `pooled`, `clip`.
+    """
     domain = space(Choice(resolution), Choice(width), Choice(depth), Choice(heads), Choice(4))
-    return domain, ViT(patch, head_dim=width // heads, distilled=distilled, clip=clip)
+    return domain, ViT(patch, head_dim=width // heads, **form)  # type: ignore[arg-type]
 
 
 DEBUG = space(
@@ -493,7 +510,7 @@ def named(name: str) -> Entry:
     _, size, *words, resolution = name.split("_")
     (patch,) = (int(word.removeprefix("patch")) for word in words if word.startswith("patch"))
     clip = (QUICK if "quickgelu" in words else CLIP) if "clip" in words else PLAIN
-    return model(patch, *_SIZES[size], int(resolution), "distilled" in words, clip)
+    return model(patch, *_SIZES[size], int(resolution), distilled="distilled" in words, clip=clip)
 
 
 MODELS = {
@@ -523,4 +540,16 @@ MODELS = {
         "vit_base_patch32_clip_quickgelu_224",
         "vit_base_patch16_clip_quickgelu_224",
     )
+}
+# Those of pretraining without labels, by their names in the code of the authors: DINOv2 (Oquab et
+# al., TMLR 2024), MAE as it is tuned, and MoCo v3 (Chen et al., ICCV 2021), whose S has 12 heads.
+MODELS |= {
+    "dinov2_vits14": model(14, *_SIZES["small"], 518),
+    "dinov2_vitb14": model(14, *_SIZES["base"], 518),
+    "dinov2_vitl14": model(14, *_SIZES["large"], 518),
+    "mae_vit_base_patch16": model(16, *_SIZES["base"], pooled=True),
+    "mae_vit_large_patch16": model(16, *_SIZES["large"], pooled=True),
+    "mae_vit_huge_patch14": model(14, *_SIZES["huge"], pooled=True),
+    "moco_v3_vit_small": model(16, 384, 12, 12),
+    "moco_v3_vit_base": model(16, *_SIZES["base"]),
 }

@@ -17,7 +17,7 @@ from nas.tasks.classification import Classification
 from nas.training.pretrained import load_weights
 from search_spaces import swin, vit
 
-MODELS = sorted(name for name in model_names() if "_seg_" not in name)  # others are not timm's
+MODELS = sorted(set(model_names()) & set(timm.list_models()))
 CLASSES = 1000
 TOLERANCE = 5e-6  # of the largest logit, or of 1: float32 sums in another order
 WHOLE = 90e6  # parameters up to which the whole network runs; larger ones with fewer blocks

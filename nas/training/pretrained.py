@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -24,6 +25,7 @@ from nas.space.origins import Origin
 from nas.tasks.classification import Classification
 from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
 from nas.training.open_clip import image_tower
+from nas.training.self_supervised import of_network
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
 _TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -33,7 +35,9 @@ _Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 # Keys under which training scripts keep the weights, beside optimizers and counters.
 _KEYS = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
 # Moving averages of weights, which are what such a training is done for.
-_AVERAGED = re.compile(r"(?:^|[._])ema(?:$|[._])")
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)(?:$|[._])")  # the teacher is DINO's
+# Of two encoders that learned together, the one that is evaluated in the paper (MoCo v3).
+_EVALUATED = re.compile(r"(?:^|[._])base_encoder(?:$|[._])")
 # What torch puts into names for compiled models and those that are spread over GPUs.
 _INSERTED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -105,7 +109,9 @@ def load_weights(
     places = {origin[0] for *_, origin in owns}
     held = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = image_tower(_without_insertions(_state_dict(held)))
-    tensors = _of_model(_timm_names(tensors), places)
+    tensors = of_network(_of_model(_timm_names(tensors), places))
+    if new_head:
+        tensors = _without_classifier(space, tensors, places)
     of_classifier = new_head and _is_of_classifier(space, tensors)
     if of_classifier:
         places |= _classifier_places(space)
@@ -136,6 +142,25 @@ def load_weights(
     return left
 
 
+def _without_classifier(
+    space: SearchSpace, tensors: Mapping[str, Any], places: Collection[str]
+) -> dict[str, Any]:
+    """The tensors without a classifier for which networks of vectors have no place."""
+    if space.task.labelled:
+        return dict(tensors)
+    task = Classification.of_imagenet()
+    heads = {
+        space.parts.origin(layer.path, name)[0].rpartition(".")[0] + "."
+        for layer in replace(space, task=task).head(space.largest)
+        for name, shape in _shapes(layer).items()
+        if task.outputs in shape
+    }
+    left = [n for n in tensors if n not in places and n.startswith(tuple(heads))]
+    if left:
+        _tell(f"vectors need no classifier, which is left out: {_listed(left)}")
+    return {name: tensor for name, tensor in tensors.items() if name not in left}
+
+
 def _is_of_classifier(space: SearchSpace, tensors: Mapping[str, Any]) -> bool:
     """Whether the networks of a space have a fused head of which a checkpoint holds nothing."""
     parts = space.parts
@@ -155,8 +180,12 @@ def _classifier_places(space: SearchSpace) -> set[str]:
 
 
 def _names(layer: Layer) -> list[str]:
+    return list(_shapes(layer))
+
+
+def _shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return list(layer.build().state_dict())
+        return {name: tuple(x.shape) for name, x in layer.build().state_dict().items()}
 
 
 def _found(tensors: Mapping[str, Any], origin: Origin, shape: tuple[int, ...]) -> Tensor | None:
@@ -256,6 +285,8 @@ def _state_dict(held: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _one_of(models: Sequence[str]) -> str:
     """The only one of several models in a checkpoint, or the only moving average among them."""
+    if evaluated := [name for name in models if _EVALUATED.search(name)]:
+        models = evaluated
     averaged = [name for name in models if _AVERAGED.search(name)]
     if averaged:
         beside = [name or "the raw ones" for name in models if name not in averaged]
