@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from random import Random
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEBUG_SPACES
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,6 +20,7 @@ from nas.errors import RunError, UsageError
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, read_json
+from nas.report.training import write_training_report
 from nas.space.choices import DENSE, FLOAT
 from nas.space.domains import Choice
 from nas.space.family import SearchSpace
@@ -274,6 +277,12 @@ def test_a_family_without_patches_is_refused_with_those_that_can():
     assert "swin" in str(caught.value)
 
 
+def test_a_teacher_of_labels_is_refused(debug_supernet, tmp_path):
+    given = {"objective": "mae", "teacher": str(debug_supernet)}
+    with pytest.raises(UsageError, match="leave out --teacher"):
+        check_training("vit:debug", tmp_path / "x", False, "", **given)
+
+
 RECIPE = Recipe(images=(320, 320, 800), batches=(16, 16, 16), learning_rate=1e-2)
 
 
@@ -341,3 +350,22 @@ def test_steps_in_bfloat16_are_close_to_those_in_float32(name, photo_data):
         objective.prepare(network)
         losses.append(Trainer(network, photo_data, RECIPE, objective, bf16=bf16).train_step())
     assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.02)
+
+
+def test_the_page_of_a_training_shows_the_curve_and_what_is_drawn(trained, ramps, tmp_path):
+    page = write_training_report(trained, ramps).read_text()
+    assert "Training of vit:debug by mae" in page
+    assert "the mean squared error of the pixels of hidden patches" in page
+    assert page.count("<svg") == 1
+    assert page.count("data:image/png;base64,") == 1
+    strip = np.asarray(Image.open(trained / "pictures" / "0.png").convert("RGB"), float) / 255
+    assert strip.shape == (3 * 24, 6 * 24, 3)
+    masked, drawn, right = (strip[24 * i : 24 * (i + 1)] for i in range(3))
+    hidden = np.abs(masked - right).max(-1) > 0.02
+    assert 0.5 < hidden.mean() < 0.8
+    assert np.abs(drawn - right)[~hidden].max() < 0.03
+    assert np.abs(drawn - right)[hidden].mean() < 0.25 * np.abs(masked - right)[hidden].mean()
+    bare = shutil.copytree(trained, tmp_path / "bare")
+    for path in bare.glob("checkpoint*"):
+        path.unlink()
+    assert "What was learned" not in write_training_report(bare, ramps).read_text()

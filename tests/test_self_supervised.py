@@ -96,7 +96,8 @@ def test_moco_v3_gives_its_base_encoder(tmp_path):
 
 def test_dino_gives_its_teacher(tmp_path):
     model, network = model_of(), network_of()
-    head = prefixed({"mlp.0.weight": torch.zeros(64, WIDTH)}, "head.")
+    head = {"mlp.0.weight": torch.zeros(64, WIDTH), "last_layer.weight_v": torch.zeros(9, 64)}
+    head = prefixed(head, "head.")
     students = {n: x + 1 for n, x in model.state_dict().items()}
     held = {
         "student": prefixed(students, "module.backbone.") | prefixed(head, "module."),

@@ -224,6 +224,7 @@ def train(
     from nas.data import load_data
     from nas.progress import console
     from nas.records import read_json
+    from nas.report.training import write_training_report
     from nas.tasks import load_task
     from nas.training.device import check_device
     from nas.training.recipe import ADAPTATION, Recipe
@@ -241,16 +242,20 @@ def train(
         space, images_of, Path(folder), recipe, device, resume, init, objective, adapt, teacher
     )
     card = read_json(where / "supernet.json")
+    page = write_training_report(where, images_of)
     if as_json:
         return print_json(card)
     trained = load_task(card)
-    if not trained.labelled:
-        return out.print(f"{where}: {trained.name}, learned without labels", soft_wrap=True)
     score = f"search_{trained.metric.key}"
-    out.print(
-        f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
-        f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} samples of the search split"
-    )
+    if trained.labelled:
+        out.print(
+            f"{where}: largest {card[f'largest_{score}']:.1f} %, smallest "
+            f"{card[f'smallest_{score}']:.1f} % on {card['search_images']} samples of the search "
+            "split"
+        )
+    else:
+        out.print(f"{where}: {trained.name}, learned without labels", soft_wrap=True)
+    out.print(f"report: {page}", soft_wrap=True)
 
 
 @app.command(epilog="Example: vitnas finetune runs/swin-micro-20ms")
@@ -288,14 +293,22 @@ def finetune(
 
 @app.command(epilog="Example: vitnas report runs/swin-micro-20ms runs/swin-micro-12ms")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, or the folder of one supernet."),
+    ],
     page: Annotated[str, typer.Option("--out", help="Page for several runs.")] = "comparison.html",
     as_json: Json = False,
 ) -> None:
-    """Write the report of runs, several side by side."""
+    """Write the report of runs, several side by side, or that of a training."""
     from nas.report.report import write_report
+    from nas.report.training import report_training
+    from nas.training.supernet import is_supernet
 
-    path = write_report(runs, None if len(runs) == 1 else Path(page))
+    if len(runs) == 1 and is_supernet(str(runs[0])):
+        path = report_training(runs[0])
+    else:
+        path = write_report(runs, None if len(runs) == 1 else Path(page))
     if as_json:
         return print_json({"report": str(path)})
     out.print(f"report: {path}", soft_wrap=True)

@@ -214,6 +214,21 @@ def convergence(runs: Sequence[SavedRun]) -> Figure:
     return figure
 
 
+def losses(curve: Sequence[Mapping[str, Any]]) -> Figure:
+    """The loss of a training over its steps, with a colour for each size of the samples."""
+    figure = _figure(7.5, 3.0)
+    axes = figure.add_subplot()
+    names = ("a quarter of the largest size", "half of it", "the whole")
+    for phase, (name, color) in enumerate(zip(names, _cycle(3))):
+        own = [r for r in curve if r.get("canvas", 2) == phase]
+        if own:
+            axes.plot([r["step"] for r in own], [r["loss"] for r in own], color=color, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend()
+    return figure
+
+
 def _best_so_far(axes: Axes, run: SavedRun, colors: Sequence[str], name: str) -> None:
     """Draw the candidates, hollow where one lost its race, and the best so far by budget."""
     full = np.array([not c.dropped for c in run.scored], dtype=bool)

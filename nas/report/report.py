@@ -53,12 +53,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
             write_bytes(runs[0].folder / "pictures" / f"{name}.png", png)
             write_text(runs[0].folder / "pictures" / f"{name}.svg", drawn[name])
             if name in _PHOTOS:
-                drawn[name] = _img(png)  # photos are smaller as PNG, lines as SVG
+                drawn[name] = embedded(png)  # photos are smaller as PNG, lines as SVG
         for name in _PHOTOS if shown is None else ():
             if (before := runs[0].folder / "pictures" / f"{name}.png").exists():
-                drawn[name] = _img(before.read_bytes())  # the images have moved since
+                drawn[name] = embedded(before.read_bytes())  # the images have moved since
     page = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             runs=runs,
@@ -74,7 +74,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates of pages are, with the words and numbers that they use."""
     environment = Environment(
         loader=PackageLoader("nas", "assets"), autoescape=select_autoescape(default=True)
     )
@@ -94,6 +95,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _img(data: bytes) -> str:
+def embedded(data: bytes) -> str:
+    """A PNG as an element that stands inside a page."""
     encoded = base64.b64encode(data).decode()
     return f'<img alt="" src="data:image/png;base64,{encoded}">'

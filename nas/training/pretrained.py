@@ -25,7 +25,7 @@ from nas.space.origins import Origin
 from nas.tasks.classification import Classification
 from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
 from nas.training.open_clip import image_tower
-from nas.training.self_supervised import of_network
+from nas.training.self_supervised import is_dino, of_network
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
 _TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -35,7 +35,7 @@ _Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 # Keys under which training scripts keep the weights, beside optimizers and counters.
 _KEYS = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
 # Moving averages of weights, which are what such a training is done for.
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)(?:$|[._])")  # the teacher is DINO's
+_AVERAGED = re.compile(r"(?:^|[._])ema(?:$|[._])")
 # Of two encoders that learned together, the one that is evaluated in the paper (MoCo v3).
 _EVALUATED = re.compile(r"(?:^|[._])base_encoder(?:$|[._])")
 # What torch puts into names for compiled models and those that are spread over GPUs.
@@ -280,6 +280,9 @@ def _state_dict(held: Mapping[str, Any]) -> Mapping[str, Any]:
             f"the checkpoint holds no tensors{f' ({_listed(objects)})' if objects else ''}",
             "save a state dict, e.g. torch.save(model.state_dict(), FILE)",
         )
+    if is_dino(found):
+        _tell("of DINO's two networks the teacher is taken, which is the one that is evaluated")
+        return found["teacher"]
     return found[_one_of(list(found))]
 
 

@@ -18,6 +18,14 @@ _SCALE = re.compile(r"^(.*\.)ls([12])\.gamma$")
 _SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # what a block adds comes out of these
 
 
+def is_dino(models: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether models by their name in a checkpoint are DINO's student and teacher, with heads."""
+    heads = ("head.last_layer", "dino_head.last_layer")
+    return models.keys() == {"student", "teacher"} and any(
+        head in name for name in models["teacher"] for head in heads
+    )
+
+
 def of_network(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors of the network alone, by their names in timm; stderr says what was left out.
 

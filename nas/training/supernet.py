@@ -25,7 +25,7 @@ from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.tasks import load_task
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
-from nas.training.objectives import learned_task, load_objective, task_of
+from nas.training.objectives import find_objective, learned_task, load_objective, task_of
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
 from nas.training.trainer import fit
@@ -54,6 +54,11 @@ def check_training(
         read_card(Path(adapt), space_name)
     if teacher:
         read_card(Path(teacher))
+        if not find_objective(objective).needs_labels:
+            raise UsageError(
+                f"a teacher teaches its answers to labels, of which {objective} knows nothing",
+                "leave out --teacher, or start from its weights with --init",
+            )
     learned = learned_task(objective, space.task)
     with torch.device("meta"):
         load_objective(objective, load_space(space_name, learned))

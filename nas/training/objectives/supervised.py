@@ -16,6 +16,7 @@ class Supervised(Objective):
     """The losses of the space's task; it has no weights of its own."""
 
     needs_labels = True
+    meaning = "that of the task on the labels"
 
     def forward(
         self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
