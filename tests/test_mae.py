@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nas.data import SPLITS, Dataset, Held
-from nas.errors import RunError, UsageError
+from nas.errors import RunError, UnknownNameError, UsageError
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, read_json
@@ -147,6 +147,22 @@ def test_latent_prediction_mask_and_loss_are_those_of_the_paper(space, model, ne
         assert float((own - right).abs().max()) <= 2e-5 * max(1, float(right.abs().max()))
     assert float(objective.loss(made, batch)) == pytest.approx(float(loss), rel=2e-5)
     assert int(mask.sum()) == 3 * 27
+
+
+def test_plain_pixels_are_not_normalised(space, network):
+    torch.manual_seed(2)
+    objective = load_objective("mae,pixels=plain", space)
+    images = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        drawn, right, hidden = objective(network, space.largest, {"images": images}, Random(5))
+    for place in (0, 7, 35):
+        row, column = (PATCH * n for n in divmod(place, SIDE // PATCH))
+        patch = images[1, :, row : row + PATCH, column : column + PATCH]
+        assert torch.equal(right[1, place], patch.permute(1, 2, 0).flatten())
+    errors = (drawn - right).square().mean(2)[hidden > 0].mean()
+    assert float(objective.loss((drawn, right, hidden), {})) == pytest.approx(float(errors))
+    with pytest.raises(UnknownNameError, match="did you mean plain"):
+        load_objective("mae,pixels=plane", space)
 
 
 def test_gradients_are_those_of_the_paper(space, model, network, objective):

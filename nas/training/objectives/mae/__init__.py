@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data import Dataset, Tensors
-from nas.errors import UsageError
+from nas.errors import UnknownNameError, UsageError
 from nas.families import families, load_space
 from nas.network.network import Network
 from nas.space.architecture import Architecture
@@ -26,6 +26,8 @@ from nas.space.task import Task
 from nas.tasks.embedding import Embedding
 from nas.training.objectives import Made, Objective
 from nas.training.objectives.mae.encoders import MaskedInputs, VisiblePatches
+
+_PIXELS = ("normalised", "plain")
 
 # Shape suffixes: B batch, L patches, P numbers of a patch.
 
@@ -36,18 +38,29 @@ class MaskedAutoencoder(Objective):
     `masked` is the share of the patches that is hidden, in percent. `width` and `depth` are those
     of the decoder of families of tokens: by default half as wide as the largest network, two blocks
     deep (the paper's are 512 and 8, and one block is as good for fine-tuning, table 1a). All
-    networks of a space share it.
+    networks of a space share it. `pixels=plain` are not normalised (table 1d): where most patches
+    hold nothing but noise, normalising makes that noise as large as what can be drawn.
     """
 
     meaning = (
         "the mean squared error of the pixels of hidden patches, each patch normalised by its own "
-        "mean and deviation: 1 is a guess of the mean everywhere, 0 a perfect drawing"
+        "mean and deviation (unless pixels=plain): 1 is a guess of the mean everywhere, 0 a "
+        "perfect drawing"
     )
 
     def __init__(
-        self, space: SearchSpace, *, masked: int = 75, width: int = 0, depth: int = 2
+        self,
+        space: SearchSpace,
+        *,
+        masked: int = 75,
+        width: int = 0,
+        depth: int = 2,
+        pixels: str = "normalised",
     ) -> None:
         super().__init__(space)
+        if pixels not in _PIXELS:
+            raise UnknownNameError("form of pixels", pixels, _PIXELS)
+        self.plain = pixels == "plain"
         if hasattr(space.parts, "hiding"):
             self.encoder: Any = VisiblePatches(space, masked, width, depth)
         elif _makes_maps(space):
@@ -92,7 +105,8 @@ class MaskedAutoencoder(Objective):
         drawn: Tensor = self.encoder(network, architecture, images, order, visible)
         hidden = torch.ones_like(order, dtype=torch.float32)
         hidden.scatter_(1, order[:, :visible], 0.0)
-        return drawn.float(), normalised(patches_of(images.float(), side, grid)), hidden
+        right = patches_of(images.float(), side, grid)
+        return drawn.float(), right if self.plain else normalised(right), hidden
 
     def loss(self, made: Made, batch: Tensors) -> Tensor:
         """The mean squared error over hidden patches alone."""
@@ -115,13 +129,16 @@ class MaskedAutoencoder(Objective):
         drawn, _, hidden = self(network, architecture, {self.space.parts.takes: images}, Random(0))
         side, grid = self.encoder.patches(architecture)
         own = patches_of(images, side, grid)
-        spread = (own.var(2, keepdim=True) + 1e-6).sqrt()
-        shown = own.lerp(drawn * spread + own.mean(2, keepdim=True), hidden[..., None])
+        if not self.plain:
+            spread = (own.var(2, keepdim=True) + 1e-6).sqrt()
+            drawn = drawn * spread + own.mean(2, keepdim=True)
+        shown = own.lerp(drawn, hidden[..., None])
         grey = own * (1 - hidden[..., None])
         rows = [_picture(x, side, grid) for x in (grey, shown, own)]
         strips = torch.cat([torch.cat(list(row), 1) for row in rows], 0)
         colours = (strips * torch.tensor(data.std) + torch.tensor(data.mean)).clamp(0, 1)
-        return {"As masked, as drawn (with each hidden patch's mean and deviation), as is": colours}
+        how = "" if self.plain else " (with the right mean and deviation of each hidden patch)"
+        return {f"Pictures as they are masked, as they are drawn{how}, and as they are": colours}
 
 
 def patches_of(images: Tensor, side: int, grid: int) -> Tensor:
