@@ -28,6 +28,7 @@ from nas.network.inputs import Images
 from nas.network.network import Network
 from nas.preprocessing import PictureReader, normalised
 from nas.records import fingerprint, read_json
+from nas.size import Size, sides
 from nas.space.architecture import Architecture, at_precision
 from nas.space.family import LARGEST, SearchSpace
 from nas.tasks import load_task
@@ -46,15 +47,15 @@ OPSET, IR_VERSION = 20, 9  # of ONNX, as that version knows them
 class Pictures:
     """How a picture file becomes an input.
 
-    The reader makes `side` pixels of it, which are divided by 255 and normalised, and then resized
-    to `input_side` (bilinear and anti-aliased) where that is another.
+    The reader makes pixels of it, of the size `side`, which are divided by 255 and normalised, and
+    then resized to `input_side` (bilinear and anti-aliased) where that is another.
     """
 
     reader: PictureReader
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    side: int
-    input_side: int
+    side: Size
+    input_side: Size
 
     def __post_init__(self) -> None:
         """Refuse what no data set has."""
@@ -65,11 +66,12 @@ class Pictures:
             raise ValueError("crop must be from 0 to 1, and std above 0")
         if not len(self.mean) == len(self.std) == reader.channels:
             raise ValueError(f"mean and std must have {reader.channels} values, one a channel")
-        if not 0 < self.side <= LARGEST or not 0 < self.input_side <= LARGEST:
+        own = (*sides(self.side), *sides(self.input_side))
+        if not all(0 < side <= LARGEST for side in own):
             raise ValueError(f"sides must be from 1 to {LARGEST}")
 
     def read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        """Picture files as pixels in [0, 1] and as inputs, both (n, 3, input_side, input_side)."""
+        """Picture files as pixels in [0, 1] and as inputs, both (n, 3, *input_side)."""
         read = [self.reader.pixels(path, self.side) for path in paths]
         pixels = torch.from_numpy(np.stack(read))
         shown = pixels.float().expand(-1, 3, -1, -1) / 255
@@ -107,8 +109,8 @@ class Card:
             space = space.with_int8()
         parts, pictures = space.parts, None
         if data is not None and data.reader is not None and parts.takes == Images.takes:
-            side = space.largest.resolution
-            pictures = Pictures(data.reader, data.mean, data.std, side, architecture.resolution)
+            largest, own = space.largest.resolution, architecture.resolution
+            pictures = Pictures(data.reader, data.mean, data.std, largest, own)
         task = space.task if data is None else data.task
         takes = Port(parts.takes, space.example(architecture))
         choices = json.loads(architecture.to_json())
@@ -244,7 +246,7 @@ def _example(card: Card, script: str, written: Written) -> str:
         onnx=_SCRIPTS[script] == ONNX,
         int8=card.chosen != at_precision(card.chosen, "fp32"),
         reader=rule.reader,
-        decoded=round(rule.side / rule.reader.crop),
+        decoded=round(max(sides(rule.side)) / rule.reader.crop),
         resized=rule.input_side != rule.side,
         batch=written.batch or 1,
         dtype=written.dtype,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from nas.errors import UnknownNameError, UsageError
 from nas.extensions import load_member, load_module, members
+from nas.size import Sides, read_size
 from nas.space.architecture import Architecture
 from nas.space.contract import check_family
 from nas.space.domains import Space
@@ -35,9 +36,10 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
     """The space called `family:preset`, or the one architecture of a named model.
 
     E.g. `swin:micro`, `swin_tiny_patch4_window7_224`; `NAME+int8` has int8 as a choice of every
-    block, `NAME@384` is the same at 384 px. A family may be a module of one's own
-    (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it has that of its family (`TASK`
-    in its file) or classifies, a named model into the 1000 classes of ImageNet, a space into 10.
+    block, `NAME@384` is the same at 384 px, `NAME@512x1024` at this height and width. A family may
+    be a module of one's own (`my_lab.nets:small`, see `nas.extensions`). Without a `task` it has
+    that of its family (`TASK` in its file) or classifies, a named model into the 1000 classes of
+    ImageNet, a space into 10.
     Raises `UnknownNameError` with the closest names, and `UsageError` for a family that breaks its
     contract. For a task with outputs for each pixel, networks of every family end in a fused head.
     """
@@ -52,9 +54,15 @@ def load_space(name: str, task: Task | None = None) -> SearchSpace:
         space = space.with_int8()
     if not resolution:
         return space
-    if not resolution.isdecimal():
-        raise UsageError(f"{name!r}: after @ stands a resolution in pixels", f"e.g. {plain}@256")
-    return space.at(int(resolution))
+    if (size := read_size(resolution)) is None:
+        raise UsageError(
+            f"{name!r}: after @ stands a resolution in pixels, or height x width",
+            f"e.g. {plain}@256 or {plain}@256x512",
+        )
+    there = space.at(size)
+    if isinstance(size, Sides):  # a family of one's own may know squares only
+        check_family(there)
+    return there
 
 
 def _find(name: str, task: Task | None) -> SearchSpace:

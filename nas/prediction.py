@@ -37,10 +37,10 @@ _TOGETHER = 16  # pictures read and run at once
 class Prediction:
     """What a network says of one picture, and which tokens each of its layers worked on.
 
-    `line` is for people, `facts` are the same as JSON. `pixels` (side, side, 3) are in [0, 1], what
-    the network saw of the picture; `kept` holds a map of tokens by layer, where layers leave some
-    out. `painted` are the colours and the opacity (side, side, 4) of the answers of a dense task,
-    to lay over the pixels; None for other tasks.
+    `line` is for people, `facts` are the same as JSON. `pixels` (height, width, 3) are in [0, 1],
+    what the network saw of the picture; `kept` holds a map of tokens by layer, where layers leave
+    some out. `painted` are the colours and the opacity (height, width, 4) of the answers of a dense
+    task, to lay over the pixels; None for other tasks.
     """
 
     file: str
@@ -164,10 +164,9 @@ def write_overlays(predictions: Sequence[Prediction], folder: Path) -> list[Path
 
 
 def _overlay(pixels: NDArray[np.float32], painted: NDArray[np.float32]) -> Image.Image:
-    """Colours (any side, any side, 4) laid over pixels (side, side, 3), the nearest of each."""
-    side = len(pixels)
-    at = np.arange(side) * len(painted) // side
-    colours, opacity = np.split(painted[at[:, None], at], [3], axis=-1)
+    """Colours (any height, any width, 4) laid over pixels (height, width, 3), the nearest."""
+    y, x = (np.arange(to) * own // to for to, own in zip(pixels.shape, painted.shape[:2]))
+    colours, opacity = np.split(painted[y[:, None], x], [3], axis=-1)
     mixed = pixels * (1 - opacity) + colours * opacity
     return Image.fromarray((255 * mixed).round().clip(0, 255).astype(np.uint8))
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas.errors import DataError
+from nas.size import Size, sides
 
 # Of the formats that Pillow reads those of still pictures, decoded within this process: it would
 # have PostScript run by another program.
@@ -25,10 +26,10 @@ _EIGHT_BIT = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 
 @dataclass(frozen=True)
 class PictureReader:
-    """Reads a picture file as a square of 8-bit pixels.
+    """Reads a picture file as 8-bit pixels of any size.
 
-    `mode` is Pillow's: `RGB`, or `L` for grey. The square lies at the centre and is as large as
-    the short side, times `crop`; it is resized with the filter of Pillow called `resample`. The
+    `mode` is Pillow's: `RGB`, or `L` for grey. The largest piece of the shape of that size at the
+    centre, each side times `crop`, is resized with the filter of Pillow called `resample`. The
     picture is first turned as its EXIF orientation says, and what is transparent shows `ground`,
     a grey from 0 to 255. Grey pictures of more than 8 bits are scaled so that the two `levels`
     become 0 and 255; None stands for 0 and 65535, and for pictures of floats being refused.
@@ -45,23 +46,19 @@ class PictureReader:
         """1 for grey pictures, else 3."""
         return 1 if self.mode == "L" else 3
 
-    def pixels(self, path: Path, side: int) -> NDArray[np.uint8]:
-        """The pixels (channels, side, side); `DataError` for a file that is no picture."""
+    def pixels(self, path: Path, size: Size) -> NDArray[np.uint8]:
+        """The pixels (channels, height, width); `DataError` for a file that is no picture."""
+        height, width = sides(size)
         try:
-            with open_picture(path) as file:
-                file.draft(self.mode, (round(side / self.crop),) * 2)
+            with open_picture(path) as file:  # which may yet be turned
+                file.draft(self.mode, (round(max(height, width) / self.crop),) * 2)
                 picture = self._on_ground(self._in_eight_bits(upright(file)))
         except Exception as error:  # a damaged file fails in any way that a parser can
             lost = path.is_dir() or not path.exists()
             fix = "give the path of a picture" if lost else "remove or replace the file"
             raise DataError(f"cannot decode {path}: {error}", fix) from None
-        square = self.crop * min(picture.size)
-        left, top = ((length - square) // 2 for length in picture.size)
-        picture = picture.resize(
-            (side, side),
-            Image.Resampling[self.resample.upper()],
-            box=(left, top, left + square, top + square),
-        )
+        resample, box = Image.Resampling[self.resample.upper()], central(picture, size, self.crop)
+        picture = picture.resize((width, height), resample, box)
         pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         return np.ascontiguousarray(pixels)
 
@@ -81,6 +78,19 @@ class PictureReader:
             ground = Image.new("RGBA", above.size, (self.ground,) * 3 + (255,))
             picture = Image.alpha_composite(ground, above)
         return picture if picture.mode == self.mode else picture.convert(self.mode)
+
+
+def central(
+    picture: Image.Image, size: Size, crop: float = 1.0
+) -> tuple[float, float, float, float]:
+    """Where the largest piece of a picture lies that has the shape of a size: at the centre.
+
+    Left, top, right, bottom. `crop` is the part of each of its sides that is taken.
+    """
+    (across, down), (height, width) = picture.size, sides(size)
+    piece = crop * min(across, down * (width / height)), crop * min(down, across * (height / width))
+    left, top = ((length - own) // 2 for length, own in zip(picture.size, piece))
+    return left, top, left + piece[0], top + piece[1]
 
 
 @contextmanager
@@ -122,7 +132,7 @@ def deep_values(picture: Image.Image) -> NDArray[np.float32]:
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixels (n, channels, side, side) as floats (n, 3, side, side), grey ones repeated.
+    """Pixels (n, channels, height, width) as floats (n, 3, height, width), grey ones repeated.
 
     `mean` and `std` are those of the channels of pixels scaled to [0, 1].
     """

@@ -55,10 +55,16 @@ def mapping(data: Any, where: str) -> Mapping[str, Any]:
 def _decode(kind: Any, data: Any, where: str, metric: str) -> Any:
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
-        (own,) = (a for a in arguments if a is not NoneType)
-        return None if data is None else _decode(own, data, where, metric)
+        if data is None and NoneType in arguments:
+            return None
+        own = [a for a in arguments if a is not NoneType]
+        if len(own) > 1:  # a number, or else a record that is a list, such as `nas.size.Size`
+            own = [k for k in own if issubclass(k, tuple) == isinstance(data, list)]
+        return _decode(own[0], data, where, metric)
     if is_dataclass(kind):
         return _dataclass(kind, mapping(data, where), where, metric)
+    if isinstance(kind, type) and hasattr(kind, "_fields"):
+        return kind(*_decode(tuple[tuple(_types(kind).values())], data, where, metric))  # type: ignore[misc]
     if origin is tuple:
         _require(isinstance(data, list), where, "a list", data)
         kinds = arguments[:1] * len(data) if arguments[1:] == (...,) else arguments

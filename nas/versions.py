@@ -37,10 +37,10 @@ def installed(package: str) -> str:
 def layer_code(family: str) -> str:
     """A fingerprint of the code that the layers of a family run.
 
-    That is all of `nas/layers`, the family's module (see `nas.extensions` for its name), and what
-    this imports from its own package. Nothing of the family is imported to read it.
+    That is all of `nas/layers`, `nas/size.py`, the family's module (see `nas.extensions` for its
+    name), and what this imports from its own package. Nothing of the family is imported to read it.
     """
-    files = set(_files("layers"))
+    files = {*_files("layers"), Path(__file__).with_name("size.py")}
     own = next(filter(_file, (f"search_spaces.{family}", family)), None)
     if own and not own.startswith("nas."):  # `nas.layers` itself has layers
         files |= _imported(own)

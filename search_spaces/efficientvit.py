@@ -26,10 +26,17 @@ from nas.layers.elastic import ElasticLayerNorm, ElasticLinear, classifier, impo
 from nas.layers.inverted_residual import FusedResidual, InvertedResidual
 from nas.layers.maps import MapModule, PooledHead, StridedStem, channels_first
 from nas.layers.precision import Quantizer
-from nas.layers.windows import kept_rows, on_kept_windows
+from nas.layers.windows import (
+    kept_rows,
+    map_size,
+    on_kept_windows,
+    windows_in,
+    with_halo,
+)
 from nas.network.fused import SMALL_HEAD, Fused, head_stage, with_head
 from nas.network.inputs import Images
 from nas.network.pruning import MapState, prune_map
+from nas.size import Size, area, divided, sides
 from nas.space.architecture import Architecture, Stage
 from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
 from nas.space.domains import Choice, Repeat, Space
@@ -39,9 +46,9 @@ from nas.space.origins import Origin, Renaming, renamed
 from nas.space.task import Task
 from nas.tasks.segmentation import Segmentation
 
-# Shape suffixes: B batch, S side of the map, N tokens, C width, H heads, D head_dim, G = 3 H groups
-# (of each head: query, key, value). Between layers travel the map x_BSSC and the order of its
-# windows, once scored.
+# Shape suffixes: B batch, SS height and width of the map, N tokens, C width, H heads, D head_dim,
+# G = 3 H groups (of each head: query, key, value). Between layers travel the map x_BSSC and the
+# order of its windows, once scored.
 
 REACH = 2  # how far the 5x5 aggregation sees
 # By `large`: the B models, and the L models.
@@ -108,7 +115,7 @@ class ConvBlock(MapModule):
         hidden: int,
         width: int,
         bits: int,
-        window: int = 0,
+        window: Size = 0,
         kept: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the map after the block, and the order of its windows."""
@@ -138,22 +145,29 @@ class MultiScaleLinearAttention(nn.Module):
         self.eps = eps
 
     def forward(
-        self, x_BSSC: Tensor, order: Tensor | None, *, heads: int, kept: int, window: int, bits: int
+        self,
+        x_BSSC: Tensor,
+        order: Tensor | None,
+        *,
+        heads: int,
+        kept: int,
+        window: Size,
+        bits: int,
     ) -> Tensor:
         """Return the map with the attention added; tokens of kept windows attend to each other."""
-        b, size, _, c = x_BSSC.shape
-        if kept == (size // window) ** 2:
+        (b, _, _, c), size = x_BSSC.shape, map_size(x_BSSC)
+        if kept == windows_in(size, window):
             qkv = self._qkv(x_BSSC, heads, bits)
             y = self._attend(qkv, self._spread(qkv, REACH), b)
             return self.project(y, c, bits=bits).add_(x_BSSC)  # type: ignore[no-any-return]
         assert order is not None
         inner = slice(REACH, -REACH)
 
-        def with_halo(x: Tensor, inside: Tensor | None) -> Tensor:
+        def in_windows(x: Tensor, inside: Tensor | None) -> Tensor:
             assert inside is not None
             qkv = self._qkv(x * inside, heads, bits)
             y = self._attend(qkv[:, inner, inner], self._spread(qkv, 0), b)
-            y_inner: Tensor = self.project(y, c, bits=bits).reshape(-1, window, window, c)
+            y_inner: Tensor = self.project(y, c, bits=bits).reshape(-1, *sides(window), c)
             return y_inner.add_(x[:, inner, inner])
 
         def from_whole(x: Tensor, _: Tensor | None) -> Tensor:
@@ -167,8 +181,8 @@ class MultiScaleLinearAttention(nn.Module):
             return y.reshape(x.shape).add_(x)
 
         # Halos overlap: once they hold more than the map does, the map is less work.
-        less = kept * (window + 2 * REACH) ** 2 < size**2
-        run, halo = (with_halo, REACH) if less else (from_whole, 0)
+        less = kept * area(with_halo(window, REACH)) < area(size)
+        run, halo = (in_windows, REACH) if less else (from_whole, 0)
         return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
 
     def _qkv(self, x: Tensor, heads: int, bits: int) -> Tensor:
@@ -185,7 +199,7 @@ class MultiScaleLinearAttention(nn.Module):
     def _attend(self, qkv: Tensor, spread: Tensor, b: int) -> Tensor:
         """What is projected, (b, rows, S, heads * 2 * head_dim).
 
-        Takes the tokens of `b` images, maps or windows of side S, and what the depthwise
+        Takes the tokens of `b` images, maps or windows, and what the depthwise
         convolution made of them.
         """
         d = self.pointwise.shape[-1]
@@ -250,7 +264,7 @@ class AttentionBlock(MapModule):
         width: int,
         heads: int,
         hidden: int,
-        window: int,
+        window: Size,
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Tensor | None]:
@@ -314,11 +328,11 @@ class EfficientVit(Images):
     window: int = 8  # the largest side of a window
     eps: int = 15  # 1e-15 is added to the attention's denominator: the official code; timm's is 5
 
-    def stem(self, resolution: int, width: int) -> Part:
+    def stem(self, resolution: Size, width: int) -> Part:
         """Emit the strided convolution."""
         shape = self.example(resolution)
         layer = Layer.of("stem", Stem, shape, width=width, large=int(self.large))
-        return Part((layer,), MapState(-(-resolution // 2), width, width, 0))
+        return Part((layer,), MapState(divided(resolution, 2), width, width, 0))
 
     def transition(self, stage: int, state: MapState, width: int) -> Part:
         """Emit nothing: the first block of the stage strides."""
@@ -351,7 +365,7 @@ class EfficientVit(Images):
             layer = Layer.of(path, ConvBlock, state.shape, **sizes, **kind, **windows)
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], int, int]:
+    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], Size, int]:
         """Emit nothing: a map is what there is."""
         return (), state.size, state.in_width
 

@@ -21,6 +21,7 @@ from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
 from nas.layers.maps import PooledHead, StridedStem
 from nas.network.inputs import Images
 from nas.network.pruning import MapState, prune_map
+from nas.size import Size, divided
 from nas.space.architecture import Architecture, Stage
 from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, stages
 from nas.space.domains import Choice, Repeat, Space
@@ -29,7 +30,7 @@ from nas.space.layer import Layer, Part
 from nas.space.origins import Origin, Renaming, renamed
 from nas.space.task import Task
 
-# Shape suffixes: B batch, S side of the map, C width.
+# Shape suffixes: B batch, SS height and width of the map, C width.
 # Between layers travel the map x_BSSC and the order of its windows, once scored.
 
 
@@ -147,10 +148,10 @@ class MobileNetV3(Images):
     features: int
     first: int = 16  # channels of the stem
 
-    def stem(self, resolution: int, width: int) -> Part:
+    def stem(self, resolution: Size, width: int) -> Part:
         """Emit the strided convolution."""
         layer = Layer.of("stem", Stem, self.example(resolution), width=self.first)
-        return Part((layer,), MapState(-(-resolution // 2), self.first, width, 0))
+        return Part((layer,), MapState(divided(resolution, 2), self.first, width, 0))
 
     def transition(self, stage: int, state: MapState, width: int) -> Part:
         """Emit nothing: the first block of the stage strides."""
@@ -182,7 +183,7 @@ class MobileNetV3(Images):
         )
         return Part((*scores, layer), state.after(stride, block.sparsity))
 
-    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], int, int]:
+    def to_map(self, state: MapState) -> tuple[tuple[Layer, ...], Size, int]:
         """Emit nothing: a map is what there is."""
         return (), state.size, state.in_width
 

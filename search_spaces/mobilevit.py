@@ -24,9 +24,10 @@ from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
 from nas.layers.inverted_residual import InvertedResidual, ResidualBlock
 from nas.layers.maps import MapModule, PooledHead, StridedStem, fold, resized, unfold
 from nas.layers.transformer import TransformerModule
-from nas.layers.windows import sorted_by_window, still_there, taken
+from nas.layers.windows import map_size, sorted_by_window, still_there, taken
 from nas.network.inputs import Images
 from nas.network.pruning import MapState, Pruning, prune_map
+from nas.size import Sides, Size, area, divided, each, sides
 from nas.space.architecture import Architecture, Stage
 from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
 from nas.space.domains import Choice, Repeat, Space
@@ -35,10 +36,10 @@ from nas.space.layer import Layer, Part
 from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 
-# Shape suffixes: B batch, S side of the map, P pixels of a patch, N patches, C channels. Outside
-# MobileViT blocks travel the map x_BSSC and the order of its windows, once scored. Inside them
-# travel the tokens x_BPNC, the patch that each came from, once sorted, the tokens left behind (last
-# left, first in the tuple), and the map that entered the block.
+# Shape suffixes: B batch, SS height and width of the map, P pixels of a patch, N patches, C
+# channels. Outside MobileViT blocks travel the map x_BSSC and the order of its windows, once
+# scored. Inside them travel the tokens x_BPNC, the patch that each came from, once sorted, the
+# tokens left behind (last left, first in the tuple), and the map that entered the block.
 
 PATCH = 2  # side of a patch in pixels of the map
 PIXELS = PATCH * PATCH
@@ -87,9 +88,14 @@ class MobileBlock(ResidualBlock):
         )
 
 
-def patch_grid(size: int) -> int:
-    """Patches along a side of the map."""
-    return -(-size // PATCH)
+def whole(size: Size) -> Size:
+    """The size of a map once it is resized to whole patches."""
+    return each(lambda side: side + side % PATCH, size)
+
+
+def grid_of(grid: Size, patches: int) -> Size:
+    """The grid of so many patches; 0, which rows of square grids have, is that of a square."""
+    return grid or isqrt(patches)
 
 
 class Enter(MapModule):
@@ -104,9 +110,9 @@ class Enter(MapModule):
         self, x_BSSC: Tensor, order: None, *, width: int, inner: int, bits: int
     ) -> tuple[Tensor, None, Tensor, None]:
         """Return the tokens of the block, none sorted or left behind, and the map that entered."""
-        size = x_BSSC.shape[1]
+        size = map_size(x_BSSC)
         y = self.project(self.local(x_BSSC, width, bits=bits), inner, bits=bits)
-        y = resized(y, size + 1) if size % PATCH else y
+        y = resized(y, whole(size)) if whole(size) != size else y
         return unfold(y, PATCH), None, x_BSSC, None
 
 
@@ -128,13 +134,20 @@ class PatchSort(TokenModule):
     """Sort the patches by the activation of their window, most active first."""
 
     def forward(
-        self, x_BPNC: Tensor, source: None, entered: Tensor, left: None, *, window: int
+        self,
+        x_BPNC: Tensor,
+        source: None,
+        entered: Tensor,
+        left: None,
+        *,
+        window: Size,
+        grid: Size = 0,
     ) -> Tokens:
         """Return the tokens in that order, and which patch each is of."""
         b, _, n, _ = x_BPNC.shape
-        grid = isqrt(n)
+        shape = b, *sides(grid_of(grid, n)), 1
         activity = torch.linalg.vector_norm(x_BPNC.abs().sum(-1), dim=1)
-        patches = sorted_by_window(activity.view(b, grid, grid, 1), window)
+        patches = sorted_by_window(activity.view(shape), window)
         return taken(x_BPNC, patches), patches, entered, left
 
 
@@ -165,11 +178,16 @@ class TransformerLayer(TransformerModule, TokenModule):
         return x.view(x_BPNC.shape), source, entered, left
 
     def kept(
-        self, x_BPNC: Tensor, source: Tensor | None, *others: Tensor | None, patches: int
+        self,
+        x_BPNC: Tensor,
+        source: Tensor | None,
+        *others: Tensor | None,
+        patches: int,
+        grid: Size = 0,
     ) -> Tensor:
-        """Mark the patches that stay, (grid, grid)."""
+        """Mark the patches that stay, of the grid of all."""
         total = x_BPNC.shape[2] if source is None else source.shape[1]
-        return still_there(source, patches, total)
+        return still_there(source, patches, grid_of(grid, total))
 
 
 class Exit(TokenModule):
@@ -189,27 +207,27 @@ class Exit(TokenModule):
         left: Tensor | None,
         *,
         width: int,
-        size: int,
+        size: Size,
         bits: int,
     ) -> tuple[Tensor, None]:
         """Return the map, whose windows have no order."""
         x = x_BPNC if left is None else torch.cat([x_BPNC, left], 2)
         x = self.norm(x)
         x = x if source is None else taken(x, source.argsort(1))
-        if size % PATCH:
-            y = self.project(resized(fold(x, PATCH), size), width, bits=bits)
+        if whole(size) != size:
+            y = self.project(resized(fold(x, PATCH, whole(size)), size), width, bits=bits)
         else:  # pointwise: the same before and after folding, and fewer channels to fold
-            y = fold(self.project(x, width, bits=bits), PATCH)
+            y = fold(self.project(x, width, bits=bits), PATCH, size)
         return self.fuse(torch.cat([entered_BSSC, y], -1), width, bits=bits), None
 
     @classmethod
-    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: Any) -> tuple[Any, ...]:
         """Draw tokens and the map that entered; some tokens are left behind if the sizes say so."""
         p, kept, c = input_shape
-        total = patch_grid(sizes["size"]) ** 2
+        total = area(divided(sizes["size"], PATCH))
         left = torch.randn(batch, p, total - kept, c) if kept < total else None
         source = None if left is None else torch.rand(batch, total).argsort(1)
-        entered = torch.randn(batch, sizes["size"], sizes["size"], sizes["width"])
+        entered = torch.randn(batch, *sides(sizes["size"]), sizes["width"])
         return torch.randn(batch, *input_shape), source, entered, left
 
 
@@ -249,7 +267,7 @@ class State(NamedTuple):
     """What later layers depend on."""
 
     stage: int
-    size: int  # side of the map
+    size: Size  # of the map
     inputs: int  # channels of the map
     width: int  # of the maps of this stage
     sparsity: int = 0  # of the last block of this stage
@@ -274,11 +292,11 @@ class MobileViT(Images):
     window: int = 8  # at most, in pixels, for inverted residuals
     patch_window: int = 2  # in patches, for transformer layers
 
-    def stem(self, resolution: int, width: int) -> Part:
+    def stem(self, resolution: Size, width: int) -> Part:
         """Emit the strided convolution."""
         inputs = width // self.stem_part
         layer = Layer.of("stem", Stem, self.example(resolution), width=inputs)
-        return Part((layer,), State(0, -(-resolution // 2), inputs, width))
+        return Part((layer,), State(0, divided(resolution, 2), inputs, width))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
         """Emit the end of the MobileViT block before, if there was one."""
@@ -308,7 +326,7 @@ class MobileViT(Images):
             bits=BITS[block.precision],
             **windows,
         )
-        size = -(-state.size // stride)
+        size = divided(state.size, stride)
         after = state._replace(size=size, inputs=state.width, sparsity=block.sparsity)
         return Part((*scores, layer), after)
 
@@ -317,16 +335,19 @@ class MobileViT(Images):
             return None  # later blocks take a prefix of the same order
         stage, bits = state.stage, BITS[block.precision]
         inner, head_dim = self._inner(state)
-        grid = patch_grid(state.size)
+        grid = divided(state.size, PATCH)
+        oblong: dict[str, Any] = {"grid": grid} if isinstance(grid, Sides) else {}
         pruning = Pruning.of_tokens(grid, self.patch_window, state.sparsity, block.sparsity)
         layers = []
         if not state.patches:
-            shape = (state.size, state.size, state.width)
+            shape = (*sides(state.size), state.width)
             sizes = {"width": state.width, "inner": inner, "bits": bits}
             layers.append(Layer.of(f"enter{stage}", Enter, shape, **sizes))
-        shape = (PIXELS, state.patches or grid**2, inner)
+        shape = (PIXELS, state.patches or area(grid), inner)
         if pruning.starts:
-            layers.append(Layer.of(f"sort{stage}", PatchSort, shape, window=pruning.window))
+            layers.append(
+                Layer.of(f"sort{stage}", PatchSort, shape, window=pruning.window, **oblong)
+            )
         layer = Layer.of(
             f"layer{stage}_{index}",
             TransformerLayer,
@@ -337,6 +358,7 @@ class MobileViT(Images):
             hidden=int(inner * block.mlp_ratio),
             patches=pruning.tokens,
             bits=bits,
+            **oblong,
         )
         after = state._replace(sparsity=block.sparsity, patches=pruning.tokens, bits=bits)
         return Part((*layers, layer), after)
@@ -351,17 +373,18 @@ class MobileViT(Images):
         if not state.patches:
             return ()
         inner, _ = self._inner(state)
-        args = {"width": state.width, "inner": inner, "size": state.size, "bits": state.bits}
-        return (Layer.of(f"exit{state.stage}", Exit, (PIXELS, state.patches, inner), **args),)
+        sizes = {"width": state.width, "inner": inner, "bits": state.bits}
+        shape = (PIXELS, state.patches, inner)
+        return (Layer.of(f"exit{state.stage}", Exit, shape, size=state.size, **sizes),)
 
-    def to_map(self, state: State) -> tuple[tuple[Layer, ...], int, int]:
+    def to_map(self, state: State) -> tuple[tuple[Layer, ...], Size, int]:
         """Emit the end of the last MobileViT block."""
         return self._exit(state), state.size, state.inputs
 
     def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the end of the last MobileViT block, and the classifier."""
         sizes = {"width": state.width, "features": 4 * state.width, "classes": task.outputs}
-        layer = Layer.of("head", Head, (state.size, state.size, state.width), **sizes)
+        layer = Layer.of("head", Head, (*sides(state.size), state.width), **sizes)
         return (*self._exit(state), layer)
 
     def origin(self, path: str, name: str) -> Origin:
@@ -387,7 +410,7 @@ def stage(width: Choice, first: Space[Residual], later: Space[Any], depth: Choic
 
 
 @dataclass(frozen=True)
-class Size:
+class Published:
     """A model of the paper (table 4): channels, token widths, expansion."""
 
     widths: tuple[int, ...]
@@ -402,14 +425,14 @@ class Size:
 
 
 SIZES = {
-    "xxs": Size((16, 24, 48, 64, 80), (64, 80, 96), 2),
-    "xs": Size((32, 48, 64, 80, 96), (96, 120, 144), 4),
-    "s": Size((32, 64, 96, 128, 160), (144, 192, 240), 4),
+    "xxs": Published((16, 24, 48, 64, 80), (64, 80, 96), 2),
+    "xs": Published((32, 48, 64, 80, 96), (96, 120, 144), 4),
+    "s": Published((32, 64, 96, 128, 160), (144, 192, 240), 4),
 }
 _MORE = (0, 2, 2, 4, 3)  # blocks after the first of each stage
 
 
-def model(size: Size) -> Entry:
+def model(size: Published) -> Entry:
     """A model of the paper: its one architecture."""
     first = residual(expansion=Choice(size.expansion))
     layer = transformer(heads=Choice(4), mlp_ratio=Choice(2))
@@ -420,7 +443,7 @@ def model(size: Size) -> Entry:
     return stages(Choice(256), *domains), size.parts()
 
 
-def paper(size: Size) -> Entry:
+def paper(size: Published) -> Entry:
     """A space below a model of the paper: from three quarters of its width, half its expansion."""
     e = size.expansion
     expansion = Choice(e / 2, 3 * e / 4, e)

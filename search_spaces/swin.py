@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from nas.layers.elastic import ElasticLayerNorm, ElasticModule, classifier
 from nas.layers.transformer import TransformerModule
 from nas.layers.windows import (
     descending,
+    map_size,
     most_real,
     overwritable,
     padded,
@@ -27,10 +28,12 @@ from nas.layers.windows import (
     shift_mask,
     window_orders,
     window_tokens,
+    windows_in,
 )
 from nas.network.fused import SMALL_HEAD, Fused, with_head
 from nas.network.inputs import Images
 from nas.network.pruning import Pruning
+from nas.size import Size, area, divided, each, sides
 from nas.space.architecture import Architecture, Stage
 from nas.space.choices import DENSE, EITHER, FIFTHS, FLOAT, HALF, TENTHS, stages
 from nas.space.domains import Choice, Repeat, Space
@@ -40,9 +43,9 @@ from nas.space.origins import ATTENTION, Origin, Renaming, renamed
 from nas.space.task import Task
 from nas.tasks.segmentation import Segmentation
 
-# Shape suffixes: B batch, S side of the (padded) map, W windows, N tokens of a window, C width.
-# Between layers travel the map x_BSSC and, once they are scored, the two orders of its windows
-# (regular, shifted).
+# Shape suffixes: B batch, SS height and width of the (padded) map, W windows, N tokens of a window,
+# C width. Between layers travel the map x_BSSC and, once they are scored, the two orders of its
+# windows (regular, shifted).
 
 Order = Tensor | None
 # At most so many windows run together at inference. Of 8, 16, 24, 32, 48, 64 and all at once, it
@@ -65,10 +68,22 @@ class Block:
     precision: str  # fp32, or int8 for the linear layers
 
 
-def pad_map(x_BSSC: Tensor, size: int, window: int) -> Tensor:
-    """A map of side `size` padded below and right to whole windows."""
-    extra = padded(size, window) - x_BSSC.shape[1]
-    return F.pad(x_BSSC, (0, 0, 0, extra, 0, extra)) if extra else x_BSSC
+def pad_map(x_BSSC: Tensor, size: Size, window: int) -> Tensor:
+    """A map of this size padded below and right to whole windows."""
+    height, width = sides(padded(size, window))
+    below, right = height - x_BSSC.shape[1], width - x_BSSC.shape[2]
+    return F.pad(x_BSSC, (0, 0, 0, right, 0, below)) if below or right else x_BSSC
+
+
+def real_part(x_BSSC: Tensor, size: Size) -> Tensor:
+    """The map of this size in one that may be padded."""
+    height, width = sides(size)
+    return x_BSSC[:, :height, :width]
+
+
+def shift_of(size: Size, window: int) -> Size:
+    """How far shifted windows are moved: not along a side that is one window (official code)."""
+    return each(lambda side: window // 2 if side > window else 0, size)
 
 
 class MapModule(ElasticModule):
@@ -93,12 +108,12 @@ class PatchEmbed(ElasticModule):
     def forward(
         self, images: Tensor, *, width: int, patch: int, window: int
     ) -> tuple[Tensor, None, None]:
-        """Return the map of images (B, 3, side, side), padded to whole windows."""
-        extra = -images.shape[-1] % patch
-        images = F.pad(images, (0, extra, 0, extra)) if extra else images
+        """Return the map of images (B, 3, height, width), padded to whole windows."""
+        below, right = (-side % patch for side in images.shape[-2:])
+        images = F.pad(images, (0, right, 0, below)) if below or right else images
         x = F.conv2d(images, self.weight[:width], self.bias[:width], stride=patch)
         x = self.norm(x.permute(0, 2, 3, 1).contiguous())
-        return pad_map(x, x.shape[1], window), None, None
+        return pad_map(x, map_size(x), window), None, None
 
 
 class Merge(MapModule):
@@ -112,14 +127,16 @@ class Merge(MapModule):
         nn.init.trunc_normal_(self.reduction, std=0.02)
 
     def forward(
-        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, width: int, size: int, window: int
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, width: int, size: Size, window: int
     ) -> tuple[Tensor, None, None]:
-        """Return a map of half the side, padded to whole windows, which have no order yet."""
+        """Return a map of half the size, padded to whole windows, which have no order yet."""
         b, _, _, c = x_BSSC.shape
-        half = (size + 1) // 2
-        x = x_BSSC[:, :size, :size]
-        x = F.pad(x, (0, 0, 0, size % 2, 0, size % 2)) if size % 2 else x
-        x = x.reshape(b, half, 2, half, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, half, half, -1)
+        half = divided(size, 2)
+        x, (down, across) = real_part(x_BSSC, size), sides(half)
+        below, right = (side % 2 for side in sides(size))
+        x = F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+        x = x.reshape(b, down, 2, across, 2, c).permute(0, 1, 3, 4, 2, 5)
+        x = x.reshape(b, down, across, -1)
         weight, bias = self.norm_weight[:, :c].reshape(-1), self.norm_bias[:, :c].reshape(-1)
         x = F.layer_norm(x, (4 * c,), weight, bias)
         x = F.linear(x, self.reduction[:width, :, :c].reshape(width, -1))
@@ -130,16 +147,16 @@ class WindowScore(MapModule):
     """Order the windows of both partitions by their activation, for the blocks that follow."""
 
     def forward(
-        self, x_BSSC: Tensor, _: Order, __: Order, *, size: int, window: int
+        self, x_BSSC: Tensor, _: Order, __: Order, *, size: Size, window: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the map as it is, and both orders (B, windows), most active first."""
-        one = padded(size, window) == window  # then the shift is off
-        orders = window_orders(x_BSSC, size, window, (0,) if one else (0, window // 2))
+        shift = shift_of(padded(size, window), window)
+        orders = window_orders(x_BSSC, size, window, (0, shift) if shift else (0,))
         return x_BSSC, orders[0], orders[-1]
 
 
 def _windows(
-    size: int, window: int, shift: int, chosen: Tensor | None, b: int, device: torch.device
+    size: Size, window: int, shift: Size, chosen: Tensor | None, b: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What runs together in `b` maps: all windows, or of each map those `chosen` (B, kept).
 
@@ -148,7 +165,7 @@ def _windows(
     """
     index = window_tokens(size, window, shift, device)
     mask = shift_mask(size, window, shift, device) if shift else None
-    real = real_tokens(size, window, shift, device) if size % window else None
+    real = real_tokens(size, window, shift, device) if padded(size, window) != size else None
 
     def of_maps(table: Tensor | None) -> Tensor | None:
         if table is None or (chosen is None and b == 1):
@@ -158,8 +175,8 @@ def _windows(
     if b > 1 or chosen is not None:
         index = index.expand(b, -1, -1) if chosen is None else index[chosen]
         if b > 1:
-            side = padded(size, window)
-            first = torch.arange(0, b * side**2, side**2, device=device)
+            whole = area(padded(size, window))
+            first = torch.arange(0, b * whole, whole, device=device)
             index = index + first[:, None, None]
         index = index.reshape(-1, window * window)
     return index, of_maps(mask), of_maps(real)
@@ -179,17 +196,17 @@ class WindowBlock(TransformerModule):
         *,
         heads: int,
         hidden: int,
-        size: int,
+        size: Size,
         window: int,
-        shift: int,
+        shift: Size,
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Order, Order]:
         """Return the map; during inference windows are written where they were read."""
-        b, side, _, c = x_BSSC.shape
+        b, _, _, c = x_BSSC.shape
         flat = x_BSSC.reshape(-1, c)
         chosen = None
-        if kept < (side // window) ** 2:
+        if kept < windows_in(map_size(x_BSSC), window):
             order = shifted if shift else regular
             assert order is not None
             chosen = order[:, :kept]
@@ -217,7 +234,7 @@ class WindowBlock(TransformerModule):
         return output, regular, shifted
 
     def _without_padding(
-        self, y_WNC: Tensor, rows: Tensor, real: Tensor | None, size: int, shift: int, b: int
+        self, y_WNC: Tensor, rows: Tensor, real: Tensor | None, size: Size, shift: Size, b: int
     ) -> tuple[Tensor, Tensor]:
         """Tokens of kept windows and their rows without padding, or all, if that is faster."""
         w, n, c = y_WNC.shape
@@ -228,12 +245,12 @@ class WindowBlock(TransformerModule):
         taken = descending(real.flatten())[:most]
         return y_WNC.view(-1, c).index_select(0, taken), rows.index_select(0, taken)
 
-    def _real_transformed(self, x_BSSC: Tensor, size: int, hidden: int, bits: int) -> Tensor:
+    def _real_transformed(self, x_BSSC: Tensor, size: Size, hidden: int, bits: int) -> Tensor:
         """The map after the MLP on its real tokens; of padding nothing is read from here on."""
-        real = x_BSSC[:, :size, :size]
+        real = real_part(x_BSSC, size)
         if mode.recording() or mode.exporting():
             return pad_map(self.transformed(real, hidden, bits), size, self.window)
-        lines = -(-CHUNK * self.window**2 // (len(real) * size))
+        lines = -(-CHUNK * self.window**2 // (len(real) * real.shape[2]))
         for rows in torch.split(real, lines, 1):
             rows.copy_(self.transformed(rows.contiguous(), hidden, bits))
         return x_BSSC
@@ -244,23 +261,24 @@ class WindowBlock(TransformerModule):
         regular: Order,
         shifted: Order,
         *,
-        size: int,
+        size: Size,
         window: int,
-        shift: int,
+        shift: Size,
         kept: int,
     ) -> Tensor:
-        """Mark the tokens of the windows that are kept, (size, size)."""
+        """Mark the tokens of the windows that are kept, of the map without padding."""
         tokens = window_tokens(size, window, shift, x_BSSC.device)
         mask = torch.zeros(x_BSSC.shape[1] * x_BSSC.shape[2], dtype=torch.bool)
         order = shifted if shift else regular
         first = torch.arange(len(tokens)) if order is None else order[0]
         mask[tokens[first[:kept]].flatten()] = True
-        return mask.view(x_BSSC.shape[1:3])[:size, :size]
+        return real_part(mask.view(1, *x_BSSC.shape[1:3]), size)[0]
 
     @classmethod
-    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Order, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: Any) -> tuple[Order, ...]:
         """Draw a map and an order of its windows."""
-        total = (padded(sizes["size"], sizes["window"]) // sizes["window"]) ** 2
+        window = sizes["window"]
+        total = windows_in(padded(sizes["size"], window), window)
         order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), order, order
 
@@ -273,10 +291,10 @@ class MapNorm(MapModule):
         self.norm = ElasticLayerNorm(width)
 
     def forward(
-        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: int
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: Size
     ) -> tuple[Tensor, None]:
         """Return the map without padding; its windows have no order."""
-        return self.norm(x_BSSC[:, :size, :size]), None
+        return self.norm(real_part(x_BSSC, size)), None
 
 
 class Head(MapModule):
@@ -288,10 +306,10 @@ class Head(MapModule):
         self.fc = classifier(width, classes)
 
     def forward(
-        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: int
+        self, x_BSSC: Tensor, regular: Order, shifted: Order, *, size: Size
     ) -> tuple[Tensor]:
         """Return logits (B, classes)."""
-        return (self.fc(self.norm(x_BSSC[:, :size, :size]).mean((1, 2))),)
+        return (self.fc(self.norm(real_part(x_BSSC, size)).mean((1, 2))),)
 
 
 # Where timm's checkpoints keep our tensors.
@@ -311,7 +329,7 @@ TIMM: tuple[Renaming, ...] = (
 class State(NamedTuple):
     """What later layers depend on."""
 
-    size: int  # side of the feature map in tokens
+    size: Size  # of the feature map in tokens
     width: int
     sparsity: int  # of the last block of this stage
 
@@ -330,7 +348,12 @@ class Swin(Images):
         """Sides of images are whole patches."""
         return self.patch
 
-    def stem(self, resolution: int, width: int) -> Part:
+    @property
+    def smallest(self) -> int:
+        """The first map holds one window."""
+        return self.patch * self.window
+
+    def stem(self, resolution: Size, width: int) -> Part:
         """Emit the patch embedding."""
         layer = Layer.of(
             "stem",
@@ -341,13 +364,13 @@ class Swin(Images):
             window=self.window,
             norm=int(self.patch_norm),
         )
-        return Part((layer,), State(-(-resolution // self.patch), width, 0))
+        return Part((layer,), State(divided(resolution, self.patch), width, 0))
 
     def transition(self, stage: int, state: State, width: int) -> Part:
         """Emit the patch merging."""
         sizes = {"in_width": state.width, "width": width}
         layer = self._layer(f"merge{stage}", Merge, state, **sizes)
-        return Part((layer,), State((state.size + 1) // 2, width, 0))
+        return Part((layer,), State(divided(state.size, 2), width, 0))
 
     def block(self, stage: int, index: int, state: State, block: Block) -> Part | None:
         """Emit both blocks of the pair, after the score where the stage starts to prune."""
@@ -356,7 +379,7 @@ class Swin(Images):
         side = padded(state.size, self.window)
         pruning = Pruning.of(side, self.window, state.sparsity, block.sparsity)
         layers = [self._layer(f"score{stage}", WindowScore, state)] if pruning.starts else []
-        for name, shift in (("regular", 0), ("shifted", self.window // 2)):
+        for name, shift in (("regular", 0), ("shifted", shift_of(side, self.window))):
             layers.append(
                 self._layer(
                     f"stage{stage}_{index}_{name}",
@@ -366,29 +389,29 @@ class Swin(Images):
                     heads=block.heads,
                     head_dim=self.head_dim,
                     hidden=state.width * block.mlp_ratio,
-                    shift=shift if pruning.total > 1 else 0,
+                    shift=shift,
                     kept=pruning.kept,
                     bits=BITS[block.precision],
                 )
             )
         return Part(tuple(layers), state._replace(sparsity=block.sparsity))
 
-    def to_map(self, state: State) -> tuple[tuple[Layer, ...], int, int]:
+    def to_map(self, state: State) -> tuple[tuple[Layer, ...], Size, int]:
         """Emit the last norm."""
         side = padded(state.size, self.window)
-        sizes = {"width": state.width, "size": state.size}
-        layer = Layer.of("end", MapNorm, (side, side, state.width), **sizes)
+        shape = (*sides(side), state.width)
+        layer = Layer.of("end", MapNorm, shape, width=state.width, size=state.size)
         return (layer,), state.size, state.width
 
     def head(self, state: State, task: Task) -> tuple[Layer, ...]:
         """Emit the classifier on the last stage."""
         side = padded(state.size, self.window)
-        sizes = {"width": state.width, "classes": task.outputs, "size": state.size}
-        return (Layer.of("head", Head, (side, side, state.width), **sizes),)
+        sizes, shape = {"width": state.width, "classes": task.outputs}, (*sides(side), state.width)
+        return (Layer.of("head", Head, shape, size=state.size, **sizes),)
 
-    def _layer(self, path: str, module: type[ElasticModule], state: State, **sizes: int) -> Layer:
+    def _layer(self, path: str, module: type[ElasticModule], state: State, **sizes: Any) -> Layer:
         side = padded(state.size, self.window)
-        shape = (side, side, state.width)
+        shape = (*sides(side), state.width)
         return Layer.of(path, module, shape, size=state.size, window=self.window, **sizes)
 
     def origin(self, path: str, name: str) -> Origin:

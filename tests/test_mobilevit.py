@@ -135,7 +135,7 @@ def test_patches_are_two_by_two_pixels():
     tokens = unfold(x, 2)
     assert tokens.shape == (2, 4, 9, 3)
     assert torch.equal(tokens[1, 2, 5], x[1, 2 * 1 + 1, 2 * 2])  # lower left pixel of patch (1, 2)
-    assert torch.equal(fold(tokens, 2), x)
+    assert torch.equal(fold(tokens, 2, 6), x)
 
 
 def test_resize_puts_pixels_where_their_centres_are():

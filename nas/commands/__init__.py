@@ -20,6 +20,7 @@ from nas.extensions import load_member
 from nas.progress import Terminal
 from nas.records import require_writable
 from nas.settings import Settings
+from nas.size import Size
 
 app = typer.Typer(
     name="vitnas",
@@ -102,7 +103,7 @@ Objective = Annotated[
 
 
 def find_architecture(
-    what: str, space_name: str, classes: int | None, resolution: int | None = None
+    what: str, space_name: str, classes: int | None, resolution: Size | None = None
 ) -> tuple[Any, Any]:
     """The space and the architecture that ARCH (JSON or its file), RUN or MODEL stands for."""
     from dataclasses import replace

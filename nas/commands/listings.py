@@ -89,7 +89,7 @@ def _spaces() -> list[dict[str, Any]]:
         rows.append(
             {
                 "space": name,
-                "resolution": f"{min(resolutions)}-{max(resolutions)}",
+                "resolution": f"{resolutions[0]}-{resolutions[-1]}",
                 "architectures": f"{graph.count:.2e}",
                 "rows": len(graph.items()),
             }

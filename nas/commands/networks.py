@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,18 @@ from nas.commands import (
 )
 from nas.errors import UsageError
 from nas.settings import DEVICE, Settings
+from nas.size import Size, read_size, sides
 from nas.space.family import LARGEST
+
+
+def _size(text: str) -> Size:
+    """The size that `--resolution` names."""
+    size = read_size(text)
+    if size is None or not all(1 <= side <= LARGEST for side in sides(size)):
+        raise typer.BadParameter(
+            f"{text!r} is no side from 1 to {LARGEST}, and no HEIGHTxWIDTH of such"
+        )
+    return size
 
 
 @app.command(epilog="Example: vitnas inspect vit_base_patch16_224 --resolution 384")
@@ -35,7 +46,8 @@ def inspect(
     ] = "",
     space: Space = Settings.space,
     resolution: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Pixels; default: its own.")
+        Any,
+        typer.Option(parser=_size, metavar="PIXELS", help="E.g. 384 or 256x512; default: its own."),
     ] = None,
     device: Device = DEVICE,
     classes: Classes = None,

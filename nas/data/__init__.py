@@ -23,6 +23,7 @@ from nas.errors import DataError, UnknownNameError, printable
 from nas.extensions import load_member, members
 from nas.preprocessing import PictureReader, normalised
 from nas.records import fingerprint
+from nas.size import Size
 from nas.space.task import Task
 
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
@@ -39,11 +40,11 @@ class Split(ABC):
         self.name, self.size = name, size
 
     @abstractmethod
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         """The samples of these numbers as arrays by name, e.g. `images` and `labels`.
 
-        Inputs have the given size, as `Parts.example` means it: for pictures the side in pixels,
-        as uint8 (samples, 3 or 1, size, size) under the name `images`.
+        Inputs have the given size, as `Parts.example` means it: for pictures that in pixels, as
+        uint8 (samples, 3 or 1, height, width) under the name `images`.
         """
 
 
@@ -54,7 +55,7 @@ class Held(Split):
         super().__init__(name, len(next(iter(arrays.values()))))
         self.arrays = dict(arrays)
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         """The samples as they are held, whatever `size` is asked for."""
         return {name: array[list(indices)] for name, array in self.arrays.items()}
 
@@ -107,7 +108,7 @@ class Dataset:
     def prepare(self, batch: Arrays | Tensors) -> Tensors:
         """The arrays of a batch as tensors; what is on a device stays there.
 
-        `images` become normalised floats (samples, 3, side, side), grey ones repeated over the
+        `images` become normalised floats (samples, 3, height, width), grey ones repeated over the
         channels; other arrays keep their values and types.
         """
         tensors = {name: torch.as_tensor(array) for name, array in batch.items()}
@@ -115,7 +116,7 @@ class Dataset:
             tensors["images"] = normalised(tensors["images"], self.mean, self.std)
         return tensors
 
-    def first(self, split: Split, count: int, size: int) -> Tensors:
+    def first(self, split: Split, count: int, size: Size) -> Tensors:
         """The first samples of a split, as many as there are up to `count`, as tensors."""
         return self.prepare(split.batch(range(min(count, split.size)), size))
 

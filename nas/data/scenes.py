@@ -24,6 +24,7 @@ from nas.data.captions.grammar import caption
 from nas.errors import UsageError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
+from nas.size import Size, area, each, sides
 from nas.tasks.classification import Classification
 from nas.tasks.segmentation import BACKGROUND, Segmentation
 from nas.text.packed import packed
@@ -76,9 +77,9 @@ def load(argument: str, seed: int) -> Dataset:
 class _Scenes(Split):
     """Scenes drawn when they are asked for; below the size of an item, a canvas of it shrunk."""
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        images, labels = render_batch(self.name, indices, max(size, _ITEM_PX[1]))
-        if size < _ITEM_PX[1]:  # supernets train at a quarter of their size first
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
+        images, labels = render_batch(self.name, indices, _canvas(size))
+        if _canvas(size) != size:  # supernets train at a quarter of their size first
             images = np.stack([_resized(image, size) for image in images])
         return {"images": images[:, None], "labels": labels}
 
@@ -86,10 +87,10 @@ class _Scenes(Split):
 class _MaskedScenes(Split):
     """Scenes with a label for every pixel; below the size of an item, as `_Scenes` shrinks them."""
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         images, labels = [], []
         for index in indices:
-            image, label, mask = render(self.name, index, max(size, _ITEM_PX[1]))
+            image, label, mask = render(self.name, index, _canvas(size))
             images.append(_resized(image, size))
             labels.append(_resized(mask * np.uint8(label + 1), size, Image.Resampling.NEAREST))
         return {"images": np.stack(images)[:, None], "labels": np.stack(labels)}
@@ -98,13 +99,19 @@ class _MaskedScenes(Split):
 class _CaptionedScenes(Split):
     """Scenes with a caption each, and the label of the item."""
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        scenes = [drawn(self.name, index, max(size, _ITEM_PX[1])) for index in indices]
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
+        scenes = [drawn(self.name, index, _canvas(size)) for index in indices]
         return {
             "images": np.stack([_resized(scene.image, size) for scene in scenes])[:, None],
             "labels": np.array([scene.label for scene in scenes]),
             "captions": packed([[described(self.name, *pair)] for pair in zip(indices, scenes)]),
         }
+
+
+def _canvas(size: Size) -> Size:
+    """The canvas of which a scene of a size is made: of the same shape, with room for an item."""
+    short = min(sides(size))
+    return each(lambda side: -(-side * max(short, _ITEM_PX[1]) // short), size)
 
 
 @lru_cache(maxsize=3)
@@ -128,7 +135,7 @@ class Scene(NamedTuple):
 
 
 def render(
-    split: str, index: int, canvas: int = CANVAS, seed: int = 0
+    split: str, index: int, canvas: Size = CANVAS, seed: int = 0
 ) -> tuple[Photo, int, NDArray[np.bool_]]:
     """Scene number `index` of a split: the grey image, its label, and the mask of the item."""
     return drawn(split, index, canvas, seed)[:3]
@@ -138,25 +145,25 @@ def described(split: str, index: int, scene: Scene, seed: int = 0) -> str:
     """The caption of scene number `index` of a split, always the same for the same arguments."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index, 1))  # not that of the picture
     down, right = (float(np.flatnonzero(scene.mask.any(axis))[[0, -1]].mean()) for axis in (1, 0))
-    canvas = len(scene.image)
-    usual = _FRAGMENTS_PER_PX * canvas**2
-    middle = (down + 0.5) / canvas, (right + 0.5) / canvas
+    height, width = scene.image.shape
+    usual = _FRAGMENTS_PER_PX * height * width
+    middle = (down + 0.5) / height, (right + 0.5) / width
     return caption(rng, CLASSES[scene.label], scene.side_px, middle, scene.pieces / usual)
 
 
-def drawn(split: str, index: int, canvas: int = CANVAS, seed: int = 0) -> Scene:
+def drawn(split: str, index: int, canvas: Size = CANVAS, seed: int = 0) -> Scene:
     """Scene number `index` of a split.
 
     The same arguments always give the same scene. Items keep their native 28-40 pixels whatever
-    the canvas (in pixels, at least 40: `UsageError` below), and clutter its density. Costs about
-    0.25 ms at 224 pixels.
+    the canvas (in pixels, both sides at least 40: `UsageError` below), and clutter its density.
+    Costs about 0.25 ms at 224 pixels.
     """
-    if canvas < _ITEM_PX[1]:
+    if min(sides(canvas)) < _ITEM_PX[1]:
         raise UsageError(f"the canvas of a scene has at least 40 px, got {canvas}", "e.g. 40")
     items, labels = photos(split)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     image = _background(rng, canvas)
-    pieces = int(rng.poisson(_FRAGMENTS_PER_PX * canvas**2))
+    pieces = int(rng.poisson(_FRAGMENTS_PER_PX * area(canvas)))
     for _ in range(pieces):
         _paste(image, _fragment(rng, items), rng)
     # Every split shows each of its photos once before any photo returns.
@@ -168,15 +175,15 @@ def drawn(split: str, index: int, canvas: int = CANVAS, seed: int = 0) -> Scene:
 
 
 def render_batch(
-    split: str, indices: Sequence[int], canvas: int = CANVAS, seed: int = 0
+    split: str, indices: Sequence[int], canvas: Size = CANVAS, seed: int = 0
 ) -> tuple[Photo, NDArray[np.int64]]:
-    """Scenes (n, canvas, canvas) and their labels (n,)."""
+    """Scenes (n, height, width) and their labels (n,)."""
     scenes = [render(split, i, canvas, seed)[:2] for i in indices]
     return np.stack([s for s, _ in scenes]), np.array([label for _, label in scenes])
 
 
-def _resized(image: Photo, side: int, by: Image.Resampling = Image.Resampling.BILINEAR) -> Photo:
-    return np.asarray(Image.fromarray(image).resize((side, side), by))
+def _resized(image: Photo, size: Size, by: Image.Resampling = Image.Resampling.BILINEAR) -> Photo:
+    return np.asarray(Image.fromarray(image).resize(sides(size)[::-1], by))
 
 
 @lru_cache(maxsize=1)
@@ -184,16 +191,17 @@ def _noise() -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(0, 5, (_NOISE_PX, _NOISE_PX)).astype(np.float32)
 
 
-def _background(rng: np.random.Generator, canvas: int) -> Photo:
+def _background(rng: np.random.Generator, canvas: Size) -> Photo:
     """A faint gradient with the noise of a sensor."""
-    noise, last = _noise(), _NOISE_PX - canvas
+    height, width = sides(canvas)
+    noise, last = _noise(), _NOISE_PX - max(height, width)
     if last <= 0:
-        noise, last = np.pad(noise, (0, canvas), mode="wrap"), _NOISE_PX
+        noise, last = np.pad(noise, (0, max(height, width)), mode="wrap"), _NOISE_PX
     top, left = rng.integers(0, last, 2)
     slope_x, slope_y = rng.uniform(-12, 12, 2)
-    line = np.linspace(-0.5, 0.5, canvas, dtype=np.float32)
-    ground = slope_y * line[:, None] + slope_x * line + rng.uniform(22, 46)
-    noisy = ground + noise[top : top + canvas, left : left + canvas]
+    y, x = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in (height, width))
+    ground = slope_y * y[:, None] + slope_x * x + rng.uniform(22, 46)
+    noisy = ground + noise[top : top + height, left : left + width]
     background: Photo = np.clip(noisy, 0, 255).astype(np.uint8)
     return background
 
@@ -209,7 +217,8 @@ def _fragment(rng: np.random.Generator, items: Photo) -> Photo:
 def _paste(image: Photo, piece: Photo, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Put the lit pixels of `piece` somewhere on `image`; returns where they are."""
     h, w = piece.shape
-    y, x = rng.integers(0, len(image) - h + 1), rng.integers(0, len(image) - w + 1)
+    height, width = image.shape
+    y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
     lit = piece > 12
     image[y : y + h, x : x + w][lit] = piece[lit]
     mask = np.zeros(image.shape, bool)

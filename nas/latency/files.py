@@ -24,6 +24,7 @@ from nas.latency.fit import Calibration
 from nas.latency.rows import UNUSABLE, Reference, Row
 from nas.records import csv_text, fingerprint, write_text
 from nas.runtimes import SOURCES
+from nas.size import Size
 from nas.tasks import load_task
 from nas.typed import MismatchError, decode, mapping
 
@@ -62,7 +63,7 @@ class _Manifest:
     held_up_percent: float = 0.0
     noise_percent: float = 0.0
     quantiles: dict[str, float] = field(default_factory=dict)
-    resolutions: tuple[int, ...] = ()
+    resolutions: tuple[Size, ...] = ()
     measured_source: str = ""
     port: dict[str, Any] | None = None
     contents: str = ""

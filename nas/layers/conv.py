@@ -1,7 +1,7 @@
 """Elastic convolutions on channel-last maps.
 
-A map is (B, S, S, C), contiguous: a pointwise convolution is a linear layer on it, and a window is
-a gather of its rows.
+A map is (B, S, S, C), where SS are its height and width, contiguous: a pointwise convolution is a
+linear layer on it, and a window is a gather of its rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nas.layers import mode
 from nas.layers.activations import activate
 from nas.layers.precision import Quantizer, conv2d, linear
 
-# Shape suffixes: B batch, S side of the map, C width.
+# Shape suffixes: B batch, SS height and width of the map, C width.
 
 
 class BatchNorm(nn.Module):

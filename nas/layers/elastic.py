@@ -50,12 +50,12 @@ class ElasticModule(nn.Module):
         return (*after, *state[:tap], *waiting)
 
     @classmethod
-    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: Any) -> tuple[Any, ...]:
         """Random inputs of the right shapes, to run this layer on its own; gets every size."""
         return (torch.randn(batch, *input_shape),)
 
     def kept(self, *state: Any, **sizes: Any) -> Tensor | None:
-        """Which tokens of the first image this layer works on: a square bool map, to be drawn.
+        """Which tokens of the first image this layer works on: a bool map, to be drawn.
 
         None for layers that always work on everything.
         """

@@ -17,9 +17,12 @@ from torch import Tensor
 from nas.layers.conv import ConvNorm
 from nas.layers.inverted_residual import FusedResidual, InvertedResidual
 from nas.layers.maps import MapModule, resized
+from nas.layers.windows import map_size
+from nas.size import Size, sides
 
-# Shape suffixes: B batch, S side of the map, C width. Between layers travel the map x_BSSC and the
-# order of its windows, once scored; before they are fused, behind them the maps that wait.
+# Shape suffixes: B batch, SS height and width of the map, C width. Between layers travel the map
+# x_BSSC and the order of its windows, once scored; before they are fused, behind them the maps that
+# wait.
 
 # By `large`: as in the published B and L models.
 ACTIVATION = ("hardswish", "gelu_tanh")
@@ -28,9 +31,9 @@ RESIZES = ("bilinear", "bicubic")  # by `cubic`
 
 
 class Lateral(MapModule):
-    """A map at the head's width and side: 1x1 convolution, norm, resize.
+    """A map at the head's width and size: 1x1 convolution, norm, resize.
 
-    `size` is the side of the map without padding, `side` that of the head's map.
+    `size` is that of the map without padding, `side` that of the head's map.
     """
 
     def __init__(self, *, in_width: int, width: int, large: int) -> None:
@@ -43,8 +46,8 @@ class Lateral(MapModule):
         order: Tensor | None,
         *,
         width: int,
-        size: int,
-        side: int,
+        size: Size,
+        side: Size,
         cubic: int,
         bits: int,
     ) -> tuple[Tensor, None]:
@@ -52,10 +55,11 @@ class Lateral(MapModule):
         return self.brought(x_BSSC, width, size, side, cubic, bits), None
 
     def brought(
-        self, x_BSSC: Tensor, width: int, size: int, side: int, cubic: int, bits: int
+        self, x_BSSC: Tensor, width: int, size: Size, side: Size, cubic: int, bits: int
     ) -> Tensor:
-        """A map at the head's width and side, in memory of its own."""
-        x = x_BSSC if x_BSSC.shape[1] == size else x_BSSC[:, :size, :size]
+        """A map at the head's width and size, in memory of its own."""
+        height, across = sides(size)
+        x = x_BSSC if map_size(x_BSSC) == size else x_BSSC[:, :height, :across]
         y: Tensor = self.conv(x, width, bits=bits)
         return y if size == side else resized(y, side, RESIZES[cubic])
 
@@ -70,8 +74,8 @@ class AddedLateral(Lateral):
         waiting_BSSC: Tensor,
         *,
         width: int,
-        size: int,
-        side: int,
+        size: Size,
+        side: Size,
         cubic: int,
         bits: int,
     ) -> tuple[Tensor, None]:
@@ -79,10 +83,9 @@ class AddedLateral(Lateral):
         return self.brought(waiting_BSSC, width, size, side, cubic, bits).add_(x_BSSC), None
 
     @classmethod
-    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: Any) -> tuple[Any, ...]:
         """Draw the head's map, and one that waits."""
-        side = sizes["side"]
-        x = torch.randn(batch, side, side, sizes["width"])
+        x = torch.randn(batch, *sides(sizes["side"]), sizes["width"])
         return x, None, torch.randn(batch, *input_shape)
 
 
@@ -106,7 +109,7 @@ class Refinement(MapModule):
         *,
         width: int,
         hidden: int,
-        window: int,
+        window: Size,
         kept: int,
         bits: int,
     ) -> tuple[Tensor, Tensor | None]:
@@ -131,8 +134,8 @@ class PixelClassifier(MapModule):
 
 
 class ToPicture(MapModule):
-    """Logits of a map at the side of the picture, bilinear."""
+    """Logits of a map at the size of the picture, bilinear."""
 
-    def forward(self, x_BSSC: Tensor, order: None, *, side: int) -> tuple[Tensor]:
-        """Return logits (B, classes, side, side)."""
+    def forward(self, x_BSSC: Tensor, order: None, *, side: Size) -> tuple[Tensor]:
+        """Return logits (B, classes, height, width)."""
         return (resized(x_BSSC, side).permute(0, 3, 1, 2),)

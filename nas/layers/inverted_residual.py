@@ -16,9 +16,17 @@ from nas.layers import mode
 from nas.layers.conv import ConvNorm
 from nas.layers.elastic import importance, permute
 from nas.layers.maps import MapModule
-from nas.layers.windows import kept_rows, on_kept_windows, written
+from nas.layers.windows import (
+    kept_rows,
+    map_size,
+    on_kept_windows,
+    windows_in,
+    with_halo,
+    written,
+)
+from nas.size import Size, area, sides
 
-# Shape suffixes: B batch, S side of the map, C width.
+# Shape suffixes: B batch, SS height and width of the map, C width.
 
 
 def _scaled(x: Tensor, factor: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ class InvertedResidual(nn.Module):
         kernel: int | None = None,
         squeezed: int = 0,
         bits: int = 32,
-        window: int = 0,
+        window: Size = 0,
         kept: int = 0,
     ) -> Tensor:
         """The whole map or, if that is less, the `kept` first windows of `order` (B, windows).
@@ -116,7 +124,7 @@ class InvertedResidual(nn.Module):
         The `kernel` is by default the largest.
         """
         kernel = kernel or self.depthwise.weight.shape[-1]
-        if window and kept < (x_BSSC.shape[1] // window) ** 2:
+        if window and kept < windows_in(map_size(x_BSSC), window):
             assert order is not None
             sizes = {"hidden": hidden, "width": width, "kernel": kernel, "squeezed": squeezed}
             return self._on_windows(x_BSSC, order, kept=kept, window=window, bits=bits, **sizes)
@@ -135,7 +143,7 @@ class InvertedResidual(nn.Module):
         order: Tensor,
         *,
         kept: int,
-        window: int,
+        window: Size,
         hidden: int,
         width: int,
         kernel: int,
@@ -143,13 +151,13 @@ class InvertedResidual(nn.Module):
         bits: int,
     ) -> Tensor:
         """The kept windows; they see their surroundings, the gate sees the kept windows alone."""
-        b, size, _, c = x_BSSC.shape
-        halo = kernel // 2
+        (b, _, _, c), size = x_BSSC.shape, map_size(x_BSSC)
+        halo, (down, across) = kernel // 2, sides(window)
 
         def project(y: Tensor) -> Tensor:
             if self.gate is not None:
-                y = self.gate(y.reshape(b, -1, window, hidden), squeezed)
-            return self.project(y.reshape(-1, window, window, hidden), width, bits=bits)  # type: ignore[no-any-return]
+                y = self.gate(y.reshape(b, -1, across, hidden), squeezed)
+            return self.project(y.reshape(-1, down, across, hidden), width, bits=bits)  # type: ignore[no-any-return]
 
         def run(x: Tensor, inside: Tensor | None) -> Tensor:
             y = x if self.expand is None else self.expand(x, hidden, bits=bits)
@@ -158,7 +166,7 @@ class InvertedResidual(nn.Module):
             y = project(self.depthwise(y, hidden, kernel, pad=False))
             return y.add_(x[:, halo:-halo, halo:-halo]) if self.residual else y
 
-        if kept * (window + 2 * halo) ** 2 < WHOLE * size**2:
+        if kept * area(with_halo(window, halo)) < WHOLE * area(size):
             return on_kept_windows(run, x_BSSC, order, kept=kept, window=window, halo=halo)
         y = x_BSSC if self.expand is None else self.expand(x_BSSC, hidden, bits=bits)
         y = self.depthwise(y, hidden, kernel).reshape(-1, hidden)
@@ -197,7 +205,7 @@ class ResidualBlock(MapModule):
         kernel: int,
         bits: int,
         squeezed: int = 0,
-        window: int = 0,
+        window: Size = 0,
         kept: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the map after the residual, which runs on the `kept` most active windows."""
@@ -238,11 +246,11 @@ class FusedResidual(nn.Module):
         hidden: int,
         width: int,
         bits: int = 32,
-        window: int = 0,
+        window: Size = 0,
         kept: int = 0,
     ) -> Tensor:
         """The whole map or, if that is less, the `kept` first windows of `order` (B, windows)."""
-        if not window or kept == (x_BSSC.shape[1] // window) ** 2:
+        if not window or kept == windows_in(map_size(x_BSSC), window):
             y = self.project(self.expand(x_BSSC, hidden, bits=bits), width, bits=bits)
             return y + x_BSSC if self.residual else y  # type: ignore[no-any-return]
         assert order is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isqrt
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from nas.layers.conv import ConvNorm
 from nas.layers.elastic import ElasticModule
-from nas.layers.windows import halo_tokens, window_orders
+from nas.layers.windows import halo_tokens, map_size, window_orders, windows_in
+from nas.size import Size, area, sides, size_of
 
-# Shape suffixes: B batch, S side of the map, C width.
+# Shape suffixes: B batch, SS height and width of the map, C width.
 
 
 class StridedStem(ElasticModule):
@@ -25,7 +25,7 @@ class StridedStem(ElasticModule):
         self.conv = ConvNorm(3, width, 3, stride=2, activation=activation, eps=eps)
 
     def forward(self, images: Tensor, *, width: int) -> tuple[Tensor, None]:
-        """Return the map of images (B, 3, side, side); its windows have no order yet."""
+        """Return the map of images (B, 3, height, width); its windows have no order yet."""
         return self.conv(images.permute(0, 2, 3, 1), width).contiguous(), None
 
 
@@ -33,35 +33,35 @@ class MapModule(ElasticModule):
     """A layer whose input is a map and, once they are scored, the order of its windows."""
 
     @classmethod
-    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: int) -> tuple[Any, ...]:
+    def inputs(cls, batch: int, input_shape: Sequence[int], **sizes: Any) -> tuple[Any, ...]:
         """Draw a map, and an order of its windows where the layer has some."""
         order = None
         if "window" in sizes:
-            total = (input_shape[0] // sizes["window"]) ** 2
+            total = windows_in(size_of(*input_shape[:2]), sizes["window"])
             order = torch.rand(batch, total).argsort(1)
         return torch.randn(batch, *input_shape), order
 
     def kept(
-        self, x_BSSC: Tensor, order: Tensor, *others: Tensor, window: int = 0, kept: int = 0
+        self, x_BSSC: Tensor, order: Tensor, *others: Tensor, window: Size = 0, kept: int = 0
     ) -> Tensor | None:
         """Mark the tokens of the windows that are kept, (S, S); None for a layer without any."""
         if not kept:
             return None
-        size = x_BSSC.shape[1]
+        size = map_size(x_BSSC)
         tokens = halo_tokens(size, window, 0, x_BSSC.device)
         if kept < len(tokens):
             tokens = tokens[order[0, :kept]]
-        mask = torch.zeros(size * size, dtype=torch.bool)
+        mask = torch.zeros(area(size), dtype=torch.bool)
         mask[tokens.flatten().cpu()] = True
-        return mask.view(size, size)
+        return mask.view(sides(size))
 
 
 class MapScore(MapModule):
     """Order the windows of a map by their activation, for the blocks of the stage that prune."""
 
-    def forward(self, x_BSSC: Tensor, _: Tensor | None, *, window: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BSSC: Tensor, _: Tensor | None, *, window: Size) -> tuple[Tensor, Tensor]:
         """Return the map as it is, and the order (B, windows), most active first."""
-        (order,) = window_orders(x_BSSC, x_BSSC.shape[1], window, (0,))
+        (order,) = window_orders(x_BSSC, map_size(x_BSSC), window, (0,))
         return x_BSSC, order
 
 
@@ -78,9 +78,9 @@ class PooledHead(MapModule):
         return mean
 
 
-def resized(x_BSSC: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+def resized(x_BSSC: Tensor, size: Size, mode: str = "bilinear") -> Tensor:
     """A map at another size, pixels as areas; `mode` is one of torch's `interpolate`."""
-    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), (size, size), mode=mode)
+    x = F.interpolate(x_BSSC.permute(0, 3, 1, 2), sides(size), mode=mode)
     return x.permute(0, 2, 3, 1)
 
 
@@ -93,15 +93,15 @@ def channels_first(x_BSSC: Tensor, b: int) -> Tensor:
 
 def unfold(x_BSSC: Tensor, patch: int) -> Tensor:
     """(B, P, N, C): the P pixels of each of the N patches of a map of whole patches."""
-    b, size, _, c = x_BSSC.shape
-    grid = size // patch
-    x = x_BSSC.reshape(b, grid, patch, grid, patch, c).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(b, patch * patch, grid * grid, c)
+    b, height, width, c = x_BSSC.shape
+    down, across = height // patch, width // patch
+    x = x_BSSC.reshape(b, down, patch, across, patch, c).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, patch * patch, down * across, c)
 
 
-def fold(x_BPNC: Tensor, patch: int) -> Tensor:
-    """The square map (B, S, S, C) that `unfold` makes x of."""
-    b, _, n, c = x_BPNC.shape
-    grid = isqrt(n)
-    x = x_BPNC.view(b, patch, patch, grid, grid, c).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(b, grid * patch, grid * patch, c)
+def fold(x_BPNC: Tensor, patch: int, size: Size) -> Tensor:
+    """The map of this size, (B, S, S, C), that `unfold` makes x of."""
+    b, _, _, c = x_BPNC.shape
+    height, width = sides(size)
+    x = x_BPNC.view(b, patch, patch, height // patch, width // patch, c)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, height, width, c)

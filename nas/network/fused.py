@@ -23,6 +23,7 @@ from nas.layers.fused_head import (
     ToPicture,
 )
 from nas.network.pruning import MapState, prune_map
+from nas.size import Size, area, sides, size_of
 from nas.space.architecture import Architecture, Stage
 from nas.space.choices import DENSE, FIFTHS, FLOAT
 from nas.space.domains import Choice, Fixed, Repeat, Space
@@ -47,25 +48,25 @@ class MapParts(Parts, Protocol):
     def for_maps(self) -> Self:
         """The parts of networks whose head reads a map, of which nothing is left behind then."""
 
-    def to_map(self, state: Any) -> tuple[tuple[Layer, ...], int, int]:
-        """The layers that turn what travels after `state` into (map (B, S, S, C), None), S and C.
+    def to_map(self, state: Any) -> tuple[tuple[Layer, ...], Size, int]:
+        """The layers that turn what travels after `state` into (map (B, S, S, C), None), SS and C.
 
         A layer that halves a map is given the map itself, perhaps padded.
         """
 
 
 class Map(NamedTuple):
-    """A map that the head reads: its side, that with padding, and its width."""
+    """A map that the head reads: its size, that with padding, and its width."""
 
-    size: int
-    padded: int
+    size: Size
+    padded: Size
     width: int
 
 
 class State(NamedTuple):
     """What later layers depend on."""
 
-    resolution: int
+    resolution: Size
     family: Any  # its own state; None once the head begins
     maps: tuple[Map, ...] = ()  # that the head will read, the newest first
     head: MapState | None = None
@@ -102,7 +103,7 @@ class Fused:
     fused: bool = False  # dense convolutions instead of depthwise ones
     large: bool = False  # the L models' activation and norms
     cubic: bool = False  # resizes maps as the official code does, instead of bilinear
-    window: int = 8  # the largest side of a window of the head
+    window: int = 8  # the longest side of a window of the head
     task: Task | None = None  # of a space that no task is given
 
     @property
@@ -120,15 +121,20 @@ class Fused:
         """Sizes of the input are whole multiples of this number."""
         return self.backbone.multiple
 
-    def example(self, size: int) -> tuple[int, ...]:
+    @property
+    def smallest(self) -> int:
+        """The shortest side of an input."""
+        return getattr(self.backbone, "smallest", self.multiple)
+
+    def example(self, size: Size) -> tuple[int, ...]:
         """The shape of one input of this size."""
         return self.backbone.example(size)
 
-    def resized(self, inputs: Tensor, size: int) -> Tensor:
+    def resized(self, inputs: Tensor, size: Size) -> Tensor:
         """Inputs of a larger size at this one."""
         return self.backbone.resized(inputs, size)
 
-    def stem(self, resolution: int, width: int) -> Part:
+    def stem(self, resolution: Size, width: int) -> Part:
         """Emit what the family does."""
         part = self.backbone.stem(resolution, width)
         return Part(part.layers, State(resolution, part.state))
@@ -174,7 +180,7 @@ class Fused:
         assert head is not None, "the head has not begun"
         sizes = {"width": head.width, "hidden": head.width * self.final}
         kind = {"classes": task.outputs, "large": int(self.large)}
-        shape = (head.size, head.size, task.outputs)
+        shape = (*sides(head.size), task.outputs)
         return (
             Layer.of("head", PixelClassifier, head.shape, **sizes, **kind),
             Layer.of("picture", ToPicture, shape, side=state.resolution),
@@ -199,10 +205,10 @@ class Fused:
         _, size, width = self.backbone.to_map(before.family)
         _, after, _ = self.backbone.to_map(part.state)
         layers, maps = part.layers, before.maps
-        if stage > self.first and after < size:
+        if stage > self.first and area(after) < area(size):
             *ahead, last = layers
             layers = (*ahead, last.tapped())
-            maps = (Map(size, last.input_shape[0], width), *maps)
+            maps = (Map(size, size_of(*last.input_shape[:2]), width), *maps)
         return Part(layers, before._replace(family=part.state, maps=maps))
 
     def _laterals(self, state: State, bits: int) -> list[Layer]:
@@ -213,7 +219,7 @@ class Fused:
             Layer.of(
                 f"lateral{i}",
                 AddedLateral if i else Lateral,
-                (own.padded, own.padded, own.width),
+                (*sides(own.padded), own.width),
                 in_width=own.width,
                 width=head.width,
                 size=own.size,
@@ -259,7 +265,7 @@ def with_head(
     resolution, stages = (inner for _, inner in domain.domains)
     items: tuple[Any, ...] = stages.items  # type: ignore[attr-defined]
     sizes = _sizes(parts, resolution.values[-1], items)  # type: ignore[attr-defined]
-    largest = sorted(set(sizes))[:scales][-1]
+    largest = sorted(set(sizes), key=area)[:scales][-1]
     first = max(i for i, size in enumerate(sizes) if size == largest)
     if head is None:
         stage = dict(items[first].domains)
@@ -274,9 +280,9 @@ def with_head(
     return made, Fused(parts, len(items), first, **settings)
 
 
-def _sizes(parts: MapParts, resolution: int, stages: tuple[Any, ...]) -> list[int]:
-    """The sides of the maps at the ends of all stages of the largest architecture."""
-    sizes: list[int] = []
+def _sizes(parts: MapParts, resolution: Size, stages: tuple[Any, ...]) -> list[Size]:
+    """The sizes of the maps at the ends of all stages of the largest architecture."""
+    sizes: list[Size] = []
     state: Any = None
     for i, stage in enumerate(stages):
         own = dict(stage.domains)

@@ -7,9 +7,11 @@ from typing import Self
 import torch.nn.functional as F
 from torch import Tensor
 
+from nas.size import Size, sides
+
 
 class Images:
-    """The input of families that take square pictures of three channels; its size is their side."""
+    """The input of families that take pictures of three channels; its size is that in pixels."""
 
     takes = "images"
     unit = "px"
@@ -26,12 +28,12 @@ class Images:
         """Sides may be any, unless a family says otherwise."""
         return 1
 
-    def example(self, size: int) -> tuple[int, ...]:
-        """(3, size, size)."""
-        return 3, size, size
+    def example(self, size: Size) -> tuple[int, ...]:
+        """(3, height, width)."""
+        return 3, *sides(size)
 
-    def resized(self, inputs: Tensor, size: int) -> Tensor:
-        """Pictures (n, channels, side, side) at another side, bilinear and anti-aliased."""
-        if inputs.shape[-1] == size:
+    def resized(self, inputs: Tensor, size: Size) -> Tensor:
+        """Pictures (n, channels, height, width) at another size, bilinear and anti-aliased."""
+        if inputs.shape[-2:] == sides(size):
             return inputs
-        return F.interpolate(inputs, (size, size), mode="bilinear", antialias=True)
+        return F.interpolate(inputs, sides(size), mode="bilinear", antialias=True)

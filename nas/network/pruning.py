@@ -6,9 +6,11 @@ fall within a stage: later blocks take a prefix of one order of windows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nas.layers.maps import MapScore
+from nas.layers.windows import windows_in
+from nas.size import Size, area, divided, each, sides
 from nas.space.layer import Layer
 
 
@@ -18,44 +20,50 @@ def kept_windows(total: int, sparsity_percent: int) -> int:
 
 
 class Pruning(NamedTuple):
-    """The windows of a block on a square map."""
+    """The windows of a block on a map."""
 
-    window: int  # side of a window in tokens
+    window: Size  # of a window in tokens
     total: int
     kept: int
     starts: bool  # the first block of its stage that leaves any out: the order is needed from here
 
     @classmethod
-    def of(cls, size: int, window: int, before: int, sparsity: int) -> Pruning:
-        """At sides `size` and `window`, after a block of sparsity `before` (percent)."""
-        total = (size // window) ** 2
+    def of(cls, size: Size, window: Size, before: int, sparsity: int) -> Pruning:
+        """Of a map of this size, after a block of sparsity `before` (percent)."""
+        total = windows_in(size, window)
         kept = kept_windows(total, sparsity)
         return cls(window, total, kept, kept < total == kept_windows(total, before))
 
     @classmethod
-    def of_tokens(cls, grid: int, window: int, before: int, sparsity: int) -> Pruning:
-        """The same on a grid of tokens; one that windows do not divide is scored token by token."""
-        return cls.of(grid, window if grid % window == 0 else 1, before, sparsity)
+    def of_tokens(cls, grid: Size, window: int, before: int, sparsity: int) -> Pruning:
+        """The same on a grid of tokens; a side that windows do not divide has them of one token."""
+        own = each(lambda side: window if side % window == 0 else 1, grid)
+        return cls.of(grid, own, before, sparsity)
 
     @property
     def tokens(self) -> int:
         """Tokens of the windows that are kept."""
-        return self.kept * self.window**2
+        return self.kept * area(self.window)
 
 
-def map_window(size: int, largest: int = 8) -> int:
-    """The side of the windows in which a map of side `size` is pruned.
+def map_window(size: Size, largest: int = 8) -> Size:
+    """The size of the windows in which a map of a size is pruned.
 
-    The largest divisor of up to `largest` tokens; a side that has none above 2 is one window.
+    The largest divisor of each side of up to `largest` tokens; a side that has none above 2 is as
+    long as one window.
     """
-    window = max(d for d in range(1, largest + 1) if size % d == 0)
-    return window if window > 2 else size
+
+    def along(side: int) -> int:
+        window = max(d for d in range(1, largest + 1) if side % d == 0)
+        return window if window > 2 else side
+
+    return each(along, size)
 
 
 class MapState(NamedTuple):
     """What the blocks of a convolutional stage depend on."""
 
-    size: int  # side of the map
+    size: Size  # of the map
     in_width: int  # channels of the map
     width: int  # of the stage
     sparsity: int  # of the last block of this stage
@@ -63,7 +71,7 @@ class MapState(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the map."""
-        return self.size, self.size, self.in_width
+        return *sides(self.size), self.in_width
 
     def entered(self, width: int) -> MapState:
         """At the start of a stage of this width."""
@@ -71,12 +79,12 @@ class MapState(NamedTuple):
 
     def after(self, stride: int, sparsity: int) -> MapState:
         """After a block of the stage."""
-        return MapState(-(-self.size // stride), self.width, self.width, sparsity)
+        return MapState(divided(self.size, stride), self.width, self.width, sparsity)
 
 
 def prune_map(
     stage: int, state: MapState, sparsity: int, stride: int, largest: int = 8
-) -> tuple[tuple[Layer, ...], dict[str, int]] | None:
+) -> tuple[tuple[Layer, ...], dict[str, Any]] | None:
     """The score of the windows where the stage starts to prune; a block's `window` and `kept`.
 
     Windows have a side of up to `largest`. None where a sparsity is not allowed: it falls within

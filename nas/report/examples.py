@@ -21,8 +21,8 @@ _COUNT = 3
 class Example:
     """A test image, what the winner says of it, and which tokens each of its layers works on.
 
-    `pixels` (side, side, 3) are in [0, 1]; `kept` holds a map of tokens by layer. For a dense task
-    `painted` holds the truth and the answer as colours (side, side, 4) to lay over the pixels.
+    `pixels` (height, width, 3) are in [0, 1]; `kept` holds a map of tokens by layer. For a dense
+    task `painted` holds the truth and the answer as colours (height, width, 4) to lay over them.
     """
 
     pixels: NDArray[np.float64]

@@ -341,12 +341,13 @@ def kept_windows(
 ) -> Figure:
     """Draw test images in rows, blocks in columns, and darken what a block leaves out.
 
-    `images` are (side, side, 3) in [0, 1]; `maps` hold for each image the tokens by block.
+    `images` are (height, width, 3) in [0, 1]; `maps` hold for each image the tokens by block.
     """
     names = list(maps[0])
     per_row = min(8, len(names) + 1)
     lines = math.ceil((len(names) + 1) / per_row)
-    figure = _figure(7.4, 0.98 * lines * len(images) * 8 / per_row + 0.1)
+    tall = 0.8 * _tallness(images[0]) + 0.18  # of a row, and its titles
+    figure = _figure(7.4, tall * lines * len(images) * 8 / per_row + 0.1)
     with mpl.rc_context(_STYLE):
         grid = figure.subplots(len(images) * lines, per_row, squeeze=False)
         for axes in grid.flat:
@@ -358,12 +359,23 @@ def kept_windows(
             cells[0].set_title(label, fontsize=7)
             for axes, name in zip(cells[1:], names):
                 kept = own[name]
-                scale = -(-len(image) // len(kept))
-                mask = np.kron(kept, np.ones((scale, scale)))[: len(image), : len(image), None]
+                mask = _at_size_of(image, kept)[..., None]
                 axes.imshow(np.clip(image * (0.25 + 0.75 * mask) + (1 - mask) * TINT, 0, 1))
                 title = name.replace("stage", "s").replace("_", " ")
                 axes.set_title(f"{title} {100 * kept.mean():.0f}%", fontsize=6, fontweight="normal")
     return figure
+
+
+def _tallness(image: NDArray[np.float64]) -> float:
+    """The height of a picture over its width."""
+    return image.shape[0] / image.shape[1]
+
+
+def _at_size_of(image: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A map of tokens as pixels of a picture: as many for each, perhaps fewer at the far edges."""
+    y, x = (np.arange(to) // -(-to // own) for to, own in zip(image.shape, kept.shape))
+    found: NDArray[np.bool_] = kept[y[:, None], x]
+    return found
 
 
 def _brightened(image: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -381,15 +393,16 @@ def masks(
 ) -> Figure:
     """Draw test images in rows: alone, then under each of what is painted over them.
 
-    `images` are (side, side, 3) in [0, 1], `painted` for each the names of what is laid over it,
-    with colours and opacity (any side, any side, 4). Of the legend what occurs is shown.
+    `images` are (height, width, 3) in [0, 1], `painted` for each the names of what is laid over it,
+    with colours and opacity (any height, any width, 4). Of the legend what occurs is shown.
     """
     seen = [colour for own in painted for x in own.values() for colour in _shown(x)]
     keys = {
         name: colour for name, colour in legend.items() if any(np.allclose(colour, s) for s in seen)
     }
     columns = 1 + len(painted[0])
-    figure = _figure(7.4, 7.4 / columns * len(images) + 0.4)
+    tall = _tallness(images[0])
+    figure = _figure(7.4, 7.4 / columns * len(images) * tall + 0.4)
     with mpl.rc_context(_STYLE):
         grid = figure.subplots(len(images), columns, squeeze=False)
         for axes in grid.flat:
@@ -397,10 +410,10 @@ def masks(
         for row, image, label, own in zip(grid, images, labels, painted):
             row[0].set_title(label, fontsize=8)
             for axes in row:
-                axes.imshow(_brightened(image), extent=(0, 1, 1, 0))
+                axes.imshow(_brightened(image), extent=(0, 1, tall, 0))
             for axes, (name, x) in zip(row[1:], own.items()):
                 axes.set_title(name, fontsize=8, fontweight="normal")
-                axes.imshow(x, extent=(0, 1, 1, 0), interpolation="nearest")
+                axes.imshow(x, extent=(0, 1, tall, 0), interpolation="nearest")
         handles = [Patch(color=colour, label=name) for name, colour in keys.items()]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)

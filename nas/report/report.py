@@ -16,6 +16,7 @@ from nas.report.examples import examples
 from nas.report.saved_run import SavedRun
 from nas.report.schedules import Made, layer_times, winner_made
 from nas.report.wording import above_dense, class_scores, headline, number, odds, verdict
+from nas.size import Sides
 
 _PHOTOS = ("kept", "masks")  # pictures that show test images
 
@@ -83,6 +84,7 @@ def environment() -> Environment:
         "ms": readable_ms,
         "pct": lambda v: "-" if v is None else f"{v:.1f}",
         "short": lambda v: f"{v:g}",
+        "size": lambda v: str(Sides(*v)) if isinstance(v, list) else v,
         "number": number,
     }
     environment.globals |= {

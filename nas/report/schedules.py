@@ -14,6 +14,7 @@ from nas.network.macs import sum_macs, sum_params
 from nas.network.network import Network
 from nas.report.saved_run import SavedRun
 from nas.run_record import Answer, Candidate
+from nas.size import Size
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.rules import ENDED
@@ -41,7 +42,7 @@ class Made:
     """What the winner of a budget is made of: its input, its size, and its blocks by stage."""
 
     budget_ms: float
-    resolution: int
+    resolution: Size
     params: int
     macs: int
     stages: list[StageMade]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+from nas.size import Size
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -20,7 +22,7 @@ class Stage:
 class Architecture:
     """One member of a space: input resolution in pixels, and its stages."""
 
-    resolution: int
+    resolution: Size
     stages: tuple[Stage, ...]
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nas.errors import UsageError
 from nas.extensions import described
+from nas.size import Sides, area, each, sides
 from nas.space.domains import MOST_VALUES, Choice, Fixed, Repeat, Space
 from nas.space.family import BITS, LARGEST, SearchSpace
 from nas.space.layer import Layer, Part
@@ -70,6 +71,8 @@ def _attributes(space: SearchSpace) -> Iterator[str]:
             yield f"its parts have no `{name}`, a text"
     if not isinstance(multiple := getattr(parts, "multiple", None), int) or multiple < 1:
         yield f"its parts have no `multiple`, a whole number of at least 1, but {multiple!r}"
+    if not isinstance(smallest := getattr(parts, "smallest", 1), int) or smallest < 1:
+        yield f"the `smallest` of its parts is a whole number of at least 1, not {smallest!r}"
     for name in (*_METHODS, *(["transition"] if len(_stages(space)) > 1 else [])):
         if not callable(getattr(parts, name, None)):
             yield f"its parts have no method `{name}`"
@@ -79,9 +82,13 @@ def _choices(space: SearchSpace) -> Iterator[str]:
     """Sizes of the input that the parts take; sparsities and precisions as layers know them."""
     step, sizes = space.parts.multiple, space.positions[0].values
     for size in sizes:
-        if not isinstance(size, int) or not 0 < size <= LARGEST or size % step:
-            yield f"its resolution {size!r} must be a multiple of {step} up to {LARGEST}"
-    if list(sizes) != sorted(sizes):
+        if not isinstance(size, int | Sides) or any(
+            not 0 < side <= LARGEST or side % step for side in sides(size)
+        ):
+            yield f"its resolution {size} must be a multiple of {step} up to {LARGEST}"
+        if each(int, size) != size:
+            yield f"its resolution {size} must be one number: it is square"
+    if list(sizes) != sorted(sizes, key=area):
         yield f"its resolutions must stand from the smallest to the largest, not as {sizes}"
     for stage in _stages(space):
         for item in {id(item): item for item in stage["blocks"].items}.values():

@@ -91,6 +91,8 @@ class Choice:
 
     def parse(self, data: Any, name: str) -> Any:
         """Return the value equal to `data`; raises `UsageError` if there is none."""
+        if isinstance(data, list):  # what JSON makes of a tuple
+            data = tuple(data)
         for value in self.values:
             if value == data and isinstance(value, bool) == isinstance(data, bool):
                 return value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nas.errors import UsageError
 from nas.extensions import member_name
+from nas.size import Size, each, sides
 from nas.space.architecture import Architecture
 from nas.space.domains import Choice, Space, restrict, rewrite
 from nas.space.layer import Layer, Part, in_phases
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LARGEST = 4096  # size of an input: tables of windows grow with the square of it
+LARGEST = 4096  # side of an input: tables of windows grow with the square of it
 
 BITS = {"fp32": 32, "int8": 8}  # a block's precision, as its layers call it
 
@@ -50,7 +51,8 @@ class Parts(Protocol):
 
     **The input** of a network is a tensor of the batch; its size is an architecture's first choice
     (`Architecture.resolution`). `Images` gives the five attributes that say so for families of
-    square pictures.
+    pictures, whose size is one number for a square and else height and width (see `nas.size`). A
+    family may add `smallest`: sides are at least this number, e.g. one window of the first map.
 
     **Tasks with an output for each pixel** get a fused head if the parts can make a map (see
     `nas.network.fused.MapParts`); otherwise `head` makes such outputs itself.
@@ -69,15 +71,15 @@ class Parts(Protocol):
 
     @property
     def multiple(self) -> int:
-        """Sizes of the input are whole multiples of this number."""
+        """Sizes of the input, or their sides, are whole multiples of this number."""
 
-    def example(self, size: int) -> tuple[int, ...]:
+    def example(self, size: Size) -> tuple[int, ...]:
         """The shape of one input of this size, without the batch axis."""
 
-    def resized(self, inputs: Tensor, size: int) -> Tensor:
+    def resized(self, inputs: Tensor, size: Size) -> Tensor:
         """Inputs (batch, ...) of a larger size at this one."""
 
-    def stem(self, resolution: int, width: int) -> Part:
+    def stem(self, resolution: Size, width: int) -> Part:
         """The layers from the input to the first stage of this width."""
 
     def transition(self, stage: int, state: Any, width: int) -> Part:
@@ -174,15 +176,21 @@ class SearchSpace:
         """The shape of one input of this architecture, without the batch axis."""
         return self.parts.example(architecture.resolution)
 
-    def at(self, resolution: int) -> SearchSpace:
-        """This space at one size of the input, whether or not it has that choice."""
+    def at(self, resolution: Size) -> SearchSpace:
+        """This space at one size of the input, whether or not it has that choice.
+
+        Raises `UsageError` with the nearest size that the family takes if this is none.
+        """
         step, unit = self.parts.multiple, self.parts.unit
-        if resolution > LARGEST:
+        least = getattr(self.parts, "smallest", step)
+        if max(sides(resolution)) > LARGEST:
             raise UsageError(f"{resolution} {unit} is more than is meant", f"use {LARGEST} or less")
-        if resolution < 1 or resolution % step:
-            near = max(step, round(resolution / step) * step)
+        first, last = -(-least // step) * step, LARGEST // step * step
+        near = each(lambda side: min(max(first, round(side / step) * step), last), resolution)
+        if near != resolution:
             raise UsageError(
-                f"{self.name} cannot take {resolution} {unit}: it takes multiples of {step}",
+                f"{self.name} cannot take {resolution} {unit}: it takes multiples of {step}"
+                + f" from {first}" * (first > step),
                 f"use {near}",
             )
         domain = rewrite(self.domain, "resolution", lambda _: Choice(resolution))

@@ -9,6 +9,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nas.errors import UnknownNameError, UsageError
+from nas.size import Sides, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +30,13 @@ class Layer:
     A module names its sizes as keyword-only arguments: those of `__init__` are given when it is
     built, those of `forward` in every call (they are elastic: a module runs at any size up to the
     one that it was built with), those of `kept` when what it keeps is drawn. A size may be named by
-    several of them. Every module has the size `tap` (see `ElasticModule.run`). The input's width is
-    read from the input.
+    several of them. A size is a whole number, or the height and width of what is not square. Every
+    module has the size `tap` (see `ElasticModule.run`). The input's width is read from the input.
     """
 
     path: str
     module: type[ElasticModule]
-    args: tuple[tuple[str, int], ...]
+    args: tuple[tuple[str, Size], ...]
     input_shape: tuple[int, ...]
     phase: int = 0
 
@@ -47,7 +48,7 @@ class Layer:
         input_shape: tuple[int, ...],
         *,
         phase: int = 0,
-        **sizes: int,
+        **sizes: Size,
     ) -> Layer:
         """A layer of these sizes; raises `UsageError` unless they are those that `module` names."""
         names, values = tuple(sizes), tuple(sizes.values())
@@ -55,12 +56,12 @@ class Layer:
         return cls(path, module, _checked(kind, names, values), input_shape, phase)
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Size]:
         """Every size by name."""
         return dict(self.args)
 
     @property
-    def elastic(self) -> dict[str, int]:
+    def elastic(self) -> dict[str, Any]:
         """The sizes that the module is run with; all others are fixed when it is built."""
         return self._taken("forward", "run")
 
@@ -90,7 +91,7 @@ class Layer:
         args = tuple((name, bits if name == "bits" else value) for name, value in self.args)
         return replace(self, args=args)
 
-    def _taken(self, *methods: str) -> dict[str, int]:
+    def _taken(self, *methods: str) -> dict[str, Any]:
         module: Any = self.module
         names = [name for method in methods for name in _named(module, method)]
         return {name: value for name, value in self.args if name in names}
@@ -110,8 +111,8 @@ def _takes_none() -> None:
 # The graph of a large space has a hundred thousand layers, but only some thousand different ones.
 @cache
 def _checked(
-    module: type, names: tuple[str, ...], values: tuple[int, ...]
-) -> tuple[tuple[str, int], ...]:
+    module: type, names: tuple[str, ...], values: tuple[Size, ...]
+) -> tuple[tuple[str, Size], ...]:
     """The sizes of a module, sorted by name."""
     known: dict[str, bool] = {}
     for method in ("__init__", "forward", "run", "kept"):
@@ -130,7 +131,7 @@ def _checked(
             f"give Layer.of {missing[0]}=..., or a default to the argument",
         )
     for name, value in zip(names, values):
-        if not isinstance(value, int):
+        if not isinstance(value, int | Sides):
             raise UsageError(
                 f"the size {name!r} of {module.__name__} must be a whole number, got {value!r}",
                 f"e.g. {name}=int(...)",
@@ -139,7 +140,7 @@ def _checked(
 
 
 @cache
-def _key(module: str, args: tuple[tuple[str, int], ...], input_shape: tuple[int, ...]) -> str:
+def _key(module: str, args: tuple[tuple[str, Size], ...], input_shape: tuple[int, ...]) -> str:
     sizes = ", ".join(f"{k}={v}" for k, v in args)
     return f"{module}({sizes})@{'x'.join(map(str, input_shape))}"
 

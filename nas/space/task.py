@@ -93,7 +93,7 @@ class Task(ABC):
     scales: ClassVar[int] = 1  # how many of the last stages the head reads, at most
     usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the task and no more
     labelled: ClassVar[bool] = True  # whether data pose it by labels; else all data do
-    dense: ClassVar[bool] = False  # whether outputs are maps (channels, side, side) over the input
+    dense: ClassVar[bool] = False  # whether outputs are maps over the input
 
     @property
     def name(self) -> str:
@@ -131,9 +131,10 @@ class Task(ABC):
         return None
 
     def painted(self, answers: Tensor) -> Tensor:
-        """What to lay over a sample to show answers (side, side): colours and opacity in [0, 1].
+        """What to lay over a sample to show answers (height, width): colours and opacity.
 
-        Answers are those of `answers`, or labels; (side, side, 4) is returned. Dense tasks have it.
+        Answers are those of `answers`, or labels; (height, width, 4) in [0, 1] is returned. Dense
+        tasks have it.
         """
         raise NotImplementedError(f"the answers of {self.name} are not laid out over the input")
 

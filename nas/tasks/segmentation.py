@@ -99,7 +99,7 @@ def _overlaps(observed: Observed) -> tuple[Observed, Observed]:
 
 
 def _at_side_of(labels: Tensor, outputs: Tensor) -> Tensor:
-    """Outputs (samples, classes, ...) at the side of labels (..., side, side), bilinear."""
+    """Outputs (samples, classes, ...) at the size of labels (..., height, width), bilinear."""
     from torch.nn.functional import interpolate
 
     if outputs.shape[-2:] == labels.shape[-2:]:
@@ -120,13 +120,13 @@ def _lost(both: Tensor, either: Tensor, counted: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """One of `classes` for every pixel, by logits (samples, classes, side, side).
+    """One of `classes` for every pixel, by logits (samples, classes, height, width).
 
-    Labels are integers (samples, side, side), 255 where a pixel does not count; logits of another
-    side are resized to theirs. Small objects are a few pixels among many, so that the cross-entropy
-    alone is content with the background. The loss therefore adds what the IoU of each class
-    lacks, by probabilities instead of answers. Weights of classes would have to follow the size of
-    pictures: training begins with small ones, on which an object is a large part.
+    Labels are integers (samples, height, width), 255 where a pixel does not count; logits of
+    another size are resized to theirs. Small objects are a few pixels among many, so that the
+    cross-entropy alone is content with the background. The loss therefore adds what the IoU of each
+    class lacks, by probabilities instead of answers. Weights of classes would have to follow the
+    size of pictures: training begins with small ones, on which an object is a large part.
 
     As many classes as the shipped scenes have, unless somebody says how many. `colours` are those
     of the classes in pictures, as `#rrggbb`; without them each class has one of its own.
@@ -196,7 +196,7 @@ class Segmentation(Task):
         those count that the teacher answers somewhere. Large outputs are compared on a grid: heads
         interpolate what lies between.
         """
-        step = max(1, teacher.shape[-1] // _GRID)
+        step = max(1, max(teacher.shape[-2:]) // _GRID)
         logs = _at_side_of(teacher, outputs)[..., ::step, ::step].log_softmax(1)
         teacher = teacher[..., ::step, ::step]
         theirs, ours = teacher.softmax(1), logs.exp()
@@ -207,7 +207,7 @@ class Segmentation(Task):
         return entropy + _lost((whole - apart) / 2, (whole + apart) / 2, answered)
 
     def answers(self, outputs: Tensor) -> Tensor:
-        """The class with the largest logit for every pixel (samples, side, side), as bytes."""
+        """The class with the largest logit for every pixel (samples, height, width), as bytes."""
         return _largest(outputs).byte()
 
     def painted(self, answers: Tensor) -> Tensor:

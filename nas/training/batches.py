@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from nas.data import Split, Tensors
 from nas.evaluation.accuracy import cores
+from nas.size import Size
 from nas.training.recipe import Recipe
 from nas.workers.ending import end_with_parent
 
@@ -17,7 +18,7 @@ AHEAD = 4  # batches that each process has loaded before they are needed
 
 
 def batches(
-    split: Split, recipe: Recipe, largest: int, workers: int, first: int = 0, pinned: bool = False
+    split: Split, recipe: Recipe, largest: Size, workers: int, first: int = 0, pinned: bool = False
 ) -> Iterator[Tensors]:
     """The samples of the steps from the `first` on, at the sizes of the recipe up to the `largest`.
 
@@ -40,20 +41,19 @@ def batches(
 class _Steps(torch.utils.data.Dataset[Tensors]):
     """The samples of each step as they are stored, by the number of the step."""
 
-    def __init__(self, split: Split, recipe: Recipe, largest: int) -> None:
+    def __init__(self, split: Split, recipe: Recipe, largest: Size) -> None:
         self.split, self.recipe, self.largest = split, recipe, largest
 
     def __getitem__(self, step: int) -> Tensors:
         recipe, split = self.recipe, self.split
-        phase = recipe.phase(step)
-        count = recipe.batches[phase]
+        count = recipe.batches[recipe.phase(step)]
         epoch, offset = divmod(step * count, split.size)
         order: Sequence[int] = range(split.size)
         if split.size < 10**7:  # an endless split is already in random order
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
             order = torch.randperm(split.size, generator=generator).tolist()
         picked = [order[(offset + i) % split.size] for i in range(count)]
-        arrays = split.batch(picked, self.largest // (4, 2, 1)[phase])
+        arrays = split.batch(picked, recipe.size(step, self.largest))
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

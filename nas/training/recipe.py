@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nas.size import Size, each
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -45,6 +47,11 @@ class Recipe:
         """Whether a step runs at a quarter (0), a half (1) or the whole (2) of the largest size."""
         ends = [sum(self.steps()[: i + 1]) for i in range(2)]
         return sum(step >= end for end in ends)
+
+    def size(self, step: int, largest: Size) -> Size:
+        """The size of inputs in a step, of which the space has this largest one."""
+        part = (4, 2, 1)[self.phase(step)]
+        return each(lambda side: side // part, largest)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a linear warm-up, then half a cosine."""

@@ -18,10 +18,12 @@ from nas.errors import UsageError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space
+from nas.layers.elastic import inherit
 from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.progress import console
 from nas.records import fingerprint, read_json, write_bytes, write_json
+from nas.space.family import SearchSpace
 from nas.tasks import load_task
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
@@ -170,6 +172,7 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
     }
     card = {
         "space": space.base,
+        **({"resolution": at} if (at := space.name.partition("@")[2]) else {}),
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         **task.describe(),
@@ -274,9 +277,8 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
             "train again, or restore the images",
         )
     space = load_space(space_name, task)
-    network = Network.empty(space, space.largest)
     with _loading(folder):
-        network.load_state_dict(_weights(folder, card))
+        network = _filled(space, _weights(folder, card), card)
     return network.eval(), card
 
 
@@ -352,6 +354,25 @@ def _loading(folder: Path) -> Iterator[None]:
         why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         file = folder / "weights.safetensors"
         raise WeightsError(f"cannot load {file}: {why}", "restore it, or train again") from None
+
+
+def _filled(space: SearchSpace, weights: dict[str, Tensor], card: dict[str, Any]) -> Network:
+    """The supernet of a space with these weights, which may have been trained at another size.
+
+    Only what a family learns for each place of a picture depends on that, such as positions.
+    """
+    network = Network.empty(space, space.largest)
+    own = network.state_dict()
+    if all(x.shape == own[name].shape for name, x in weights.items() if name in own):
+        network.load_state_dict(weights)
+        return network
+    at = card.get("resolution", "")
+    trained = load_space(f"{space.base}@{at}" if at else space.base, space.task)
+    large = Network.empty(trained, trained.largest)
+    large.load_state_dict(weights)
+    for path, module in network.layers.items():
+        inherit(module, large.layers[path])
+    return network
 
 
 def _is_file(path: Path) -> bool:

@@ -24,6 +24,7 @@ from nas.errors import RunError, VitnasError
 from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal
+from nas.size import Size, each
 from nas.space.architecture import Architecture
 from nas.training.batches import batches, loading_processes
 from nas.training.checkpoints import last_checkpoint, load_checkpoint, write_checkpoint
@@ -89,7 +90,7 @@ class Trainer:
         """
         recipe, space, own = self.recipe, self.network.space, self.network.architecture
         phase = recipe.phase(self.step)
-        size = space.largest.resolution // (4, 2, 1)[phase]
+        size = recipe.size(self.step, space.largest.resolution)
         batch = self._batch()
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
@@ -116,12 +117,13 @@ class Trainer:
         return torch.where(norm.isfinite(), loss.detach(), math.nan)
 
     def _made(
-        self, network: Network, architecture: Architecture, batch: Tensors, size: int
+        self, network: Network, architecture: Architecture, batch: Tensors, size: Size
     ) -> Made:
         """What one architecture makes of a batch whose inputs stand for the largest size."""
         space, recipe = network.space, self.recipe
         # An architecture that shrinks the input must shrink the small ones as well.
-        own = size * architecture.resolution // space.largest.resolution
+        resolutions = architecture.resolution, space.largest.resolution
+        own = each(lambda side, part, whole: side * part // whole, size, *resolutions)
         takes = space.parts.takes
         batch = {**batch, takes: channels_last(space.parts.resized(batch[takes], own))}
         rng = Random(f"objective {recipe.seed} {self.step}")

@@ -28,6 +28,7 @@ from nas.errors import DataError
 from nas.preprocessing import PictureReader
 from nas.progress import console
 from nas.records import fingerprint
+from nas.size import Size
 from nas.tasks.classification import Classification
 
 ARGUMENTS = ("PATH",)
@@ -153,15 +154,15 @@ def _classes(root: Path, files: Files) -> list[str]:
 
 
 class ImageFiles(Split):
-    """Image files with their labels; the squares at their centres are what is kept of them."""
+    """Image files with their labels; the pieces at their centres are what is kept of them."""
 
     def __init__(self, name: str, files: list[tuple[Path, int]], reader: PictureReader) -> None:
         super().__init__(name, len(files))
         self.files, self.reader = files, reader
-        self._cache: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._cache: dict[tuple[int, Size], NDArray[np.uint8]] = {}
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        """Pictures (samples, channels, size, size), bytes, and their labels (samples,)."""
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
+        """Pictures (samples, channels, height, width), bytes, and their labels (samples,)."""
         # Threads of its own for each batch: processes that load beside a training are forked, and
         # would wait for the threads of a pool that stayed behind.
         with ThreadPoolExecutor(4) as pool:
@@ -169,7 +170,7 @@ class ImageFiles(Split):
         labels = np.array([self.files[i][1] for i in indices])
         return {"images": np.stack(images), "labels": labels}
 
-    def _load(self, index: int, canvas: int) -> NDArray[np.uint8]:
+    def _load(self, index: int, canvas: Size) -> NDArray[np.uint8]:
         if (cached := self._cache.get((index, canvas))) is not None:
             return cached
         pixels = self.reader.pixels(self.files[index][0], canvas)
@@ -185,30 +186,37 @@ def crop_and_flip(
 
     `kept` are other shares of the area, `flips` is another share of samples.
 
-    Every tensor (samples, ..., side, side) that is laid out over the pictures gets the same; those
-    of integers, such as masks, take the nearest value instead of mixing several.
+    Every tensor (samples, ..., height, width) that is laid out over the pictures gets the same;
+    those of integers, such as masks, take the nearest value instead of mixing several.
     """
-    count, side = len(batch["images"]), batch["images"].shape[-1]
-    laid_out = [name for name, x in batch.items() if x.ndim > 2 and x.shape[-2:] == (side, side)]
+    laid_out = over_pictures(batch)
+    count, height, width = len(batch["images"]), *batch["images"].shape[-2:]
     pieces: dict[str, list[Tensor]] = {name: [] for name in laid_out}
     for i in range(count):
-        crop = round(side * math.sqrt(rng.uniform(*kept)))
-        y, x = rng.randint(0, side - crop), rng.randint(0, side - crop)
+        share = math.sqrt(rng.uniform(*kept))
+        down, across = round(height * share), round(width * share)
+        y, x = rng.randint(0, height - down), rng.randint(0, width - across)
         flip = rng.random() < flips
         for name in laid_out:
-            piece = batch[name][i : i + 1, ..., y : y + crop, x : x + crop]
-            pieces[name].append(piece_at(piece.flip(-1) if flip else piece, side))
+            piece = batch[name][i : i + 1, ..., y : y + down, x : x + across]
+            pieces[name].append(piece_at(piece.flip(-1) if flip else piece, (height, width)))
     return {**batch, **{name: torch.cat(own) for name, own in pieces.items()}}
 
 
-def piece_at(piece: Tensor, side: int) -> Tensor:
-    """A piece (1, ..., crop, crop) at another side: the nearest of integers, and else bilinear."""
-    if piece.shape[-1] == side:
+def over_pictures(batch: Tensors) -> list[str]:
+    """The names of the tensors (samples, ..., height, width) that lie over the pictures."""
+    size = batch["images"].shape[-2:]
+    return [name for name, x in batch.items() if x.ndim > 2 and x.shape[-2:] == size]
+
+
+def piece_at(piece: Tensor, size: tuple[int, int]) -> Tensor:
+    """A piece (1, ..., down, across) at a height and width, bilinear; of integers the nearest."""
+    if piece.shape[-2:] == size:
         return piece
     if not piece.is_floating_point():
-        at = torch.arange(side) * piece.shape[-1] // side
-        return piece[..., at[:, None], at]
-    return F.interpolate(piece, (side, side), mode="bilinear", antialias=True)
+        y, x = (torch.arange(to) * own // to for own, to in zip(piece.shape[-2:], size))
+        return piece[..., y[:, None], x]
+    return F.interpolate(piece, size, mode="bilinear", antialias=True)
 
 
 def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

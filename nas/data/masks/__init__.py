@@ -24,8 +24,9 @@ from nas.data.masks.classes import Classes, classes_of
 from nas.data.masks.pairs import paired
 from nas.data.masks.reading import Mask, read_mask, survey_masks, values_in
 from nas.errors import DataError
-from nas.preprocessing import PictureReader
+from nas.preprocessing import PictureReader, central
 from nas.records import fingerprint
+from nas.size import Size, sides
 from nas.tasks.segmentation import Segmentation
 
 ARGUMENTS = ("PATH",)
@@ -116,7 +117,7 @@ def _read(
 
 
 class Pairs(ImageFiles):
-    """Pictures with their masks, of both the squares at their centres."""
+    """Pictures with their masks, of both the largest pieces at their centres."""
 
     def __init__(
         self,
@@ -127,14 +128,14 @@ class Pairs(ImageFiles):
     ) -> None:
         super().__init__(name, [(image, i) for i, (image, _) in enumerate(pairs)], reader)
         self.pairs, self.classes = list(pairs), classes
-        self._labels: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self._labels: dict[tuple[int, Size], NDArray[np.uint8]] = {}
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        """Pictures, and as `labels` (samples, size, size) bytes, 255 where a pixel is ignored."""
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
+        """Pictures, and as `labels` (samples, height, width) bytes, 255 for an ignored pixel."""
         labels = [self._labelled(i, size) for i in indices]
         return {**super().batch(indices, size), "labels": np.stack(labels)}
 
-    def _labelled(self, index: int, size: int) -> NDArray[np.uint8]:
+    def _labelled(self, index: int, size: Size) -> NDArray[np.uint8]:
         if (cached := self._labels.get((index, size))) is not None:
             return cached
         path = self.pairs[index][1]
@@ -144,10 +145,8 @@ class Pairs(ImageFiles):
             raise DataError(
                 f"cannot decode {path}: {error}", "remove or replace the file"
             ) from None
-        square = min(mask.size)
-        left, top = ((length - square) // 2 for length in mask.size)
-        box = (left, top, left + square, top + square)
-        small = mask.resize((size, size), Image.Resampling.NEAREST, box)
+        box = central(mask, size, self.reader.crop)
+        small = mask.resize(sides(size)[::-1], Image.Resampling.NEAREST, box)
         found = self.classes.labelled(*values_in(small))
         if len(self._labels) * found.size < 1e9:  # as decoded pictures do, masks stay in memory
             self._labels[index, size] = found

@@ -9,22 +9,21 @@ import torch
 from torch import Tensor
 
 from nas.data import Tensors
-from nas.data.imagefolder import piece_at
+from nas.data.imagefolder import over_pictures, piece_at
 from nas.tasks.segmentation import IGNORED
 
 _SCALES = (0.5, 2.0)  # as usual in segmentation (e.g. DeepLab v3, Chen et al., 2017)
 
 
 def scale_crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
-    """Pictures at half to twice their size, cropped to their side, and half of them mirrored.
+    """Pictures at half to twice their size, cropped to it again, and half of them mirrored.
 
-    Every tensor (samples, ..., side, side) that is laid out over the pictures gets the same. What
-    lies beyond a picture is the mean colour, and of integers the label that does not count.
+    Every tensor (samples, ..., height, width) that is laid out over the pictures gets the same.
+    What lies beyond a picture is the mean colour, and of integers the label that does not count.
     """
-    count, side = len(batch["images"]), batch["images"].shape[-1]
-    laid_out = [name for name, x in batch.items() if x.ndim > 2 and x.shape[-2:] == (side, side)]
+    laid_out = over_pictures(batch)
     pieces: dict[str, list[Tensor]] = {name: [] for name in laid_out}
-    for i in range(count):
+    for i in range(len(batch["images"])):
         scale = math.exp(rng.uniform(*map(math.log, _SCALES)))
         y, x, flip = rng.random(), rng.random(), rng.random() < 0.5
         for name in laid_out:
@@ -34,17 +33,18 @@ def scale_crop_and_flip(batch: Tensors, rng: Random) -> Tensors:
 
 
 def _scaled(sample: Tensor, scale: float, y: float, x: float) -> Tensor:
-    """A sample (1, ..., side, side) at a scale: cut out, or surrounded by nothing, at a place.
+    """A sample (1, ..., height, width) at a scale: cut out, or surrounded by nothing, at a place.
 
     `y` and `x` say how much of the room above and on the left is used, from 0 to 1.
     """
-    side = sample.shape[-1]
+    height, width = sample.shape[-2:]
+    down, across = (
+        max(1, round(side / scale if scale >= 1 else side * scale)) for side in (height, width)
+    )
+    top, left = round(y * (height - down)), round(x * (width - across))
+    part = (..., slice(top, top + down), slice(left, left + across))
     if scale >= 1:
-        crop = max(1, round(side / scale))
-        top, left = round(y * (side - crop)), round(x * (side - crop))
-        return piece_at(sample[..., top : top + crop, left : left + crop], side)
-    small = max(1, round(side * scale))
-    top, left = round(y * (side - small)), round(x * (side - small))
+        return piece_at(sample[part], (height, width))
     whole = torch.full_like(sample, 0 if sample.is_floating_point() else IGNORED)
-    whole[..., top : top + small, left : left + small] = piece_at(sample, small)
+    whole[part] = piece_at(sample, (down, across))
     return whole

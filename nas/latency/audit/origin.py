@@ -33,7 +33,8 @@ def coverage(s: Subject) -> Found:
 
     space = s.space
     if resolutions := s.manifest.get("resolutions"):
-        space = space.restrict("resolution", *resolutions)
+        oblong = (tuple(r) if isinstance(r, list) else r for r in resolutions)
+        space = space.restrict("resolution", *oblong)
     found = layer_code(s.space.family)
     if (stored := s.manifest.get("layer_code")) not in (None, found):
         message = f"the layers were of other code ({stored}) than now ({found})"

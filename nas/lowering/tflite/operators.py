@@ -6,8 +6,8 @@ depend on the input and tensors are constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import isqrt, prod
+from collections.abc import Callable, Iterator, Sequence
+from math import gcd, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ from nas.lowering.tflite.layout import (
 )
 from nas.lowering.tflite.model import Model
 from nas.lowering.tflite.products import attention, conv2d, linear, matmul
+from nas.size import Size, sides, size_of
 
 
 def pad(
@@ -70,10 +71,10 @@ def index_select(model: Model, shape: Shape, x: Value, dim: int, index: Tensor) 
         given = [tensor, model.numbers(index.tolist())]
         y = model.operator("GATHER", given, (outer, len(index), inner), axis=1)
         return Value.of(y, shape)
-    side, window, shift = found
-    n, c = side // window, x.shape[1]
-    x = rolled(model, reshaped(model, x, (side, side, c)), {0: shift, 1: shift})
-    x = reshaped(model, x, (n, window, n, window, c)).permuted((0, 2, 1, 3, 4))
+    (height, width), (down, across), shift = map(sides, found)
+    c, apart = x.shape[1], (height // down, down, width // across, across)
+    x = rolled(model, reshaped(model, x, (height, width, c)), dict(enumerate(shift)))
+    x = reshaped(model, x, (*apart, c)).permuted((0, 2, 1, 3, 4))
     return reshaped(model, x, shape)
 
 
@@ -84,23 +85,39 @@ def index_copy(
     found = _windows(index) if dim == 0 and len(x.shape) == 2 else None
     if found is None or len(index) != shape[0]:
         raise PreparationError("rows written to constant places have no lowering here")
-    side, window, shift = found
-    n, c = side // window, shape[1]
-    y = reshaped(model, source, (n, n, window, window, c)).permuted((0, 2, 1, 3, 4))
-    y = rolled(model, reshaped(model, y, (side, side, c)), {0: -shift, 1: -shift})
+    (height, width), (down, across), shift = map(sides, found)
+    c, apart = shape[1], (height // down, width // across, down, across)
+    y = reshaped(model, source, (*apart, c)).permuted((0, 2, 1, 3, 4))
+    y = rolled(model, reshaped(model, y, (height, width, c)), {a: -s for a, s in enumerate(shift)})
     return reshaped(model, y, shape)
 
 
-def _windows(index: Tensor) -> tuple[int, int, int] | None:
-    """(side, window, shift) if these are all tokens of a map in the order of its windows."""
-    side = isqrt(len(index))
-    if side * side != len(index):
-        return None
-    shift = int(index[0]) // (side + 1)
-    for window in (w for w in range(1, side + 1) if side % w == 0):
-        if torch.equal(window_tokens(side, window, shift, index.device).flatten(), index):
-            return side, window, shift
+def _windows(index: Tensor) -> tuple[Size, Size, Size] | None:
+    """(size, window, shift) if these are all tokens of a map in the order of its windows."""
+    for size in _maps(index):
+        height, width = sides(size)
+        shift = size_of(*divmod(int(index[0]), width))
+        common = gcd(height, width)
+        for window in (w for w in range(1, common + 1) if common % w == 0):
+            if torch.equal(window_tokens(size, window, shift, index.device).flatten(), index):
+                return size, window, shift
     return None
+
+
+def _maps(index: Tensor) -> Iterator[Size]:
+    """The sizes that a map with these tokens may have, a square first.
+
+    The tokens of the first row of the first window follow each other, and those below stand one
+    width of the map further on. Where there is one window in a row, a column of tokens does.
+    """
+    tokens, side = len(index), isqrt(len(index))
+    if side * side == tokens:
+        yield side
+    ends = (index.diff() != 1).nonzero().flatten()
+    width = int(index[ends[0] + 1] - index[0]) if len(ends) else 0
+    if 0 < width < tokens and tokens % width == 0:
+        yield size_of(tokens // width, width)
+    yield size_of(tokens, 1)
 
 
 def taken(

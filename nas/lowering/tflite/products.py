@@ -123,14 +123,16 @@ def conv2d(
     square = all(len(set(sizes)) == 1 for sizes in (stride, padding, weight.shape[2:]))
     if set(dilation) != {1} or groups not in (1, inputs) or not square:
         raise PreparationError("dilated, oblong and grouped convolutions have no lowering here")
-    if kernel == step and not edge and x.shape[-1] % kernel == 0 and groups == 1:
+    whole = not any(side % kernel for side in x.shape[2:])
+    if kernel == step and not edge and whole and groups == 1:
         return _patch_convolution(model, x, weight, bias)
-    size, side = x.shape[-1], shape[-1]
     nhwc = plain(model, x.permuted((0, 2, 3, 1)))
     tensor = as_shape(model, nhwc.tensor, nhwc.shape)
     # SAME pads as torch does only where both sides get as much.
-    same = side == -(-size // step) and (side - 1) * step + kernel - size == 2 * edge
-    same = same and x.shape[2] == size
+    same = all(
+        side == -(-size // step) and (side - 1) * step + kernel - size == 2 * edge
+        for side, size in zip(shape[2:], x.shape[2:])
+    )
     if edge and not same:
         nhwc = padded(model, nhwc, {1: (edge, edge), 2: (edge, edge)}, 0.0)
         tensor = nhwc.tensor
