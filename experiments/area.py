@@ -54,7 +54,7 @@ def main() -> None:
         print(name, flush=True)
         for size, ms in zip(SHAPES, found):
             share = ms / found[0] / (area(size) / area(SHAPES[0]))
-            print(f"  {str(size):>8}: {ms:7.2f} ms, {share:.2f} of what the area says", flush=True)
+            print(f"  {size!s:>8}: {ms:7.2f} ms, {share:.2f} of what the area says", flush=True)
 
 
 if __name__ == "__main__":
