@@ -111,9 +111,9 @@ class PatchEmbed(ElasticModule):
 
     def fix_positions(self) -> None:
         """Take sines and cosines as positions, which are not learned (MAE, MoCo v3)."""
-        grid, _, width = self.position.shape
+        *grid, width = self.position.shape
         with torch.no_grad():
-            self.position.copy_(sines_and_cosines(grid, width))
+            self.position.copy_(sines_and_cosines(size_of(*grid), width))
         self.position.requires_grad_(False)
         for name, parameter in self.named_parameters():
             if name.endswith("_position"):

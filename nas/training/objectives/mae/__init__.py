@@ -20,6 +20,7 @@ from nas.data import Dataset, Tensors
 from nas.errors import UnknownNameError, UsageError
 from nas.families import families, load_space
 from nas.network.network import Network
+from nas.size import Size, area, sides
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Task
@@ -73,10 +74,10 @@ class MaskedAutoencoder(Objective):
             )
         self.masked = masked
         _, grid = self.encoder.patches(space.largest)
-        if not 0 < self.visible(grid) < grid**2:
+        if not 0 < self.visible(grid) < area(grid):
             left = "every one" if masked < 50 else "none"
             raise UsageError(
-                f"masked={masked} (percent) leaves {left} of {grid**2} patches to be seen",
+                f"masked={masked} (percent) leaves {left} of {area(grid)} patches to be seen",
                 "e.g. --objective mae,masked=75",
             )
 
@@ -89,9 +90,9 @@ class MaskedAutoencoder(Objective):
         """Give networks of tokens positions that are not learned."""
         self.encoder.prepare(network)
 
-    def visible(self, grid: int) -> int:
-        """How many patches of a square grid are not hidden."""
-        return grid**2 * (100 - self.masked) // 100
+    def visible(self, grid: Size) -> int:
+        """How many patches of a grid are not hidden."""
+        return area(grid) * (100 - self.masked) // 100
 
     def forward(
         self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
@@ -100,7 +101,7 @@ class MaskedAutoencoder(Objective):
         images = batch[self.space.parts.takes]
         side, grid = self.encoder.patches(architecture)
         noise = torch.Generator().manual_seed(rng.getrandbits(63))
-        order = torch.rand(len(images), grid**2, generator=noise).argsort(1).to(images.device)
+        order = torch.rand(len(images), area(grid), generator=noise).argsort(1).to(images.device)
         visible = max(1, self.visible(grid))  # small pictures, which come first, may have few
         drawn: Tensor = self.encoder(network, architecture, images, order, visible)
         hidden = torch.ones_like(order, dtype=torch.float32)
@@ -141,15 +142,16 @@ class MaskedAutoencoder(Objective):
         return {f"Pictures as they are masked, as they are drawn{how}, and as they are": colours}
 
 
-def patches_of(images: Tensor, side: int, grid: int) -> Tensor:
+def patches_of(images: Tensor, side: int, grid: Size) -> Tensor:
     """(B, L, P): each patch row by row, the channels of a pixel side by side.
 
     What is missing at the right and at the bottom counts as zero.
     """
-    b, c, extra = len(images), images.shape[1], grid * side - images.shape[-1]
-    images = F.pad(images, (0, extra, 0, extra)) if extra else images
-    x = images.reshape(b, c, grid, side, grid, side).permute(0, 2, 4, 3, 5, 1)
-    return x.reshape(b, grid**2, -1)
+    (b, c, height, width), (down, across) = images.shape, sides(grid)
+    below, right = down * side - height, across * side - width
+    images = F.pad(images, (0, right, 0, below)) if below or right else images
+    x = images.reshape(b, c, down, side, across, side).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(b, down * across, -1)
 
 
 def normalised(patches_BLP: Tensor) -> Tensor:
@@ -158,11 +160,11 @@ def normalised(patches_BLP: Tensor) -> Tensor:
     return (patches_BLP - mean) / (patches_BLP.var(2, keepdim=True) + 1e-6).sqrt()
 
 
-def _picture(patches_BLP: Tensor, side: int, grid: int) -> Tensor:
-    """(B, pixels, pixels, channels) of patches, as `patches_of` makes them."""
-    b = len(patches_BLP)
-    x = patches_BLP.view(b, grid, grid, side, side, -1).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, grid * side, grid * side, -1)
+def _picture(patches_BLP: Tensor, side: int, grid: Size) -> Tensor:
+    """(B, height, width, channels) of patches, as `patches_of` makes them."""
+    b, (down, across) = len(patches_BLP), sides(grid)
+    x = patches_BLP.view(b, down, across, side, side, -1).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, down * side, across * side, -1)
 
 
 def _makes_maps(space: SearchSpace) -> bool:

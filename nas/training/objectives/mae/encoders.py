@@ -14,6 +14,7 @@ from nas.layers.elastic import ElasticLayerNorm, ElasticLinear
 from nas.layers.positions import sines_and_cosines
 from nas.layers.transformer import TransformerModule
 from nas.network.network import Network
+from nas.size import Size, divided, sides
 from nas.space.architecture import Architecture
 from nas.space.family import Parts, SearchSpace
 
@@ -72,10 +73,10 @@ class VisiblePatches(nn.Module):
         stem: Any = network.layers["stem"]
         stem.fix_positions()
 
-    def patches(self, architecture: Architecture) -> tuple[int, int]:
-        """The side of a patch in pixels, and how many of them are in a row."""
+    def patches(self, architecture: Architecture) -> tuple[int, Size]:
+        """The side of a patch in pixels, and the grid of them."""
         side = self.parts.patch
-        return side, -(-architecture.resolution // side)
+        return side, divided(architecture.resolution, side)
 
     def latent(
         self, network: Network, architecture: Architecture, images: Tensor, order: Tensor
@@ -131,15 +132,16 @@ class MaskedInputs(nn.Module):
     def prepare(self, network: Network) -> None:
         """Nothing is fixed."""
 
-    def patches(self, architecture: Architecture) -> tuple[int, int]:
-        """The side of a patch in pixels, and how many of them are in a row."""
+    def patches(self, architecture: Architecture) -> tuple[int, Size]:
+        """The side of a patch in pixels, and the grid of them."""
         _, grid, _ = self._end(architecture)
-        return getattr(self, "side", -(-architecture.resolution // grid)), grid
+        pairs = zip(sides(architecture.resolution), sides(grid))
+        return getattr(self, "side", max(-(-own // count) for own, count in pairs)), grid
 
-    def _end(self, architecture: Architecture) -> tuple[tuple[Any, ...], int, int]:
-        """The layers that make the last map, its side and its width."""
+    def _end(self, architecture: Architecture) -> tuple[tuple[Any, ...], Size, int]:
+        """The layers that make the last map, its size and its width."""
         parts: Any = self.space.parts
-        end: tuple[tuple[Any, ...], int, int] = parts.to_map(self.space.state(architecture))
+        end: tuple[tuple[Any, ...], Size, int] = parts.to_map(self.space.state(architecture))
         return end
 
     def forward(
@@ -153,7 +155,7 @@ class MaskedInputs(nn.Module):
         """All patches as they are drawn (B, L, numbers of a patch)."""
         space, (end, grid, _) = self.space, self._end(architecture)
         seen = torch.zeros(order.shape, device=images.device)
-        seen = seen.scatter(1, order[:, :visible], 1.0).view(-1, 1, grid, grid)
+        seen = seen.scatter(1, order[:, :visible], 1.0).view(-1, 1, *sides(grid))
         mask = F.interpolate(seen, scale_factor=self.side)
         mask = mask[..., : images.shape[-2], : images.shape[-1]]
         body = space.layers(architecture)[: -len(space.head(architecture))]
