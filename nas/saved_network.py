@@ -12,11 +12,14 @@ from nas.data import Dataset, load_data
 from nas.deployment import CARD, Card, described, load_network
 from nas.errors import UnknownNameError, UsageError, VitnasError
 from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.zero_shot import embedding_in
 from nas.families import load_space, model_names
 from nas.network.network import Network
 from nas.report.saved_run import SavedRun
 from nas.settings import Settings
+from nas.text.encoder import TextEncoder, has_texts
 from nas.training.checkpoint_files import find_checkpoint
+from nas.training.open_clip import write_open_clip
 from nas.training.pretrained import load_weights
 from nas.training.supernet import load_supernet, read_card, supernet_folder
 
@@ -32,6 +35,25 @@ class SavedNetwork:
     card: Card
     device: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def write_open_clip(self, folder: Path, supernet: Path | None = None) -> float:
+        """Write it as an image tower of open_clip, with its texts; returns the largest difference.
+
+        The texts are those beside it, or in the folder of its supernet. Raises `UsageError` where
+        there are none, and for a network that open_clip has no place for.
+        """
+        network, pictures = self.network, self.card.pictures
+        texts = [own for own in (self.folder, supernet) if own is not None and has_texts(own)]
+        if not texts or pictures is None:
+            raise UsageError(
+                "the files of open_clip hold texts, too, and this network knows no words",
+                "give a run of vitnas search --score zero-shot, or an architecture with --supernet "
+                "of vitnas train --objective clip",
+            )
+        if texts[0] == self.folder:
+            network = embedding_in(texts[0], network)
+        encoder = TextEncoder.load(texts[0])
+        return write_open_clip(network, encoder, pictures.mean, pictures.std, folder)
 
 
 def load_saved(

@@ -43,6 +43,7 @@ class Format(StrEnum):
     safetensors = "safetensors"
     pt2 = "pt2"
     onnx = "onnx"
+    open_clip = "open-clip"
 
 
 @app.command(epilog="Example: vitnas search --budget 20ms")
@@ -355,10 +356,16 @@ def export(
     where = Path(folder) if folder else saved.folder
     assert where is not None
     count = saved.device.get("batch", 1) if batch in ("", "any") else int(batch)
-    differences = export_again(
-        saved.network, saved.card, where, [f.value for f in formats],
-        batch=count, any_batch=batch == "any", device=saved.device,
-    )  # fmt: skip
+    differences: dict[str, float] = {}
+    if programs := [f.value for f in formats if f is not Format.open_clip]:
+        differences = export_again(
+            saved.network, saved.card, where, programs,
+            batch=count, any_batch=batch == "any", device=saved.device,
+        )  # fmt: skip
+    if Format.open_clip in formats:
+        from nas.training.open_clip import WEIGHTS
+
+        differences[WEIGHTS] = saved.write_open_clip(where, Path(supernet) if supernet else None)
     if as_json:
         return print_json({"folder": str(where), "largest_difference": differences})
     for name, difference in differences.items():

@@ -19,11 +19,12 @@ from random import Random
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nas.data import Dataset, Tensors
 from nas.errors import UsageError
+from nas.evaluation.zero_shot import projections
 from nas.network.network import Network
 from nas.progress import console
 from nas.space.architecture import Architecture
@@ -65,6 +66,13 @@ class Clip(Objective):
         """Vectors as long as those of the text tower."""
         path = text or frozen
         return Embedding(read_texts(path).tower.sizes.embedding if path else SIZE)
+
+    def prepare(self, network: Network) -> None:
+        """Leave out the bias of the projection, which CLIP has not: it is zero, and stays so."""
+        tensors = dict(network.named_parameters())
+        for name in projections(network.space):
+            if tensors[name].ndim == 1:
+                nn.init.zeros_(tensors[name]).requires_grad_(False)
 
     def study(self, data: Dataset) -> None:
         """Learn the tokens of the captions to train on, and make the text tower, or read both.
