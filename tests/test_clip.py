@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -14,10 +15,12 @@ from scipy.special import log_softmax, logsumexp
 
 from nas.data import load_data
 from nas.errors import UsageError, VitnasError, WeightsError
+from nas.evaluation.retrieval import recalls
 from nas.families import load_space
 from nas.network.network import Network
 from nas.tasks.classification import Classification
 from nas.text.encoder import TextEncoder
+from nas.text.packed import packed
 from nas.text.prompts import TEMPLATES, checked_labels, classifier_of, labels_in, phrase_of
 from nas.text.tokens import END, START, Tokenizer
 from nas.text.tower import TextSizes, TextTower
@@ -375,3 +378,37 @@ def test_a_training_ends_with_what_zero_shot_needs_and_resumes_to_the_same(tmp_p
         assert files[0][file] == files[1][file]
     encoder = TextEncoder.load(tmp_path / "whole")
     assert encoder.embed(["a sneaker"]).shape == (1, SIZE)
+
+
+def test_recall_is_the_share_that_finds_its_own_among_the_nearest():
+    similarities = torch.randn(40, 40, generator=torch.Generator().manual_seed(3))
+    similarities += 1.5 * torch.eye(40)
+    found = recalls(similarities)
+    for count, percent in found.items():
+        hits = [i in np.argsort(-row)[:count] for i, row in enumerate(similarities.numpy())]
+        assert percent == pytest.approx(100 * np.mean(hits))
+    assert found[1] < found[5] < found[10] < 100
+    assert recalls(torch.ones(40, 40)) == {1: 0.0, 5: 0.0, 10: 0.0}  # what is all the same
+
+
+def test_the_picture_of_a_training_shows_which_captions_are_near(learned):
+    data = load_data("scenes:captions")
+    network = Network(learned.space, learned.space.largest)
+    ((caption, shown),) = learned.pictures(network, data).items()
+    assert shown.shape == (256, 256, 1)  # 32 pairs, eight pixels each
+    assert float(shown.min()) == 0
+    assert float(shown.max()) == 1
+    assert caption == "32 pictures (rows) and their captions, by similarity"
+
+
+def test_captions_that_are_too_long_are_counted_before_a_training(capsys):
+    scenes = load_data("scenes:captions")
+    words = " ".join(f"word{i}" for i in range(60))
+
+    class Long(type(scenes.train)):
+        def batch(self, indices, size):
+            made = super().batch(indices, size)
+            return {**made, "captions": packed([[words], *(["a bag"] for _ in indices[1:])])}
+
+    objective_of(data=replace(scenes, train=Long("train", 50)))
+    assert "1 of 50 captions have more than 30 tokens" in capsys.readouterr().err
