@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax, logsumexp
 
+from nas.cli import main
 from nas.data import load_data
 from nas.errors import UsageError, VitnasError, WeightsError
 from nas.evaluation.retrieval import recalls
@@ -378,6 +379,22 @@ def test_a_training_ends_with_what_zero_shot_needs_and_resumes_to_the_same(tmp_p
         assert files[0][file] == files[1][file]
     encoder = TextEncoder.load(tmp_path / "whole")
     assert encoder.embed(["a sneaker"]).shape == (1, SIZE)
+
+
+def test_captioned_scenes_are_what_captions_are_learned_from_unless_others_are_given(
+    monkeypatch, tmp_path
+):
+    asked = []
+    monkeypatch.setattr("nas.data.load_data", lambda name: asked.append(name) or 1 / 0)
+    for words, wanted in (
+        (["--objective", "clip"], "scenes:captions"),
+        (["--objective=clip", "--data", "captions:x"], "captions:x"),
+        (["--data=scenes", "--objective", "clip"], "scenes"),
+        (["--objective", "supervised"], "scenes"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", "--space", "vit:debug", "--out", str(tmp_path / "out"), *words])
+        assert asked[-1] == wanted
 
 
 def test_recall_is_the_share_that_finds_its_own_among_the_nearest():
