@@ -238,7 +238,7 @@ def test_an_architecture_is_exported_by_the_command_line(tmp_path, capsys):
     )
     architecture = next(a for a in map(dense().draw, map(Random, range(99))) if fits(a))
     command = ["export", architecture.to_json(), "--space", "vit:debug", "--supernet", str(words),
-               "--out", str(tmp_path / "out"), "--format", "open-clip"]  # fmt: skip
+               "--data", "scenes:captions", "--out", str(tmp_path / "out"), "--format", "open-clip"]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code == 0
