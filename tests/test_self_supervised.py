@@ -94,6 +94,18 @@ def test_moco_v3_gives_its_base_encoder(tmp_path):
     assert_same(network, model)
 
 
+def test_the_small_network_of_moco_v3_needs_its_twelve_heads():
+    space = load_space("vit_small_patch16_224", Embedding())
+    with torch.device("meta"):
+        network = Network(space, space.largest)
+    held = {"module.base_encoder.cls_token": torch.zeros(1, 1, 384)}
+    with pytest.raises(WeightsError, match="12 heads") as caught:
+        load_weights(network, held)
+    assert "moco_v3_vit_small" in str(caught.value)
+    named = load_space("moco_v3_vit_small").largest
+    assert {block.heads for block in named.stages[0].blocks} == {12}
+
+
 def test_dino_gives_its_teacher(tmp_path):
     model, network = model_of(), network_of()
     head = {"mlp.0.weight": torch.zeros(64, WIDTH), "last_layer.weight_v": torch.zeros(9, 64)}

@@ -25,7 +25,7 @@ from nas.space.origins import Origin
 from nas.tasks.classification import Classification
 from nas.training.checkpoint_files import class_of, is_stand_in, read_checkpoint
 from nas.training.open_clip import image_tower
-from nas.training.self_supervised import is_dino, of_network
+from nas.training.self_supervised import check_heads, is_dino, of_network
 
 # What a checkpoint may hold besides: tables that follow from the sizes, and counters.
 _TABLES = ("num_batches_tracked", "relative_position_index", "attn_mask")
@@ -109,6 +109,7 @@ def load_weights(
     places = {origin[0] for *_, origin in owns}
     held = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = image_tower(_without_insertions(_state_dict(held)))
+    check_heads(tensors, space)
     tensors = of_network(_of_model(_timm_names(tensors), places))
     if new_head:
         tensors = _without_classifier(space, tensors, places)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nas.errors import WeightsError
 from nas.progress import console
+from nas.space.family import SearchSpace
 
 # What such a training needs beside the network: MAE's decoder, tokens that stand for hidden
 # patches, and the heads of DINO and of MoCo v3 behind the network.
 _BESIDE = re.compile(
     r"^(?:mask_token$|decoder_|dino_head\.|ibot_head\.|head\.(?:\d|mlp|last_layer))"
 )
+_SMALL, _HEADS = 384, 12  # MoCo v3's S; all others of this width have 6
 _SCALE = re.compile(r"^(.*\.)ls([12])\.gamma$")
 _SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # what a block adds comes out of these
 
@@ -24,6 +26,20 @@ def is_dino(models: Mapping[str, Mapping[str, Any]]) -> bool:
     return models.keys() == {"student", "teacher"} and any(
         head in name for name in models["teacher"] for head in heads
     )
+
+
+def check_heads(names: Iterable[str], space: SearchSpace) -> None:
+    """Raise `WeightsError` for MoCo v3's small network where heads are not as many as it has.
+
+    Its tensors have the shapes of any network of that width, and would give other outputs unseen.
+    """
+    stage = space.largest.stages[0]
+    heads = {getattr(block, "heads", 0) for block in stage.blocks}
+    if stage.width == _SMALL and heads != {_HEADS} and any("base_encoder." in n for n in names):
+        raise WeightsError(
+            f"MoCo v3's network of width {_SMALL} has {_HEADS} heads, {space.name} has others",
+            "use --space moco_v3_vit_small",
+        )
 
 
 def of_network(tensors: Mapping[str, Any]) -> dict[str, Any]:
