@@ -12,6 +12,7 @@ from conftest import DEBUG_SPACES, paint
 from safetensors.torch import load_file
 from toys.average import Average
 
+from nas import cli
 from nas.data import load_data
 from nas.errors import DataError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
@@ -239,3 +240,20 @@ def test_a_start_that_cannot_be_is_refused(unlabelled, picture_data, tmp_path):
     (damaged / "weights.safetensors").write_bytes(b"0")
     with pytest.raises(WeightsError, match="cannot load"):
         start_from(Network(space, space.largest), damaged)
+
+
+def test_the_commands_pretrain_and_report(pictures, tmp_path, capsys):
+    """Training without labels, and its page, as a person has them."""
+    folder = tmp_path / "pretrained"
+    given = ["--space", "vit:debug", "--objective", "mae", "--data", f"pictures:{pictures}"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *given, "--images", "200", "--out", str(folder)])
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "pretrained: embedding, learned without labels" in said.replace("\n", "")
+    (page,) = folder.glob("*.html")
+    page.unlink()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(folder)])
+    assert not stop.value.code
+    assert "Training of vit:debug by mae" in page.read_text()
