@@ -208,6 +208,18 @@ def test_a_training_starts_from_a_supernet_of_another_task(unlabelled, photo_dat
     assert training["init_fingerprint"] == read_json(unlabelled / "supernet.json")["fingerprint"]
 
 
+def test_outputs_of_another_meaning_start_anew(photo_data, tmp_path, capfd):
+    space = load_space("vit:debug", photo_data.task)
+    trained = Network(space, space.largest).eval()
+    save_supernet(tmp_path, trained, photo_data, {})
+    for names, new in ((("bright", "dark"), False), (("cat", "dog"), True)):
+        other = Network(load_space("vit:debug", Classification.of(names)), space.largest)
+        start_from(other, tmp_path)
+        head, theirs = (n.layers["head"].fc.weight for n in (other, trained))
+        assert torch.equal(head, theirs) is not new
+        assert ("head: 2 tensors start anew" in capfd.readouterr().err) is new
+
+
 def test_a_segmenter_starts_from_the_backbone_of_a_classifier(photo_data, tmp_path, capfd):
     space = load_space("efficientvit:debug", photo_data.task)
     classifier = Network(space, space.largest).eval()

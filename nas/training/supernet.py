@@ -285,8 +285,9 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
 def start_from(network: Network, folder: Path) -> dict[str, Any]:
     """Give a network the weights of a supernet of its family that fit it; returns the other's card.
 
-    Tensors fit by name and shape, whatever the supernet learned from: a head for another task does
-    not, and starts anew, which stderr says. Raises `WeightsError` where nothing but a head fits.
+    Tensors fit by name and shape, whatever the supernet learned from. What a head has for other
+    outputs, or as many of another meaning, starts anew, which stderr says. Raises `WeightsError`
+    where nothing but a head fits.
     """
     card = _check_family(folder, network.space.family)
     with _loading(folder):
@@ -294,6 +295,13 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     ours = network.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     heads = {layer.path for layer in network.space.head(network.space.largest)}
+    task = network.space.task
+    if load_task(card).describe() != task.describe():
+        fitting = {
+            name: tensor
+            for name, tensor in fitting.items()
+            if _path(name) not in heads or tensor.shape[:1] != (task.outputs,)
+        }
     learned = [name for name, _ in network.named_parameters()]
     if not {_path(name) for name in learned if name in fitting} - heads:
         raise WeightsError(
