@@ -120,6 +120,12 @@ class PatchEmbed(ElasticModule):
                 parameter.data.zero_()
                 parameter.requires_grad_(False)
 
+    def freeze_projection(self) -> None:
+        """Take the projection of patches out of what is trained (MoCo v3)."""
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+
     def inherit(self, large: nn.Module) -> None:
         """Positions of another grid are resized once, here, instead of in every inference."""
         assert isinstance(large, PatchEmbed)

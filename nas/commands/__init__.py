@@ -95,7 +95,8 @@ _SUPERVISED = "supervised"
 Objective = Annotated[
     str,
     typer.Option(
-        help="What it learns from: supervised, mae, clip, or a MODULE of your own.",
+        help="What it learns from: supervised, mae, contrastive, simclr, clip, or a MODULE of your "
+        "own.",
         callback=_take_usual_data,
         is_eager=True,
     ),

@@ -188,6 +188,17 @@ class ElasticMlp(nn.Module):
 
 
 @runtime_checkable
+class PatchEmbedding(Protocol):
+    """A module that projects patches to tokens with positions, which need not be learned."""
+
+    def fix_positions(self) -> None:
+        """Take sines and cosines as positions, which are not learned."""
+
+    def freeze_projection(self) -> None:
+        """Take the projection out of what is trained."""
+
+
+@runtime_checkable
 class Deployable(Protocol):
     """A module that gets faster once its weights no longer change."""
 

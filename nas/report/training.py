@@ -71,6 +71,7 @@ def _shown(folder: Path, card: Mapping[str, Any], data: Dataset) -> dict[str, st
     network, _ = load_supernet(folder, card["space"], data)
     objective = load_objective(card["training"]["objective"], network.space)
     objective.study(data)
+    objective.begin(network, card["training"]["recipe"]["batches"])  # no step will follow
 
     def restore(tensors: dict[str, Tensor], _: int) -> None:
         own = {n.removeprefix("objective/"): x for n, x in tensors.items() if n.startswith("obj")}

@@ -43,6 +43,10 @@ class Recipe:
         """The number of steps at each size of the input."""
         return [n // batch for n, batch in zip(self.images, self.batches)]
 
+    def sizes(self) -> list[int]:
+        """The size of the batch of each step."""
+        return [batch for batch, n in zip(self.batches, self.steps()) for _ in range(n)]
+
     def phase(self, step: int) -> int:
         """Whether a step runs at a quarter (0), a half (1) or the whole (2) of the largest size."""
         ends = [sum(self.steps()[: i + 1]) for i in range(2)]

@@ -122,6 +122,11 @@ def train(
         before["before"] = card["training"]
         network.load_state_dict(trained.state_dict())
     taught = None
+    if teacher and not space.task.labelled:
+        raise UsageError(
+            f"{objective} learns vectors, which those of a teacher say nothing about",
+            "leave out --teacher",
+        )
     if teacher:
         card = read_card(Path(teacher))
         taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
@@ -162,7 +167,7 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
     }
     write_bytes(folder / "weights.safetensors", save(weights))
     space = network.space
-    task = data.task if space.task.labelled else space.task
+    task = data.posed(space.task)
     evaluator = Evaluator(network, data, data.search, 500)
     percent = f"search_{evaluator.metric.key}"
     scores = {
@@ -262,7 +267,7 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
     """
     card = read_card(folder, space_name)
     task = load_task(card)
-    theirs, task = task.describe(), data.task if task.labelled else task
+    theirs, task = task.describe(), data.posed(task)
     for key, own in task.describe().items():
         if own != theirs.get(key):
             raise WeightsError(
@@ -270,7 +275,9 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
                 f"{_shown(own)}",
                 f"use the data it was trained on ({card['data']}), or train another",
             )
-    if card["data_fingerprint"] != data.fingerprint:
+    # Pictures that were learned from without labels may be others than those of a search.
+    same_data = task.labelled or card["data"] == data.name
+    if same_data and card["data_fingerprint"] != data.fingerprint:
         raise WeightsError(
             f"the images of {data.name} or their splits have changed since {folder} was trained, "
             "so that test images may have been trained on",

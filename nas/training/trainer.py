@@ -61,6 +61,7 @@ class Trainer:
         workers: int = 0,
     ) -> None:
         self.device = next(network.parameters()).device
+        objective.begin(network, recipe.sizes())
         self.network, self.objective = network, objective.to(self.device)
         self.data, self.recipe, self.bf16 = data, recipe, bf16
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
@@ -152,7 +153,8 @@ class Trainer:
     def _parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name: the network's parameters, then those of the objective."""
         own = dict(self.network.named_parameters())
-        return own | {f"objective.{n}": p for n, p in self.objective.named_parameters()}
+        own |= {f"objective.{n}": p for n, p in self.objective.named_parameters()}
+        return {name: p for name, p in own.items() if p.requires_grad}
 
     def _names(self) -> list[str]:
         """Names of the parameters in the order in which the optimizer counts them."""
@@ -256,7 +258,7 @@ def _loop(
         saved.update(step=trainer.step, seconds=before_s + time.monotonic() - started)
         write_checkpoint(out, saved, trainer.state())
 
-    images_of = [batch for batch, n in zip(recipe.batches, recipe.steps()) for _ in range(n)]
+    images_of = recipe.sizes()
     losses: list[Tensor] = []
     with bar("train", sum(images_of), "images") as advance:
         advance(sum(images_of[: trainer.step]))

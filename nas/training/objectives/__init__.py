@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from random import Random
@@ -54,6 +55,13 @@ class Objective(nn.Module, ABC):
 
     def prepare(self, network: Network) -> None:
         """Set what is fixed in a new network, before it gets weights to start from, if any."""
+
+    def begin(self, network: Network, batches: Sequence[int]) -> None:
+        """Make what depends on the network that is going to be trained; by default nothing.
+
+        `batches` are the sizes of the batches of all steps. What is made here is trained and
+        checkpointed, too; weights of a checkpoint are loaded later.
+        """
 
     def after_step(self, network: Network) -> None:
         """Follow the weights of the network, which a step has just changed; by default nothing."""
@@ -133,3 +141,9 @@ def load_objective(name: str, space: SearchSpace) -> Objective:
     objective = made(space, **parse_options(name, made, words))
     objective.options = name.removeprefix(plain)
     return objective
+
+
+def is_largest(architecture: Architecture, network: Network) -> bool:
+    """Whether an architecture is the one that a network was built at, at any size of the input."""
+    own = network.architecture
+    return replace(architecture, resolution=own.resolution) == own
