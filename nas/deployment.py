@@ -111,7 +111,7 @@ class Card:
         if data is not None and data.reader is not None and parts.takes == Images.takes:
             largest, own = space.largest.resolution, architecture.resolution
             pictures = Pictures(data.reader, data.mean, data.std, largest, own)
-        task = space.task if data is None else data.task
+        task = space.task if data is None else data.posed(space.task)
         takes = Port(parts.takes, space.example(architecture))
         choices = json.loads(architecture.to_json())
         return cls(space.name, choices, task.describe(), takes, pictures)

@@ -46,6 +46,8 @@ def search(
     evaluations: int = ...,
     search_images: int = ...,
     test_images: int = ...,
+    score: str = ...,
+    reference_images: int = ...,
     searcher: str = ...,
     sampler: str = ...,
     batch: int = ...,

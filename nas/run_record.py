@@ -37,7 +37,7 @@ def _by_class(of: str) -> Any:
 
 @dataclass(frozen=True)
 class MetricName:
-    """The metric of the task: as keys name it, as a sentence does, and as a column is headed."""
+    """The metric of a run: as keys name it, as a sentence does, and as a column is headed."""
 
     name: str = "top1"
     label: str = "top-1 accuracy"
@@ -169,6 +169,7 @@ class RunRecord(dict[str, Any]):
 
     Defaults stand for what an early version did not record. `answers` are in the order of the
     budgets asked for. `task` holds the keys of the task, which `nas.tasks.load_task` reads.
+    `reference_images` are the labelled training samples that a score of features compares with.
     """
 
     vitnas_version: str
@@ -198,6 +199,7 @@ class RunRecord(dict[str, Any]):
     run_dir: str
     task: dict[str, Any]
     metric: MetricName = MetricName()
+    reference_images: int | None = field(default=None, metadata={"only_if_any": True})
     set_aside: int = 0
     dropped: int = 0
     dense_evaluations: int | None = None

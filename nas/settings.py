@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from nas.budget import positive_number, real_number, whole_number
 from nas.errors import UnknownNameError, UsageError
+from nas.scores import check_score
 from nas.strategy.constraints import SAMPLERS
 from nas.strategy.searchers import searcher_names
 from nas.typed import MismatchError, decode
@@ -99,6 +100,12 @@ class Settings:
     evaluations: int = option(8, "Candidates to score in this run.", least=1)
     search_images: int = option(400, "Samples (images) of the search split.", least=10)
     test_images: int = option(500, "Samples (images) of the test split.", least=10)
+    score: str = option(
+        "", "What is maximised: knn or probe, of features; default: the metric of the task."
+    )
+    reference_images: int = option(
+        500, "Labelled samples of the train split that such a score compares with.", least=2
+    )
     searcher: str = option("evolution", "What is tried next: evolution, nsga2, tpe or random.")
     sampler: str = option("trellis", "Where proposals come from.", choices=SAMPLERS)
     batch: int = option(8, "Candidates between two looks at the scores.", least=1)
@@ -120,6 +127,8 @@ class Settings:
     def __post_init__(self) -> None:
         _check_options(self)
         check_seed(self.seed)
+        if self.score:
+            check_score(self.score)
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         if self.searcher not in searcher_names():

@@ -33,7 +33,7 @@ from nas.trellis.graph import space_layers
 OPTIONS = {
     "search": {"--budget", "--task", "--space", "--data", "--device", "--confidence", "--quantile", "--max-params",
                "--max-macs", "--min-params", "--min-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
-               "--evaluations", "--search-images", "--test-images", "--searcher", "--sampler",
+               "--evaluations", "--search-images", "--test-images", "--score", "--reference-images", "--searcher", "--sampler",
                "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
                "--gpus-per-worker", "--task-timeout", "--reuse-mb", "--finetune", "--seed", "--json"},
     "profile": {"--space", "--device", "--classes", "--out", "--rounds", "--minutes", "--context", "--from", "--rows", "--again",

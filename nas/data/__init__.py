@@ -105,6 +105,10 @@ class Dataset:
         sizes = ", ".join(f"{s.size:,} in {s.name}" for s in (self.train, self.search, self.test))
         return f"{self.name}: {shown}; {sizes}"
 
+    def posed(self, task: Task) -> Task:
+        """The task of networks for these data, with its names, unless no labels pose it."""
+        return self.task if task.labelled else task
+
     def prepare(self, batch: Arrays | Tensors) -> Tensors:
         """The arrays of a batch as tensors; what is on a device stays there.
 

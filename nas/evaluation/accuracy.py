@@ -17,6 +17,7 @@ from torch import Tensor
 from nas.evaluation.batch_norm import Map, recalibrate
 from nas.evaluation.racing import Outcomes, Race
 from nas.evaluation.shared_prefixes import Prefixes, depth_first, layer_names, layer_steps
+from nas.network.network import embedding
 from nas.space.architecture import Architecture, at_precision
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def outcomes(metric: Metric, observed: Observed) -> Outcomes | None:
 class Evaluator:
     """Runs subnets of a network on the first `images` samples of a split.
 
+    They are scored by a `metric`, if none is given by that of their task.
     What comes out does not depend on `threads` (0: one for each core), nor on the parts in which
     samples are asked for, nor on `reuse`: a sample always runs in the same batch, on one thread.
     `reuse` is how many bytes may hold activations that planned subnets share.
@@ -77,12 +79,13 @@ class Evaluator:
         split: Split,
         images: int,
         *,
+        metric: Metric | None = None,
         threads: int = 0,
         reuse: int = 2**29,
     ) -> None:
         self.network = network.eval()
         self.data, self.split = data, split
-        self.metric = network.space.task.metric
+        self.metric = metric or network.space.task.metric
         self.images = min(images, split.size)
         self.threads = threads or cores()
         self.reuse(reuse)
@@ -104,6 +107,11 @@ class Evaluator:
     def calibrated_on(self) -> int:
         """How many of the first training samples give the statistics of a subnet's BatchNorms."""
         return min(256, self.data.train.size)
+
+    @cached_property
+    def references(self) -> Arrays:
+        """The first training samples, as many as the metric is fitted to."""
+        return self._first(self.data.train, self.metric.references)
 
     @cached_property
     def _calibration(self) -> Tensor:
@@ -164,11 +172,11 @@ class Evaluator:
         `rival` (images,) are the rival's outcomes on all samples, without which there is no race;
         nor is there one where the metric has no outcomes.
         """
-        network = self.subnet(architecture).deploy()
+        network, metric = self._judged(self.subnet(architecture).deploy(), self._prefixes)
         seen: list[Observed] = []
 
         def run(start: int, stop: int) -> Outcomes:
-            seen.append(self._observed(network, self._prefixes, start, stop))
+            seen.append(self._observed(network, metric, self._prefixes, start, stop))
             found = outcomes(self.metric, seen[-1])
             return np.ones(len(seen[-1]), bool) if found is None else found  # loses to none
 
@@ -190,15 +198,35 @@ class Evaluator:
 
         Whole batches run, so that the parts of a split together give what the whole gives.
         """
-        return self._observed(self.subnet(architecture).deploy(), self._prefixes, start, stop)
+        network, metric = self._judged(self.subnet(architecture).deploy(), self._prefixes)
+        return self._observed(network, metric, self._prefixes, start, stop)
 
     def observed_by(self, network: Network) -> Observed:
         """What each sample (images, ...) adds to the total of a plain network."""
-        return self._observed(network, Prefixes(0))
+        none = Prefixes(0)
+        return self._observed(*self._judged(network, none), none)
 
     def outputs(self, network: Network) -> Tensor:
         """What a plain network gives for each sample (images, ...)."""
-        return torch.cat(self._run(network, Prefixes(0), lambda outputs, _: outputs))
+        return self._outputs(network, Prefixes(0), self.loaded)
+
+    def _judged(self, network: Network, prefixes: Prefixes) -> tuple[Network, Metric]:
+        """A deployed network as the metric sees it, and the metric as it judges this network."""
+        metric = self.metric
+        if metric.vectors:
+            network = embedding(network)
+        if metric.references:
+            outputs = self._outputs(network, prefixes, self.references, "references")
+            takes = network.space.parts.takes
+            labels = {name: own for name, own in self.references.items() if name != takes}
+            metric = metric.fitted(outputs, self.data.prepare(labels))
+        return network, metric
+
+    def _outputs(
+        self, network: Network, prefixes: Prefixes, samples: Arrays, name: str = ""
+    ) -> Tensor:
+        found = self._run(network, prefixes, lambda outputs, _: outputs, samples=samples, name=name)
+        return torch.cat(found)
 
     def answered_by(self, network: Network) -> tuple[float, Tensor | None]:
         """The score of a plain network in percent, and its answers (images, ...) to all samples.
@@ -217,9 +245,14 @@ class Evaluator:
         return percent, torch.cat(answers) if answers else None
 
     def _observed(
-        self, network: Network, prefixes: Prefixes, start: int = 0, stop: int | None = None
+        self,
+        network: Network,
+        metric: Metric,
+        prefixes: Prefixes,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Observed:
-        parts = self._run(network, prefixes, self.metric.observe, start, stop)
+        parts = self._run(network, prefixes, metric.observe, start, stop)
         first = start // self.batch * self.batch
         stop = self.images if stop is None else stop
         return np.concatenate(parts)[start - first : stop - first]
@@ -231,11 +264,18 @@ class Evaluator:
         use: Callable[[Tensor, Tensors], T],
         start: int = 0,
         stop: int | None = None,
+        *,
+        samples: Arrays | None = None,
+        name: str = "",
     ) -> list[T]:
-        """What `use` makes of the outputs and the samples of each batch of [start, stop)."""
-        stop = self.images if stop is None else min(stop, self.images)
+        """What `use` makes of the outputs and the samples of each batch of [start, stop).
+
+        The `samples` are those of the split, unless others are given with a `name` of theirs.
+        """
         space, device = network.space, next(network.parameters()).device
-        loaded = self.loaded  # before threads ask for it
+        loaded = self.loaded if samples is None else samples  # before threads ask for it
+        images = len(loaded[space.parts.takes])
+        stop = images if stop is None else min(stop, images)
         layers = space.layers(network.architecture)
         steps = layer_steps(layers, [network.module(layer) for layer in layers])
 
@@ -250,7 +290,8 @@ class Evaluator:
                 inputs = batch[space.parts.takes].to(device)
                 return (space.parts.resized(inputs, network.architecture.resolution),)
 
-            outputs: Tensor = prefixes.run(number, steps, enter)[0]
+            chunk = (name, number) if name else number
+            outputs: Tensor = prefixes.run(chunk, steps, enter)[0]
             return use(outputs.cpu(), batch)
 
         with self._workers() as map_:

@@ -181,11 +181,13 @@ def cargo(evaluator: Evaluator) -> dict[str, Any]:
     data, network = evaluator.data, evaluator.network
     size = network.space.largest.resolution
     search = Held("search", evaluator.split.batch(range(evaluator.images), size))
-    few = range(evaluator.calibrated_on if network.batch_norms else 1)
+    calibrated = evaluator.calibrated_on if network.batch_norms else 1
+    few = range(max(calibrated, evaluator.metric.references))
     train = Held("train", data.train.batch(few, size))
     return {
         "weights": {k: v.cpu().numpy() for k, v in network.state_dict().items()},
         "data": replace(data, train=train, search=search, test=search),
+        "metric": evaluator.metric,
     }
 
 
@@ -196,13 +198,15 @@ def load_scorer(settings: Scoring, arrays: dict[str, Any]) -> Scorer:
     network = Network.empty(space, space.largest)
     weights = {k: torch.from_numpy(np.array(v)) for k, v in arrays["weights"].items()}
     network.use_in_windows(settings.kernel).load_state_dict(weights)
-    return scorer(network.to(settings.device), arrays["data"], settings)
+    return scorer(network.to(settings.device), arrays["data"], settings, arrays["metric"])
 
 
-def scorer(network: Network, data: Dataset, settings: Scoring) -> Scorer:
+def scorer(
+    network: Network, data: Dataset, settings: Scoring, metric: Metric | None = None
+) -> Scorer:
     """The scorer of this process, of a network that is there already."""
     evaluator = Evaluator(
-        network, data, data.search, settings.images,
+        network, data, data.search, settings.images, metric=metric,
         threads=settings.threads, reuse=settings.reuse_mb << 20,
     )  # fmt: skip
     return Scorer(evaluator, settings.race_error)

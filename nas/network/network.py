@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from nas.layers.elastic import Deployable, ElasticModule, inherit
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.layer import Layer, by_path
+from nas.tasks.embedding import Embedding
 
 
 def check_inputs(inputs: Tensor, space: SearchSpace, architecture: Architecture) -> None:
@@ -139,3 +141,35 @@ def deploy(module: nn.Module, kernel: Kernel) -> None:
     for part in module.modules():
         if isinstance(part, Deployable):
             part.deploy()
+
+
+def embedding(network: Network) -> Network:
+    """The same network without the last layer of its head: its outputs are features (batch, d).
+
+    It shares all weights, deployed ones as well; one that makes vectors already is returned as it
+    is.
+    """
+    if not network.space.task.labelled:
+        return network
+    space = replace(network.space, task=Embedding())
+    with torch.device("meta"):
+        found = Network(space, network.architecture)
+    same = {*network.space.layers(network.architecture)}
+    for path, layer in by_path(space.layers(network.architecture)).items():
+        if layer in same:
+            found.layers[path] = network.layers[path]
+        else:
+            _adopt(found.layers[path], network.layers[path])
+    found.kernel = network.kernel
+    return found.train(network.training)
+
+
+def _adopt(module: nn.Module, other: nn.Module) -> None:
+    """Make the tensors and parts of another module those of this one, wherever it has such."""
+    for name in module._parameters:
+        module._parameters[name] = other._parameters[name]
+    for name in module._buffers:
+        module._buffers[name] = other._buffers[name]
+    for name, child in module.named_children():
+        if child.state_dict():
+            setattr(module, name, other.get_submodule(name))

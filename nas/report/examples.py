@@ -45,7 +45,7 @@ def examples(run: SavedRun) -> list[Example] | None:
     except (DataError, UsageError):  # the latter of a module of one's own
         return None
     count = min(_COUNT, data.test.size)
-    parts = run.space.parts
+    parts, task = run.space.parts, data.posed(network.space.task)
     shown = []
     for i in range(count):
         sample = data.test.batch([i], run.space.largest.resolution)
@@ -58,9 +58,9 @@ def examples(run: SavedRun) -> list[Example] | None:
         shown.append(
             Example(
                 raw[0].expand(3, -1, -1).permute(1, 2, 0).clamp(0, 1).double().numpy(),
-                data.task.caption(outputs, batch),
+                task.caption(outputs, batch),
                 {k: v.numpy() for k, v in network.kept(x).items()},
-                painted(data.task, outputs, batch) if data.task.dense else {},
+                painted(task, outputs, batch) if task.dense else {},
             )
         )
     return shown

@@ -19,7 +19,7 @@ import torch
 
 from nas.budget import Budget
 from nas.data import Dataset, load_data
-from nas.errors import EvaluationError, RunError
+from nas.errors import EvaluationError, RunError, UsageError
 from nas.evaluation.accuracy import Evaluator, Scored
 from nas.evaluation.batch_norm import recalibrate
 from nas.evaluation.score_task import rounded_by_class
@@ -30,8 +30,10 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
+from nas.run.inputs import chosen_metric
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
 from nas.space.architecture import Architecture, at_precision
+from nas.space.task import Metric
 from nas.training.objectives import load_objective
 from nas.training.recipe import Recipe
 from nas.training.supernet import load_supernet, supernet_folder
@@ -66,14 +68,14 @@ def finetune(
             f"remove {run.folder / 'finetuned.json'} to do it again",
         )
     started = time.monotonic()
-    network, data = _supernet(run)
+    network, data, metric = _supernet(run)
     done = []
     for answer, candidate, name in _wanted(run, dense):
         own = run.architecture(candidate)
         trained = _trained(run, network, data, own, recipe, resume, checkpoint_s, stop)
         if trained is None:
             return None
-        accuracies = _accuracies(run, data, trained)
+        accuracies = _accuracies(run, data, trained, metric)
         where = name if candidate is answer.winner else ""
         if where:
             export_measured(trained, data, run.record.device_described, run.folder / where)
@@ -110,8 +112,8 @@ def finetune(
     return found
 
 
-def _supernet(run: SavedRun) -> tuple[Network, Dataset]:
-    """The supernet of a run and its data, both as they were."""
+def _supernet(run: SavedRun) -> tuple[Network, Dataset, Metric]:
+    """The supernet of a run, its data, and what was maximised, all as they were."""
     identity = read_object(run.folder / "settings.json")
     data = load_data(run.record.data)
     if data.fingerprint != identity.get("data_fingerprint", data.fingerprint):
@@ -127,7 +129,12 @@ def _supernet(run: SavedRun) -> tuple[Network, Dataset]:
             f"{source} holds other weights than those that {run.folder} was searched with",
             "restore them, or search again",
         )
-    return network, data
+    if not network.space.task.labelled:
+        raise UsageError(
+            f"the networks of {run.folder} give vectors, which no label trains",
+            f"make classifiers of the supernet first: vitnas train --init {source}",
+        )
+    return network, data, chosen_metric(run.settings, network.space, data, source)
 
 
 def _wanted(run: SavedRun, dense: bool) -> list[tuple[Answer, Candidate, str]]:
@@ -179,13 +186,13 @@ def _trained(
     return plain.inherit(architecture)
 
 
-def _accuracies(run: SavedRun, data: Dataset, network: Network) -> list[Scored]:
+def _accuracies(run: SavedRun, data: Dataset, network: Network, metric: Metric) -> list[Scored]:
     """What a trained network did on the search and on the test split."""
-    metric, found = network.space.task.metric, []
+    found = []
     counts = (run.record.search_images, run.record.test_images)
     with bar("evaluate", sum(counts), "samples") as advance:
         for split, count in zip((data.search, data.test), counts):
-            evaluator = Evaluator(network, data, split, count)
+            evaluator = Evaluator(network, data, split, count, metric=metric)
             found.append(Scored(metric, evaluator.observed_by(deepcopy(network).deploy())))
             advance(count, "")
     return found

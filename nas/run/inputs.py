@@ -16,7 +16,6 @@ from nas.data import Dataset, load_data
 from nas.errors import RunError, TableError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import Scorer, ScoreRecord, Scoring, cargo, load_scorer
-from nas.families import load_space
 from nas.latency.library import find_table
 from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
@@ -30,9 +29,11 @@ from nas.run.request import Request
 from nas.run.scores import Scores
 from nas.run_record import RunRecord
 from nas.runtimes.host import keep_heap
+from nas.scores import load_score
 from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
+from nas.space.task import Metric
 from nas.strategy.constraints import Region
 from nas.training.supernet import load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
@@ -42,8 +43,8 @@ from nas.workers.ledger import Ledger, Record
 
 Timed = Callable[[str], AbstractContextManager[None]]
 # Scores of a run are those that another run would compute where these are the same.
-_SAME_SCORES = ("space", "data", "search_images", "space_fingerprint", "data_fingerprint",
-                "weights_fingerprint", "layer_code")  # fmt: skip
+_SAME_SCORES = ("space", "data", "search_images", "score", "reference_images", "space_fingerprint",
+                "data_fingerprint", "weights_fingerprint", "layer_code")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,32 +96,34 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     if s.supernet:
         read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
-    space = load_space(s.space, data.task)
-    source = Path(s.supernet) if s.supernet else supernet_folder(space.name, data)
+    source = Path(s.supernet) if s.supernet else supernet_folder(s.space, data)
     _check_base(request)
-    network, card = load_supernet(source, space.name, data)
-    shipped = [] if s.fresh else shipped_scores(source, space, card, data, s.search_images)
+    network, card = load_supernet(source, s.space, data)
+    space = network.space  # for the task that the supernet has learned
+    metric = chosen_metric(s, space, data, source)
+    own = metric is space.task.metric and not s.fresh
+    shipped = shipped_scores(source, space, card, data, s.search_images) if own else []
     console.print(data.summary(), soft_wrap=True)
     with timed("table"):
         tables = {device: _table(request, space, device) for device in s.devices}
     limits = Limits(s, space, tables)
     goals = tuple(map(limits.goal, s.budgets))
     identity = _identity(s, space, data, card, tables)
-    imported = _imported(request, identity, space.task.metric.name)
+    imported = _imported(request, identity, metric.name)
     identity["scores_fingerprint"] = fingerprint([*shipped, *imported])
     kernel = _kernel(request, identity)
     network.use_in_windows(kernel)
     keep_heap()
     reuse = request.distribution.reuse_mb << 20
-    evaluator = Evaluator(network, data, data.search, s.search_images, reuse=reuse)
+    evaluator = Evaluator(network, data, data.search, s.search_images, metric=metric, reuse=reuse)
     with ExitStack() as held:
         # Before anything is written: workers may fail to start.
         pool = held.enter_context(_pool(request, space, evaluator, kernel))
         identity["explicit_in_windows"] = kernel is explicit
         _write_down(request, identity, imported, tables)
-        journal, metric = Journal(folder / "candidates.jsonl"), space.task.metric.name
-        ledger = Ledger(pool, journal, ScoreRecord, metric)
-        scores = Scores(space, ledger, evaluator.images, shipped, imported)
+        journal = Journal(folder / "candidates.jsonl")
+        ledger = Ledger(pool, journal, ScoreRecord, metric.name)
+        scores = Scores(space, ledger, evaluator.images, metric, shipped, imported)
         yield Inputs(
             settings=s,
             folder=folder,
@@ -137,6 +140,19 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
             prior=tuple(scores.full(space)),
             imported=imported,
         )
+
+
+def chosen_metric(settings: Settings, space: SearchSpace, data: Dataset, supernet: Path) -> Metric:
+    """What is maximised: the score that is asked for, or the metric of the task."""
+    if settings.score:
+        return load_score(settings.score, data, supernet, settings.reference_images)
+    if not space.task.labelled:
+        raise UsageError(
+            f"the networks of {supernet} learned without labels, and have no score of their own",
+            "add --score knn or --score probe; or make them classifiers: vitnas train --init "
+            f"{supernet}",
+        )
+    return space.task.metric
 
 
 def _check_base(request: Request) -> None:
@@ -202,7 +218,8 @@ def _imported(request: Request, identity: Record, metric: str) -> list[Record]:
         return []
     if request.resume and request.kept.exists():
         return Journal(request.kept).read(ScoreRecord, metric)
-    before = read_object(request.base / "settings.json")
+    before = {"score": "", "reference_images": Settings.reference_images}
+    before |= read_object(request.base / "settings.json")
     try:
         if (result := request.base / "run.json").exists():
             RunRecord.read(result)

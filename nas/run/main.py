@@ -56,6 +56,8 @@ def search_networks(
     evaluations: int = Settings.evaluations,
     search_images: int = Settings.search_images,
     test_images: int = Settings.test_images,
+    score: str = Settings.score,
+    reference_images: int = Settings.reference_images,
     searcher: str = Settings.searcher,
     sampler: str = Settings.sampler,
     batch: int = Settings.batch,
@@ -95,6 +97,8 @@ def search_networks(
         evaluations=evaluations,
         search_images=search_images,
         test_images=test_images,
+        score=score,
+        reference_images=reference_images,
         searcher=searcher,
         sampler=sampler,
         batch=batch,
@@ -191,6 +195,11 @@ def _greet(inputs: Inputs) -> None:
         f"{error.mape_percent:.1f} % (p95 {error.p95_percent:.1f} %); "
         f"{len(scores.known) + len(scores.ledger.written):,} scores known"
     )
+    if references := scores.metric.references:
+        console.print(
+            f"score: {scores.metric.label}; labels used: {references:,} of the train split, "
+            f"{scores.images:,} of the search split"
+        )
     for device, table in inputs.tables.items():
         if said := _doubts(table):
             console.print(f"{device}: {said}", style="yellow")
@@ -207,13 +216,13 @@ def _doubts(table: LatencyTable) -> str:
 
 def _test(inputs: Inputs, finalists: Sequence[Candidate]) -> dict[Architecture, Tested]:
     """The accuracies on the test split, once, of what is reported."""
-    metric, images = inputs.space.task.metric, inputs.settings.test_images
+    metric, images = inputs.scores.metric, inputs.settings.test_images
     journal = Journal(inputs.folder / "test.jsonl")
     known = {record["id"]: record for record in journal.read(AccuracyRecord, metric.name)}
     recorded = inputs.card.get("largest_test", {})
-    if recorded.get("images") == images:
+    if recorded.get("images") == images and metric.key in recorded:
         known.setdefault(inputs.space.largest.id, recorded)
-    evaluator = Evaluator(inputs.network, inputs.data, inputs.data.test, images)
+    evaluator = Evaluator(inputs.network, inputs.data, inputs.data.test, images, metric=metric)
     tests = {}
     with bar("test", len(finalists), "networks") as advance:
         for candidate in finalists:

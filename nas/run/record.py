@@ -52,6 +52,7 @@ def make_record(
 ) -> RunRecord:
     """The record of a run whose winners were tested and exported."""
     task, table, card = inputs.space.task, inputs.table, inputs.card
+    metric = inputs.scores.metric
     own = inputs.scores.own("search")
     rejections: Counter[str] = Counter()
     for searcher in searched.searchers:
@@ -62,6 +63,7 @@ def make_record(
     settings |= {  # a split may have fewer than were asked for
         "search_images": inputs.evaluator.images,
         "test_images": min(inputs.settings.test_images, inputs.data.test.size),
+        "reference_images": metric.references or None,
     }
     asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
     return RunRecord(
@@ -74,9 +76,7 @@ def make_record(
         device_described=table.manifest["device"],
         run_dir=str(inputs.folder),
         task=task.describe(),
-        metric=MetricName(
-            task.metric.name, task.metric.label, task.metric.heading or task.metric.name
-        ),
+        metric=MetricName(metric.name, metric.label, metric.heading or metric.name),
         set_aside=sum("error" in r for r in own),
         dropped=sum(bool(r.get("dropped")) for r in own),
         dense_evaluations=sum(

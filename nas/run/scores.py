@@ -11,6 +11,7 @@ from nas.evaluation.score_task import Payload, rival_in, variance_in
 from nas.evaluation.shared_prefixes import depth_first, layer_names
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
+from nas.space.task import Metric
 from nas.strategy.gaussian_process import Surrogate
 from nas.strategy.loop import Score
 from nas.strategy.quality import JUDGED_FROM
@@ -40,10 +41,10 @@ class Candidate:
 class Scores:
     """Accuracies on the search split in percent: shipped, from the journal of a run, or new.
 
-    A full score is of as many `images` of the search split. A candidate that lost its race was
-    `seen` on fewer; it informs the surrogate, and cannot win. `variances` are those of a score over
-    draws of as many images, in points squared; `drawn` are the shipped architectures that were
-    drawn at random.
+    They are by the `metric`. A full score is of as many `images` of the search split. A candidate
+    that lost its race was `seen` on fewer; it informs the surrogate, and cannot win. `variances`
+    are those of a score over draws of as many images, in points squared; `drawn` are the shipped
+    architectures that were drawn at random.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Scores:
         space: SearchSpace,
         ledger: Ledger,
         images: int,
+        metric: Metric,
         shipped: Sequence[Record] = (),
         imported: Sequence[Record] = (),
     ) -> None:
         self.space, self.ledger, self.images = space, ledger, images
-        self.metric = space.task.metric
+        self.metric = metric
         self.known: dict[Architecture, float] = {}
         self.variances: dict[Architecture, float] = {}
         self.seen: dict[Architecture, int] = {}

@@ -32,11 +32,17 @@ class Metric(ABC):
     name: ClassVar[str]  # as in the key `search_top1_percent` of a run
     label: ClassVar[str]  # as a reader sees it, e.g. "top-1 accuracy"
     heading: ClassVar[str] = ""  # of a column, e.g. "top-1"; empty for the name
+    vectors: ClassVar[bool] = False  # whether it is given features, whatever the network's task
+    references: int = 0  # labelled samples of the train split that each network is fitted to first
 
     @property
     def key(self) -> str:
         """The key of the score in the journal of a run, e.g. `top1_percent`."""
         return f"{self.name}_percent"
+
+    def fitted(self, outputs: Tensor, batch: Batch) -> Metric:
+        """This metric for the network that gives these outputs for the reference samples."""
+        return self
 
     @abstractmethod
     def observe(self, outputs: Tensor, batch: Batch) -> Observed:
@@ -63,6 +69,22 @@ class Metric(ABC):
         None where only the whole set has a score: candidates then are not raced.
         """
         return None
+
+
+class Hits(Metric):
+    """A metric whose total is the share of samples that are right: `observe` says which."""
+
+    def percent(self, observed: Observed) -> float:
+        """The share of samples that are right, from 0 to 100."""
+        return float(100 * observed.mean())
+
+    def variance(self, observed: Observed) -> float:
+        """The binomial variance of the share, in percentage points squared."""
+        return share_variance(self.percent(observed), len(observed))
+
+    def outcomes(self, observed: Observed) -> NDArray[np.bool_]:
+        """Which samples are right (samples,), bool."""
+        return observed
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from nas.space.task import Meaning, Metric, Task, share_variance
+from nas.space.task import Hits, Meaning, Metric, Task
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from nas.space.task import Batch, Observed
 
 
-class Top1(Metric):
+class Top1(Hits):
     """The share of samples whose class has the largest logit."""
 
     name = "top1"
@@ -27,18 +25,6 @@ class Top1(Metric):
         """Which samples are classified correctly (samples,), bool."""
         hits: Observed = (outputs.argmax(1) == batch["labels"]).cpu().numpy()
         return hits
-
-    def percent(self, observed: Observed) -> float:
-        """The share of samples classified correctly, from 0 to 100."""
-        return float(100 * observed.mean())
-
-    def variance(self, observed: Observed) -> float:
-        """The binomial variance of the share, in percentage points squared."""
-        return share_variance(self.percent(observed), len(observed))
-
-    def outcomes(self, observed: Observed) -> NDArray[np.bool_]:
-        """Which samples are classified correctly (samples,), bool."""
-        return observed
 
 
 @dataclass(frozen=True)
