@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from nas.data import Dataset
-from nas.deployment import Card
+from nas.deployment import ONNX, Card
 from nas.errors import UsageError
 from nas.evaluation.accuracy import Evaluator
-from nas.export import default_formats, export_network
+from nas.export import default_formats, export_network, saturates
 from nas.latency.end_to_end import measure_fresh
 from nas.network.calibration import METHODS, calibrate, sensitivity
 from nas.network.network import Network
 from nas.progress import bar
 from nas.space.architecture import Architecture, at_precision
-from nas.training.rounding import train_rounded
+from nas.training.rounding import LEARNING_RATE, train_rounded
 
 _SENSITIVITY_IMAGES = 16
 _ROUNDS = 10
+_RUN = 8  # training samples that the ONNX file answers
 
 
 def quantize(
@@ -34,21 +35,27 @@ def quantize(
     images: int = 400,
     calibration: int = 64,
     train: int = 0,
+    rate: float = LEARNING_RATE,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Compare a plain float32 network with itself in int8, for each method of clipping.
 
+    Every block is in int8; of a network that has int8 blocks already, those that it has.
     Ranges come from the first `calibration` training images, accuracies from the first `images` of
     the search split; the test split is not touched. With `out`, the network in int8 with the ranges
     of `best` is written there as safetensors, `.pt2` and, where ONNX is installed, as ONNX QDQ. It
-    is first trained on so many images (`train`) as it will be deployed: the method `trained`.
-    Returns `fp32`, `methods`, `layers` (in order) and `measured_ms` (torch eager, one thread).
+    is first trained on so many images (`train`, at this `rate`) as it will be deployed: the method
+    `trained`.
+    Returns `fp32`, `methods`, `layers` (in order), `measured_ms` (torch eager, one thread), and
+    with an ONNX file whether it `saturates` in the int8 kernels that ONNX Runtime has here.
     `changed_percent` of a method is the share of answers that differ from those in float32, None
     where the task does not say what an answer is. `error` and `logit_error` of a layer are relative
     squared errors: 1e-4 is a hundredth of the length of its output, and of the logits.
     """
     wide = at_precision(network.architecture, "fp32")
-    narrow = at_precision(network.architecture, "int8")
+    narrow = network.architecture
+    if narrow == wide:
+        narrow = at_precision(wide, "int8")
     space = network.space.with_int8()
     evaluator = Evaluator(network, data, data.search, images)
     if train and out is None:
@@ -81,10 +88,12 @@ def quantize(
         },
     }
     if train and out is not None:
-        train_rounded(quantized, _plain(network, wide), data, train, out / "training")
+        train_rounded(quantized, _plain(network, wide), data, train, out / "training", rate)
         methods["trained"] = _compared(quantized, evaluator, before)
     if out is not None:
-        result["exported"] = _export(quantized, ranges[:1].contiguous(), data, out)
+        result["exported"] = written = _export(quantized, ranges[:1].contiguous(), data, out)
+        if ONNX in written:
+            result["saturates"] = saturates(quantized, ranges[:_RUN], out)
     return result
 
 

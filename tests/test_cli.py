@@ -48,7 +48,7 @@ OPTIONS = {
     "export": {"--format", "--out", "--batch", "--space", "--data", "--supernet", "--weights", "--json"},
     "predict": {"--top", "--labels", "--out", "--json"},
     "quantize": {"--space", "--data", "--supernet", "--weights", "--images", "--calibration",
-                 "--train", "--out", "--json"},
+                 "--train", "--rate", "--out", "--json"},
     "inspect": {"--space", "--resolution", "--device", "--classes", "--json"},
     "macs": {"--models", "--resolutions", "--out", "--json"},
     "list": {"--json"},

@@ -164,6 +164,9 @@ def quantize(
     train: Annotated[
         int, typer.Option(min=0, help="Images to train the int8 network on, into --out.")
     ] = 0,
+    rate: Annotated[
+        float, typer.Option(min=1e-9, max=1.0, help="Learning rate of --train.")
+    ] = 1e-4,
     folder: Annotated[str, typer.Option("--out", help="Write the int8 network here.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -184,6 +187,7 @@ def quantize(
         images=images,
         calibration=calibration,
         train=train,
+        rate=rate,
         out=Path(folder) if folder else None,
     )
     if as_json:
@@ -213,6 +217,12 @@ def quantize(
     out.print(grid)
     for name, difference in result.get("exported", {}).items():
         out.print(f"{Path(folder) / name} (largest difference of a logit {difference:.1g})")
+    if result.get("saturates"):
+        out.print(
+            "ONNX Runtime's int8 kernels saturate on this processor: the file answers otherwise. "
+            "Run it with the graph optimization level ORT_DISABLE_ALL (docs/int8.md)",
+            style="yellow",
+        )
 
 
 def _items(text: str, option: str, what: str, example: str) -> list[str]:

@@ -6,14 +6,14 @@ products are accumulated exactly in int32 and scaled once. The bias is rounded t
 unit. Depthwise convolutions stay in float32: no CPU runtime here has a faster kernel for them
 whose output is not int8 too.
 
-In training mode everything runs in float32, unless a quantizer is `aware`: then what training sees
-is the integer arithmetic itself, and gradients are those of the same products of rounded floats,
-where rounding counts as the identity (straight-through: Bengio et al., 2013,
-https://arxiv.org/abs/1308.3432). Ranges follow a moving average (Jacob et al., section 3.1).
+In training mode everything runs in float32, unless a quantizer has a `rounding`, which then
+computes the product (`nas.training.rounding`).
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,15 +27,30 @@ from nas.layers import mode
 
 LOW, HIGH = -128, 127  # of activations; weights use -127 to 127
 _EXACT_FLOAT32 = 2**24 // (255 * 127)  # products that a float32 sums without rounding
-_FOLLOWED = 0.01  # how far a range moves to that of a batch, as a share, while it is trained
+
+Product = Callable[[Tensor, Tensor], Tensor]  # of inputs and weights, linear in both
+
+
+class Rounding(nn.Module, ABC):
+    """How an operation is trained in int8, with the parameters that this takes."""
+
+    @abstractmethod
+    def range(self, clip: Tensor) -> Tensor:
+        """The range (low, high) as it is now, from that of the calibration."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, clip: Tensor, product: Product
+    ) -> Tensor:
+        """The product plus the bias as inference computes it, so that autograd can follow it."""
 
 
 class Quantizer(nn.Module):
     """Where the input of one operation is clipped before it is rounded to int8.
 
     `clip` holds (low, high), set by calibration; both are 0 before it. An `observer` sees every
-    input. With `fixed` weights, what was computed from them is kept in `packed`. If it is `aware`,
-    training rounds as inference does.
+    input. With `fixed` weights, what was computed from them is kept in `packed`. Training is in
+    int8 if there is a `rounding`.
     """
 
     clip: Tensor
@@ -44,8 +59,9 @@ class Quantizer(nn.Module):
         super().__init__()
         self.register_buffer("clip", torch.zeros(2))
         self.observer: Callable[[Tensor], None] | None = None
-        self.fixed = self.aware = False
+        self.fixed = False
         self.packed: Packed | None = None
+        self.rounding: Rounding | None = None
 
     def deploy(self) -> None:
         """Keep what is computed from the weights: they no longer change."""
@@ -58,21 +74,17 @@ class Quantizer(nn.Module):
     @property
     def rounds(self) -> bool:
         """Whether int8 is int8 now, and not float32 because it is trained as such."""
-        return self.aware or not self.training
+        return self.rounding is not None or not self.training
 
-    def follow(self, x: Tensor) -> None:
-        """Move the range towards that of a batch."""
-        self.clip.lerp_(torch.stack(x.detach().float().aminmax()), _FOLLOWED)
-
-    def scale_zero(self) -> tuple[float, int]:
-        """The unit and the zero point of inputs; 0.0 stays exact (equation 1)."""
-        return scale_zero(*self.clip.tolist())
+    def range(self) -> Tensor:
+        """Where inputs are clipped now, (low, high): as calibrated, or as trained so far."""
+        return self.clip if self.rounding is None else self.rounding.range(self.clip)
 
 
 def scale_zero(low: float, high: float) -> tuple[float, int]:
     """The int8 unit and zero point of values clipped to [low, high]; 0.0 stays exact."""
     low, high = min(low, 0.0), max(high, 0.0)
-    if not high > low:
+    if not 0 < high - low < math.inf:
         raise EvaluationError(
             "an int8 layer has no calibrated range",
             "calibrate first: nas.calibrate(network, images)",
@@ -96,9 +108,9 @@ class Packed(NamedTuple):
     zero: int
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Packed:
-        """Rounded weights for inputs clipped as `quantizer` says; raises without a range."""
-        scale, zero = quantizer.scale_zero()
+    def of(cls, weight: Tensor, bias: Tensor | None, clip: Tensor) -> Packed:
+        """Rounded weights for inputs clipped to (low, high); raises without a range."""
+        scale, zero = scale_zero(*clip.tolist())
         flat = weight.detach().float().flatten(1)
         unit = flat.abs().amax(1) / 127
         if bias is not None:  # a channel of nearly nothing but bias must not overflow int32
@@ -110,10 +122,14 @@ class Packed(NamedTuple):
         bias32 = shift.sub_(zero * q.sum(1)).to(torch.int32)
         return cls(q.to(torch.int8).view(weight.shape), unit, bias32, scale, zero)
 
+    def own_bias(self) -> Tensor:
+        """The bias in the accumulator's units, without the share of the zero point."""
+        return self.bias + self.zero * self.weight.flatten(1).sum(1, dtype=torch.int32)
+
 
 def _packed(weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Packed:
     if quantizer.packed is None or quantizer.packed.weight.shape != weight.shape:
-        packed = Packed.of(weight, bias, quantizer)
+        packed = Packed.of(weight, bias, quantizer.range())
         if not quantizer.fixed:
             return packed
         quantizer.packed = packed
@@ -139,8 +155,8 @@ def linear(
         if residual is not None and _overwritable(residual, x):
             return _accumulated(x, weight, bias, residual)
         y = F.linear(x, weight, bias)
-    elif quantizer.training:
-        y = _straight_through(x, weight, bias, quantizer, F.linear, _linear_int8)
+    elif quantizer.training and quantizer.rounding is not None:
+        y = quantizer.rounding(x, weight, bias, quantizer.clip, F.linear)
     else:
         packed = _packed(weight, bias, quantizer)
         y = _linear_qdq(x, packed) if mode.exporting() else _linear_int8(x, packed)
@@ -190,10 +206,9 @@ def conv2d(
         quantizer.observer(x)
     if bits == 32 or not quantizer.rounds:
         return F.conv2d(x, weight, bias, stride, padding)
-    if quantizer.training:
+    if quantizer.training and quantizer.rounding is not None:
         product = partial(F.conv2d, stride=stride, padding=padding)
-        exact = partial(_conv_int8, stride=stride, padding=padding)
-        return _straight_through(x, weight, bias, quantizer, product, exact)
+        return quantizer.rounding(x, weight, bias, quantizer.clip, product)  # type: ignore[no-any-return]
     packed = _packed(weight, bias, quantizer)
     return (_conv_qdq if mode.exporting() else _conv_int8)(x, packed, stride, padding)
 
@@ -204,47 +219,7 @@ def _conv_int8(x: Tensor, packed: Packed, stride: int, padding: int) -> Tensor:
     exact = torch.float32 if products <= _EXACT_FLOAT32 else torch.float64
     q = rounded(x, packed.scale, packed.zero).sub_(packed.zero).to(exact)
     total = F.conv2d(q, packed.weight.to(exact), None, stride, padding).float()
-    return total.add_(_own_bias(packed)[:, None, None]).mul_(packed.unit[:, None, None])
-
-
-class _Instead(torch.autograd.Function):
-    """The values of one tensor with the gradient of another."""
-
-    @staticmethod
-    def forward(_: Any, gradient: Tensor, values: Tensor) -> Tensor:
-        return values.clone()
-
-    @staticmethod
-    def backward(_: Any, *gradients: Any) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def _straight_through(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    quantizer: Quantizer,
-    product: Callable[..., Tensor],
-    exact: Callable[[Tensor, Packed], Tensor],
-) -> Tensor:
-    """The `exact` integer product, with the gradient of `product` of what was rounded."""
-
-    def instead(gradient: Tensor, values: Tensor) -> Tensor:
-        found: Tensor = _Instead.apply(gradient, values)  # type: ignore[no-untyped-call]
-        return found
-
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.float()
-        quantizer.follow(x)
-        with torch.no_grad():
-            packed = Packed.of(weight, bias, quantizer)
-            scale, zero = packed.scale, packed.zero
-            x_hat = rounded(x, scale, zero).sub_(zero).mul_(scale)
-            unit = (packed.unit / scale).view(-1, *[1] * (weight.ndim - 1))
-            values = exact(x, packed)
-        inside = x.clamp((LOW - zero) * scale, (HIGH - zero) * scale)
-        y = product(instead(inside, x_hat), instead(weight, packed.weight * unit), bias)
-        return instead(y, values)
+    return total.add_(packed.own_bias()[:, None, None]).mul_(packed.unit[:, None, None])
 
 
 # ONNX: QuantizeLinear and DequantizeLinear around a float operator, which runtimes fuse into their
@@ -271,17 +246,13 @@ def _activation_qdq(x: Tensor, packed: Packed) -> Tensor:
     return _op("DequantizeLinear", [q, *unit], torch.float32, x.shape)
 
 
-def _own_bias(packed: Packed) -> Tensor:
-    return packed.bias + packed.zero * packed.weight.flatten(1).sum(1, dtype=torch.int32)
-
-
 def _linear_qdq(x: Tensor, packed: Packed) -> Tensor:
     weight = _dequantized(packed.weight.t().contiguous(), packed.unit / packed.scale, 1)
-    bias = _dequantized(_own_bias(packed), packed.unit, 0)
+    bias = _dequantized(packed.own_bias(), packed.unit, 0)
     return _activation_qdq(x, packed) @ weight + bias
 
 
 def _conv_qdq(x: Tensor, packed: Packed, stride: int, padding: int) -> Tensor:
     weight = _dequantized(packed.weight, packed.unit / packed.scale, 0)
-    bias = _dequantized(_own_bias(packed), packed.unit, 0)
+    bias = _dequantized(packed.own_bias(), packed.unit, 0)
     return F.conv2d(_activation_qdq(x, packed), weight, bias, stride, padding)

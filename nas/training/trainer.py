@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.data import Dataset, Tensors
-from nas.errors import RunError, VitnasError
+from nas.errors import EvaluationError, RunError, VitnasError
 from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal
@@ -34,16 +34,18 @@ from nas.training.recipe import Recipe
 from nas.training.subnets import Subnets
 
 _LOGGED = 20  # steps between two entries of the loss curve
+_LOWER = "train anew with a lower learning_rate or clip_norm (nas.Recipe), or mend the data"
 
 
 class DivergedError(VitnasError):
     """A loss or gradients that became infinite or no numbers; the last checkpoint is kept."""
 
-    def __init__(self, step: int, rate: float) -> None:
+    def __init__(self, step: int, rate: float, fix: str = _LOWER) -> None:
+        self.step, self.rate = step, rate
         super().__init__(
             f"the loss or its gradient is no finite number at step {step} (learning rate "
             f"{rate:.2g}); the last checkpoint is kept",
-            "train anew with a lower learning_rate or clip_norm (nas.Recipe), or mend the data",
+            fix,
         )
 
 
@@ -263,7 +265,11 @@ def _loop(
     with bar("train", sum(images_of), "images") as advance:
         advance(sum(images_of[: trainer.step]))
         while trainer.step < len(images_of) and not stop():
-            losses.append(trainer.train_step())
+            try:
+                losses.append(trainer.train_step())
+            except EvaluationError:  # weights that are no numbers may be what fails
+                _check(losses, trainer)
+                raise
             at, phase, note = trainer.step, recipe.phase(trainer.step - 1), ""
             if at % _LOGGED == 0 or at == len(images_of):
                 _check(losses, trainer)
