@@ -13,7 +13,6 @@ computes the product (`nas.training.rounding`).
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,20 +28,8 @@ LOW, HIGH = -128, 127  # of activations; weights use -127 to 127
 _EXACT_FLOAT32 = 2**24 // (255 * 127)  # products that a float32 sums without rounding
 
 Product = Callable[[Tensor, Tensor], Tensor]  # of inputs and weights, linear in both
-
-
-class Rounding(nn.Module, ABC):
-    """How an operation is trained in int8, with the parameters that this takes."""
-
-    @abstractmethod
-    def range(self, clip: Tensor) -> Tensor:
-        """The range (low, high) as it is now, from that of the calibration."""
-
-    @abstractmethod
-    def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, clip: Tensor, product: Product
-    ) -> Tensor:
-        """The product plus the bias as inference computes it, so that autograd can follow it."""
+# An operation in training: inputs, weights, bias, range (which may move in place), product.
+Rounding = Callable[[Tensor, Tensor, Tensor | None, Tensor, Product], Tensor]
 
 
 class Quantizer(nn.Module):
@@ -75,10 +62,6 @@ class Quantizer(nn.Module):
     def rounds(self) -> bool:
         """Whether int8 is int8 now, and not float32 because it is trained as such."""
         return self.rounding is not None or not self.training
-
-    def range(self) -> Tensor:
-        """Where inputs are clipped now, (low, high): as calibrated, or as trained so far."""
-        return self.clip if self.rounding is None else self.rounding.range(self.clip)
 
 
 def scale_zero(low: float, high: float) -> tuple[float, int]:
@@ -129,7 +112,7 @@ class Packed(NamedTuple):
 
 def _packed(weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> Packed:
     if quantizer.packed is None or quantizer.packed.weight.shape != weight.shape:
-        packed = Packed.of(weight, bias, quantizer.range())
+        packed = Packed.of(weight, bias, quantizer.clip)
         if not quantizer.fixed:
             return packed
         quantizer.packed = packed
@@ -208,7 +191,7 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding)
     if quantizer.training and quantizer.rounding is not None:
         product = partial(F.conv2d, stride=stride, padding=padding)
-        return quantizer.rounding(x, weight, bias, quantizer.clip, product)  # type: ignore[no-any-return]
+        return quantizer.rounding(x, weight, bias, quantizer.clip, product)
     packed = _packed(weight, bias, quantizer)
     return (_conv_qdq if mode.exporting() else _conv_int8)(x, packed, stride, padding)
 

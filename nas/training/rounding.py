@@ -3,8 +3,9 @@
 Jacob et al., CVPR 2018, https://arxiv.org/abs/1712.05877, section 3. The forward pass is that of
 the deployed network (`nas.layers.precision`), with norms folded from the start, as their statistics
 no longer change. So what is measured at the end is what was trained. Rounding counts as the
-identity (straight-through: Bengio et al., 2013, https://arxiv.org/abs/1308.3432), and ranges are
-learned (LSQ: Esser et al., ICLR 2020, https://arxiv.org/abs/1902.08153).
+identity (straight-through: Bengio et al., 2013, https://arxiv.org/abs/1308.3432), and ranges follow
+a moving average (Jacob et al., section 3.1). Ranges that were learned (LSQ: Esser et al., ICLR
+2020) gave no more in a paired trial, see `experiments/README.md`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas.data import Dataset
 from nas.layers.conv import BatchNorm
-from nas.layers.precision import HIGH, LOW, Packed, Product, Quantizer, Rounding, rounded
+from nas.layers.precision import HIGH, LOW, Packed, Product, Quantizer, rounded
 from nas.network.network import Network
 from nas.records import fingerprint
 from nas.training.objectives.supervised import Supervised
@@ -26,63 +27,48 @@ from nas.training.trainer import DivergedError, fit
 
 BATCH = 32
 LEARNING_RATE = 1e-4  # a fifteenth of that of a supernet, whose weights these are
-_PACE = 100.0  # where a weight moves by 1e-4, the end of a range moves by 1 % of itself
+_FOLLOWED = 0.01  # how far a range moves to that of a batch, as a share
 _EXACT = 2**24  # integers up to here are exact in float32
 
 
 class _Integers(torch.autograd.Function):
-    """Inputs as integers of int8 less the zero point; gradients pass as if nothing was rounded.
-
-    An input that is clipped has no gradient; the end of the range where it is clipped has it. What
-    rounding adds to the others has a gradient by the width of the range (LSQ, equations 2 and 3,
-    for two ends instead of one step). The range's is divided by the root of the number of inputs
-    times 127 (section 2.2).
-    """
+    """Inputs as integers of int8 less the zero point; what is clipped there has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, scale: float, zero: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float, zero: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.scale, ctx.zero = scale, zero
         return rounded(x, scale, zero).sub_(zero)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        gradient, places = gradients[0] / ctx.scale, x / ctx.scale
-        under, over = places < LOW - ctx.zero, places > HIGH - ctx.zero
-        inside = gradient.masked_fill(under | over, 0.0)
-        width = (inside * (places.round() - places)).sum() / (HIGH - LOW)
-        ends = torch.stack([(gradient * under).sum() - width, (gradient * over).sum() + width])
-        return inside, ends / (x.numel() * HIGH) ** 0.5, None, None
+        places = x / ctx.scale
+        beyond = (places < LOW - ctx.zero) | (places > HIGH - ctx.zero)
+        return (gradients[0] / ctx.scale).masked_fill(beyond, 0.0), None, None
 
 
-class LearnedRange(Rounding):
-    """An operation in int8 whose range is trained, each end as a factor of what it was."""
+def trained_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, clip: Tensor, product: Product
+) -> Tensor:
+    """The product plus the bias of inference to the last digit, by sums of whole numbers.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stretch = nn.Parameter(torch.zeros(2))
-
-    def range(self, clip: Tensor) -> Tensor:
-        """The range as it is now; an end at 0 stays there."""
-        return clip * (self.stretch * _PACE).exp()
-
-    def forward(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, clip: Tensor, product: Product
-    ) -> Tensor:
-        """The product plus the bias of inference to the last digit, by sums of whole numbers."""
-        with torch.autocast(x.device.type, enabled=False):
-            own = self.range(clip)
-            with torch.no_grad():
-                packed = Packed.of(weight, bias, own)
-            each = (-1, *[1] * (weight.ndim - 1))  # one unit for each output
-            q_x = _Integers.apply(x.float(), own, packed.scale, packed.zero)  # type: ignore[no-untyped-call]
-            q = _instead(weight / (packed.unit / packed.scale).view(each), packed.weight)
-            exact = _exact(packed.weight)
-            y = product(q_x.to(exact), q.to(exact)).float()
-            if bias is not None:
-                y = y + _instead(bias / packed.unit, packed.own_bias()).view(each[:-1])
-            return y * packed.unit.view(each[:-1])
+    The range (low, high) moves towards that of the batch.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        seen = torch.stack(x.detach().aminmax())
+        if bool(seen.isfinite().all()):  # else the loss is no number, and is seen as such
+            clip.lerp_(seen, _FOLLOWED)
+        packed = Packed.of(weight, bias, clip)
+        each = (-1, *[1] * (weight.ndim - 1))  # one unit for each output
+        q_x: Tensor = _Integers.apply(x, packed.scale, packed.zero)  # type: ignore[no-untyped-call]
+        q = _instead(weight / (packed.unit / packed.scale).view(each), packed.weight)
+        exact = _exact(packed.weight)
+        y = product(q_x.to(exact), q.to(exact)).float()
+        if bias is not None:
+            y = y + _instead(bias / packed.unit, packed.own_bias()).view(each[:-1])
+        return y * packed.unit.view(each[:-1])
 
 
 def _instead(x: Tensor, integers: Tensor) -> Tensor:
@@ -99,21 +85,10 @@ def _exact(weight: Tensor) -> torch.dtype:
 def round_in_training(network: Network) -> Network:
     """Let a calibrated network train as it is deployed: int8 rounds, statistics are constants."""
     for part in network.modules():
-        if isinstance(part, Quantizer) and bool(part.clip.any()):  # not every one is in use
-            part.rounding = LearnedRange().to(part.clip.device)
+        if isinstance(part, Quantizer):
+            part.rounding = trained_product
         elif isinstance(part, BatchNorm):
             part.frozen = True
-    return network
-
-
-def keep_ranges(network: Network) -> Network:
-    """End what `round_in_training` began: ranges are what was learned."""
-    for part in network.modules():
-        if isinstance(part, Quantizer):
-            part.clip.copy_(part.range().detach())
-            part.rounding = None
-        elif isinstance(part, BatchNorm):
-            part.frozen = False
     return network
 
 
@@ -150,4 +125,4 @@ def train_rounded(
     except DivergedError as error:
         fix = f"train with a --rate below {rate:g}, into another --out"
         raise DivergedError(error.step, error.rate, fix) from None
-    return keep_ranges(network).eval()
+    return network.eval()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.data import Dataset, Tensors
-from nas.errors import EvaluationError, RunError, VitnasError
+from nas.errors import RunError, VitnasError
 from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal
@@ -265,11 +265,7 @@ def _loop(
     with bar("train", sum(images_of), "images") as advance:
         advance(sum(images_of[: trainer.step]))
         while trainer.step < len(images_of) and not stop():
-            try:
-                losses.append(trainer.train_step())
-            except EvaluationError:  # weights that are no numbers may be what fails
-                _check(losses, trainer)
-                raise
+            losses.append(trainer.train_step())
             at, phase, note = trainer.step, recipe.phase(trainer.step - 1), ""
             if at % _LOGGED == 0 or at == len(images_of):
                 _check(losses, trainer)
