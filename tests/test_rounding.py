@@ -169,7 +169,7 @@ def test_the_onnx_file_answers_what_was_trained(family, tmp_path):
         optimizer.zero_grad()
     learned = network.eval()
     after = [q.clip for q in quantizers(learned) if q.clip.any()]
-    assert not any(torch.equal(a, b) for a, b in zip(before, after))
+    assert not all(torch.equal(a, b) for a, b in zip(before, after))
     with torch.no_grad():
         expected = learned(images)
     differences = export_network(learned, images[:1], expected[:1], tmp_path, ["onnx"])
