@@ -67,7 +67,7 @@ class Part(Split):
         super().__init__(whole.name, len(numbers))
         self.whole, self.numbers = whole, list(numbers)
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         """The samples as the whole split has them."""
         return self.whole.batch([self.numbers[i] for i in indices], size)
 

@@ -18,6 +18,7 @@ from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
 from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
 from nas.errors import DataError
 from nas.records import fingerprint
+from nas.size import Size
 from nas.tasks.embedding import Embedding
 
 ARGUMENTS = ("PATH",)
@@ -97,6 +98,6 @@ def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
 class Pictures(ImageFiles):
     """Picture files without labels."""
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        """Pictures (samples, channels, size, size), bytes."""
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
+        """Pictures (samples, channels, height, width), bytes."""
         return {"images": super().batch(indices, size)["images"]}

@@ -368,7 +368,8 @@ def kept_windows(
 
 def _tallness(image: NDArray[np.float64]) -> float:
     """The height of a picture over its width."""
-    return image.shape[0] / image.shape[1]
+    height, width = image.shape[:2]
+    return float(height / width)
 
 
 def _at_size_of(image: NDArray[np.float64], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:

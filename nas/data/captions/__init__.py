@@ -21,6 +21,7 @@ from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, surv
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
 from nas.records import fingerprint
+from nas.size import Size
 from nas.tasks.embedding import Embedding
 from nas.text.packed import packed
 
@@ -136,7 +137,7 @@ class Pairs(ImageFiles):
         super().__init__(name, [(file, i) for i, (file, _) in enumerate(pairs)], reader)
         self.captions = [list(captions) for _, captions in pairs]
 
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
+    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         """Pictures, and as `captions` the bytes of all captions of each."""
         images = super().batch(indices, size)["images"]
         return {"images": images, "captions": packed([self.captions[i] for i in indices])}

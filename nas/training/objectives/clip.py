@@ -27,6 +27,7 @@ from nas.errors import UsageError
 from nas.evaluation.zero_shot import projections
 from nas.network.network import Network
 from nas.progress import console
+from nas.size import each
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Task
@@ -79,7 +80,7 @@ class Clip(Objective):
 
         Says how many captions are too long. Raises `UsageError` for data without captions.
         """
-        least = self.space.smallest.resolution // 4
+        least = each(lambda side: max(1, side // 4), self.space.smallest.resolution)
         first = data.train.batch(range(min(_READ, data.train.size)), least)
         if "captions" not in first:
             raise UsageError(
