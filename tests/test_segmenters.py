@@ -29,6 +29,7 @@ from nas.report.wording import class_scores
 from nas.run.limits import Limits
 from nas.run_record import RunRecord
 from nas.settings import Settings
+from nas.space.architecture import at_precision
 from nas.tasks.segmentation import IGNORED, Segmentation
 from nas.training.supernet import save_supernet
 
@@ -218,3 +219,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, scenes, tmp_path, caps
     code, _, err = call(capsys, "predict", run, scenes[0], "--out", tmp_path / "taken")
     assert (code, err.count("\n")) == (1, 1)
     assert "cannot write" in err
+
+
+def test_a_segmenter_in_int8_is_compared_pixel_by_pixel(run, tmp_path):
+    """Scores are mIoU, changed answers a share of pixels, and the exported masks those of int8."""
+    pytest.importorskip("onnxruntime")
+    from nas.quantization import quantize
+
+    data = load_data("scenes:masks")
+    space = load_space("mobilenetv3:debug", data.task)
+    torch.manual_seed(0)
+    network = Network(space, at_precision(space.largest, "fp32")).eval()
+    found = quantize(network, data, images=12, calibration=8, out=tmp_path)
+    evaluator = Evaluator(network, data, data.search, 12)
+    exact = network.inherit(at_precision(space.largest, "fp32")).eval()
+    observed = evaluator.observed_by(exact)
+    assert found["fp32"]["miou_percent"] == pytest.approx(
+        evaluator.metric.percent(observed), abs=1e-3
+    )
+    assert {row["changed_percent"] < 60 for row in found["methods"].values()} == {True}
+    assert any("refine" in row["layer"] for row in found["layers"])
+    assert {"model.onnx", "model.pt2", "weights.safetensors"} == found["exported"].keys()
+    card = Card.read(tmp_path)
+    assert card.task["task"] == "segmentation"

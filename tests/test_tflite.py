@@ -20,6 +20,7 @@ from nas.lowering.tflite.lowering import at_one_precision, lower, lower_steps
 from nas.lowering.tflite.model import OPERATORS, Model
 from nas.network.standalone import build, inputs, run, slots
 from nas.space.layer import Layer
+from nas.tasks.segmentation import Segmentation
 
 interpreter = pytest.importorskip(
     "ai_edge_litert.interpreter", reason="needs LiteRT: pip install ai-edge-litert"
@@ -116,6 +117,19 @@ def test_in_int8_every_network_runs_and_has_four_axes_at_most(family):
     details = model.get_tensor_details()
     assert max(len(d["shape"]) for d in details) <= 4
     assert not {str(np.dtype(d["dtype"])) for d in details} - {"int8", "int32"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segmenters_run_in_int8_and_give_a_logit_for_every_pixel(family):
+    space = load_space(f"{family}:debug", Segmentation(3)).restrict("sparsity", 0)
+    architecture = space.draw(Random(3))
+    lowered = lower(space.layers(architecture))
+    assert not lowered.dynamic
+    model = litert(lowered.data)
+    model.invoke()
+    (output,) = model.get_output_details()
+    assert output["dtype"] is np.int8
+    assert int(np.prod(output["shape"])) == 3 * architecture.resolution**2
 
 
 def test_equal_layers_give_equal_files():
