@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, scenes, tmp_path, caps
     assert "cannot write" in err
 
 
-def test_a_segmenter_in_int8_is_compared_pixel_by_pixel(run, tmp_path):
+def test_a_segmenter_in_int8_is_compared_pixel_by_pixel(tmp_path):
     """Scores are mIoU, changed answers a share of pixels, and the exported masks those of int8."""
     pytest.importorskip("onnxruntime")
     from nas.quantization import quantize

@@ -5,11 +5,14 @@
         [--contexts network,isolated,stacked,added]
         [--rounds 12]
 
+Segmenters are spaces like others: --spaces efficientvit:seg-micro,swin:seg-micro.
+
 For each it measures a latency table (kept in the user's cache, so that a stopped run goes on) and
 judges it on 30 networks that it was not fitted to, spread over the latency range. Of all tables
-that were ever measured so it writes beside itself `networks.csv` (every network: sum of its rows,
-prediction, measurement), `summary.csv` and `scatter.png`. On two cores one to three minutes a
-table; with ONNX Runtime, the first time, about a second more for each row, to export it.
+that were ever measured so, here or where the files come from, it writes beside itself
+`networks.csv` (every network: sum of its rows, prediction, measurement), `summary.csv` and
+`scatter.png`. On two cores one to three minutes a table; with ONNX Runtime, the first time, about a
+second more for each row, to export it.
 
 Expected, on a quiet machine: mean error 1-2 % with torch, 2-3 % with ONNX Runtime.
 """
@@ -93,6 +96,7 @@ def main() -> None:
         )
         details += [{**where, **row} for row in networks(table)]
         print(*where.values(), *(f"{k} {v:.3f}" for k, v in found.items()), flush=True)
+    summary, details = earlier("summary.csv", summary), earlier("networks.csv", details)
     for file, rows in (("summary.csv", summary), ("networks.csv", details)):
         with (HERE / file).open("w", newline="") as out:
             writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
@@ -101,12 +105,20 @@ def main() -> None:
     draw(summary, details)
 
 
+def earlier(file: str, rows: list[dict]) -> list[dict]:
+    """Rows of this machine, then those in a file that are of tables which it has not measured."""
+    with (HERE / file).open(newline="") as lines:
+        before = list(csv.DictReader(lines))
+    own = {tuple(row[key] for key in ("device", "space", "context")) for row in rows}
+    return rows + [r for r in before if (r["device"], r["space"], r["context"]) not in own]
+
+
 def draw(summary: list[dict], details: list[dict]) -> None:
     """Measured over predicted for the held-out networks, the best context of each table."""
     best: dict[tuple, dict] = {}
     for row in summary:
         key = (row["device"], row["space"])
-        if key not in best or row["MAPE %"] < best[key]["MAPE %"]:
+        if key not in best or float(row["MAPE %"]) < float(best[key]["MAPE %"]):
             best[key] = row
     devices = list(dict.fromkeys(device for device, _ in best))
     spaces = list(dict.fromkeys(space for _, space in best))
@@ -118,12 +130,12 @@ def draw(summary: list[dict], details: list[dict]) -> None:
         axes = grid[devices.index(device)][spaces.index(space)]
         own = [d for d in details if all(d[k] == row[k] for k in ("device", "space", "context"))]
         held = [d for d in own if d["use"] == "held-out"]
-        x, y = [d["measured_ms"] for d in held], [d["predicted_ms"] for d in held]
+        x, y = ([float(d[key]) for d in held] for key in ("measured_ms", "predicted_ms"))
         axes.plot([min(x), max(x)], [min(x), max(x)], color="#9aa5b1", linewidth=1)
-        axes.plot(x, [d["sum_ms"] for d in held], ".", color="#d9a441", label="sum of rows")
+        axes.plot(x, [float(d["sum_ms"]) for d in held], ".", color="#d9a441", label="sum of rows")
         axes.plot(x, y, ".", color="#2563a8", label="calibrated")
-        axes.set_title(f"{device}, {space}\n{row['context']}: {row['MAPE %']:.1f} %, "
-                       f"tau {row['tau']:.2f}", fontsize=8)  # fmt: skip
+        axes.set_title(f"{device}, {space}\n{row['context']}: {float(row['MAPE %']):.1f} %, "
+                       f"tau {float(row['tau']):.2f}", fontsize=8)  # fmt: skip
         axes.set(xlabel="measured [ms]", ylabel="predicted [ms]")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=7)
