@@ -101,7 +101,9 @@ class Settings:
     search_images: int = option(400, "Samples (images) of the search split.", least=10)
     test_images: int = option(500, "Samples (images) of the test split.", least=10)
     score: str = option(
-        "", "What is maximised: knn or probe, of features; default: the metric of the task."
+        "",
+        "What is maximised: knn or probe, of features; zero-shot, of labels in words; default: "
+        "the metric of the task.",
     )
     reference_images: int = option(
         500, "Labelled samples of the train split that such a score compares with.", least=2

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEBUG_SPACES
+from conftest import DEBUG_SPACES, export_weights_alone, made_up_table, measure_as_predicted
 from PIL import Image
 
+import nas
 from nas.cli import main
 from nas.data import load_data
 from nas.deployment import Card
 from nas.errors import UsageError, VitnasError, WeightsError
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.score_task import Payload, Scorer, Scoring, cargo, load_scorer
 from nas.evaluation.zero_shot import embedding_in, fold, keep_projection, mean_length, projections
 from nas.export import export_network
 from nas.families import load_space
@@ -23,12 +26,16 @@ from nas.network.calibration import calibrate
 from nas.network.macs import count_macs, count_params
 from nas.network.network import Network
 from nas.prediction import predict
+from nas.report.saved_run import SavedRun
+from nas.scores import load_score
 from nas.tasks.classification import Classification
 from nas.tasks.embedding import Embedding
 from nas.text.encoder import TextEncoder
 from nas.text.prompts import classifier_of
 from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower
+from nas.training.recipe import Recipe
+from nas.training.supernet import as_learned, load_supernet, train
 
 NAMES = ("a bag", "a coat", "a sneaker")
 
@@ -196,3 +203,87 @@ def test_texts_of_another_size_than_the_pictures_are_refused(exported, picture, 
     TextEncoder(encoder.tokenizer, TextTower(sizes)).save(folder)
     with pytest.raises(VitnasError, match="have 7 numbers, and the pictures 12"):
         predict(folder, picture, labels=["a bag", "a coat"])
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A supernet that has learned from captions, for a few steps."""
+    folder = tmp_path_factory.mktemp("words")
+    recipe = Recipe(images=(0, 8, 0), batches=(4, 4, 4), subnets={"smallest": 1.0})
+    return train("vit:debug", load_data("scenes:captions"), folder, recipe, objective="clip")
+
+
+def test_a_search_by_zero_shot_gives_a_plain_classifier_that_still_knows_words(
+    words, tmp_path, monkeypatch, picture
+):
+    data = load_data("scenes")  # which says nothing of captions
+    space = load_space("vit:debug", data.task)
+    table = made_up_table(space, tmp_path / "table")
+    trellis = table.trellis(space)
+    measure_as_predicted(monkeypatch, table)
+    export_weights_alone(monkeypatch)
+    record = nas.search(
+        round(trellis.fastest + trellis.slowest, 3), space=space.name, data="scenes",
+        supernet=words, table=tmp_path / "table", evaluations=4, search_images=10,
+        test_images=10, out=tmp_path / "run", score="zero-shot",
+    )  # fmt: skip
+    assert record.metric.name == "zero_shot"
+    assert record.task["classes"] == list(data.task.names)
+    winner = SavedRun.load(tmp_path / "run").winner()
+    assert winner.space.task == data.task
+    # By hand: embeddings of the supernet's subnet, and the nearest label.
+    architecture, encoder = winner.architecture, TextEncoder.load(words)
+    supernet, _ = load_supernet(words, "vit:debug", load_data("scenes:captions"))
+    first = data.first(data.search, 10, space.largest.resolution)
+    inputs = space.parts.resized(first["images"], architecture.resolution)
+    with torch.no_grad():
+        vectors = F.normalize(supernet.inherit(architecture)(inputs).double(), dim=1)
+    nearest = (vectors @ classifier_of(encoder, data.task.names).double().T).argmax(1)
+    percent = 100 * float((nearest == first["labels"]).double().mean())
+    assert record["winner"]["search_zero_shot_percent"] == pytest.approx(percent)
+    (found,) = predict(tmp_path / "run", picture, labels=["a bag", "a trainer"])
+    assert {own["class"] for own in found.facts["answers"]} == {"a bag", "a trainer"}
+
+
+def test_workers_score_a_folded_network_as_this_process_does(words):
+    data = load_data("scenes")
+    supernet, card = load_supernet(words, "vit:debug", data)
+    metric = load_score("zero-shot", data, words, 500)
+    network = metric.searched(supernet, as_learned(data, card))
+    evaluator = Evaluator(network, data, data.search, 12, metric=metric)
+    payload = Payload(network.space.draw(Random(2)).to_json())
+    remote = load_scorer(Scoring("vit:debug", network.space.task, 12), cargo(evaluator))
+    assert remote(payload) == Scorer(evaluator, 0.05)(payload)
+
+
+def test_what_zero_shot_needs_is_said_in_one_line(words, tmp_path):
+    data = load_data("scenes")
+    with pytest.raises(UsageError, match="knows no words"):
+        load_score("zero-shot", data, tmp_path, 500)
+    with pytest.raises(UsageError, match="is for segmentation"):
+        load_score("zero-shot", load_data("scenes:masks"), words, 500)
+    with pytest.raises(UsageError, match="those of scenes have none"):
+        load_score("zero-shot", replace(data, task=Classification(10)), words, 500)
+    with pytest.raises(UsageError, match="are the same"):
+        load_score("zero-shot", replace(data, task=Classification.of(["bag", "a bag"])), words, 500)
+    encoder = TextEncoder.load(words)
+    other = tmp_path / "other"
+    other.mkdir()
+    sizes = replace(encoder.tower.sizes, embedding=7)
+    TextEncoder(encoder.tokenizer, TextTower(sizes)).save(other)
+    supernet, _ = load_supernet(words, "vit:debug", data)
+    with pytest.raises(UsageError, match="not those of its networks"):
+        load_score("zero-shot", data, other, 500).searched(supernet, data)
+
+
+def test_pictures_of_other_data_are_normalised_as_the_supernet_knows_them():
+    data = replace(load_data("scenes"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    card = {"task": "embedding", "size": 4, "mean": [0.15], "std": [0.25]}
+    seen = as_learned(data, card)
+    assert (seen.mean, seen.std) == ((0.15,) * 3, (0.25,) * 3)
+    grey = as_learned(
+        load_data("scenes"), {**card, "mean": [0.1, 0.2, 0.6], "std": [0.1, 0.2, 0.3]}
+    )
+    assert grey.mean == pytest.approx((0.3,))
+    labelled = {"task": "classification", "classes": 10, "mean": [0.9], "std": [0.9]}
+    assert as_learned(data, labelled) is data

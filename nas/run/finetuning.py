@@ -32,11 +32,12 @@ from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
 from nas.run.inputs import chosen_metric
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
+from nas.scores import reads_words
 from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Metric
 from nas.training.objectives import load_objective
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.supernet import as_learned, load_supernet, supernet_folder
 from nas.training.trainer import fit
 
 # A tenth of the rate of a training from nothing; all at the network's own size.
@@ -122,19 +123,26 @@ def _supernet(run: SavedRun) -> tuple[Network, Dataset, Metric]:
             "restore them, or search again",
         )
     given = run.settings.supernet
-    source = Path(given) if given else supernet_folder(run.record.space, data)
+    source = (
+        Path(given)
+        if given
+        else supernet_folder(run.record.space, data, reads_words(run.settings.score))
+    )
     network, card = load_supernet(source, run.record.space, data)
     if card["fingerprint"] != run.record.supernet.fingerprint:
         raise RunError(
             f"{source} holds other weights than those that {run.folder} was searched with",
             "restore them, or search again",
         )
+    data = as_learned(data, card)
+    metric = chosen_metric(run.settings, network.space, data, source)
+    network = metric.searched(network, data)
     if not network.space.task.labelled:
         raise UsageError(
             f"the networks of {run.folder} give vectors, which no label trains",
             f"make classifiers of the supernet first: vitnas train --init {source}",
         )
-    return network, data, chosen_metric(run.settings, network.space, data, source)
+    return network, data, metric
 
 
 def _wanted(run: SavedRun, dense: bool) -> list[tuple[Answer, Candidate, str]]:

@@ -29,13 +29,13 @@ from nas.run.request import Request
 from nas.run.scores import Scores
 from nas.run_record import RunRecord
 from nas.runtimes.host import keep_heap
-from nas.scores import load_score
+from nas.scores import load_score, reads_words
 from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Metric
 from nas.strategy.constraints import Region
-from nas.training.supernet import load_supernet, read_card, supernet_folder
+from nas.training.supernet import as_learned, load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
 from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
@@ -51,9 +51,9 @@ _SAME_SCORES = ("space", "data", "search_images", "score", "reference_images", "
 class Inputs:
     """What a run stands on. Only `scores` grow, while networks are scored.
 
-    `tables` are by device, `card` is what the supernet says of itself, `prior` are the
-    architectures that had a score of all images before the run, `imported` the records of the run
-    that this one starts from.
+    `tables` are by device, `network` is what is searched, `supernet` what it was made of, `card`
+    what that says of itself. `prior` are the architectures that had a score of all images before
+    the run, `imported` the records of the run that this one starts from.
     """
 
     settings: Settings
@@ -65,6 +65,7 @@ class Inputs:
     limits: Limits
     goals: tuple[Goal, ...]
     network: Network
+    supernet: Network
     card: dict[str, Any]
     evaluator: Evaluator
     scores: Scores
@@ -96,11 +97,15 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     if s.supernet:
         read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
-    source = Path(s.supernet) if s.supernet else supernet_folder(s.space, data)
+    source = (
+        Path(s.supernet) if s.supernet else supernet_folder(s.space, data, reads_words(s.score))
+    )
     _check_base(request)
-    network, card = load_supernet(source, s.space, data)
-    space = network.space  # for the task that the supernet has learned
-    metric = chosen_metric(s, space, data, source)
+    supernet, card = load_supernet(source, s.space, data)
+    data = as_learned(data, card)
+    metric = chosen_metric(s, supernet.space, data, source)
+    network = metric.searched(supernet, data)
+    space = network.space  # for the task that its networks have
     own = metric is space.task.metric and not s.fresh
     shipped = shipped_scores(source, space, card, data, s.search_images) if own else []
     console.print(data.summary(), soft_wrap=True)
@@ -134,6 +139,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
             limits=limits,
             goals=goals,
             network=network,
+            supernet=supernet,
             card=card,
             evaluator=evaluator,
             scores=scores,

@@ -254,7 +254,10 @@ def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[st
     from nas.export import export_measured
 
     described = inputs.described[inputs.settings.device]
-    return export_measured(inputs.evaluator.subnet(architecture), inputs.data, described, folder)
+    subnet = inputs.evaluator.subnet(architecture)
+    differences = export_measured(subnet, inputs.data, described, folder)
+    inputs.scores.metric.keep(inputs.supernet.inherit(architecture), folder)
+    return differences
 
 
 class Clock:

@@ -39,6 +39,11 @@ def load_score(name: str, data: Dataset, supernet: Path, references: int) -> Met
     return found
 
 
+def reads_words(name: str) -> bool:
+    """Whether a score needs a supernet that has learned from captions."""
+    return name == "zero-shot"
+
+
 def check_labels(name: str, data: Dataset) -> None:
     """Raise `UsageError` unless each sample of a data set has a label, and one only."""
     task = data.task

@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from nas.extensions import member_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from nas.data import Dataset
+    from nas.network.network import Network
 
     Batch = Mapping[str, Tensor]  # named tensors, the samples along the first axis
     Observed = NDArray[Any]  # (samples, ...)
@@ -43,6 +48,14 @@ class Metric(ABC):
     def fitted(self, outputs: Tensor, batch: Batch) -> Metric:
         """This metric for the network that gives these outputs for the reference samples."""
         return self
+
+    def searched(self, network: Network, data: Dataset) -> Network:
+        """What is searched instead of a supernet, e.g. with another head; by default itself."""
+        return network
+
+    def keep(self, network: Network, folder: Path) -> None:
+        """Write what belongs beside an exported network, given as it was before `searched`."""
+        return
 
     @abstractmethod
     def observe(self, outputs: Tensor, batch: Batch) -> Observed:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nas.progress import console
 from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.space.family import SearchSpace
 from nas.tasks import load_task
+from nas.text.encoder import has_texts
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
 from nas.training.objectives import find_objective, learned_task, load_objective, task_of
@@ -220,16 +221,40 @@ class _ScoredCard(_Card):
     largest_test: _Test = field(default=_Test(1, 0.0))
 
 
-def supernet_folder(space_name: str, data: Dataset) -> Path:
-    """The shipped supernet of a space for a data set; `WeightsError` if there is none."""
+def supernet_folder(space_name: str, data: Dataset, words: bool = False) -> Path:
+    """The shipped supernet of a space for a data set; `WeightsError` if there is none.
+
+    With `words` the one that has learned from captions, of whatever data.
+    """
     base = load_space(space_name).base
-    folder = ASSETS / base.replace(":", "-")
-    fix = f"train one: vitnas train --space {base} --data {data.name} --out supernet"
-    if not (folder / "supernet.json").exists():
+    how = "--objective clip" if words else f"--data {data.name}"
+    fix = f"train one: vitnas train --space {base} {how} --out supernet"
+    cards = {file.parent: read_card(file.parent) for file in sorted(ASSETS.glob("*/supernet.json"))}
+    of_space = [folder for folder, card in cards.items() if card["space"] == base]
+    if not of_space:
         raise WeightsError(f"no supernet is shipped for {space_name}", fix)
-    if read_card(folder, space_name)["data"] != data.name:
-        raise WeightsError(f"the shipped supernet of {space_name} is not for {data.name}", fix)
-    return folder
+    for folder in of_space:
+        if has_texts(folder) if words else cards[folder]["data"] == data.name:
+            return folder
+    what = "has not learned from captions" if words else f"is not for {data.name}"
+    raise WeightsError(f"the shipped supernet of {space_name} {what}", fix)
+
+
+def as_learned(data: Dataset, card: Mapping[str, Any]) -> Dataset:
+    """Data with pictures normalised as a supernet knows them that has learned from others.
+
+    One that has learned from labels knows no others.
+    """
+    if load_task(card).labelled or not (data.mean and card.get("mean")):
+        return data
+    channels = len(data.mean)
+
+    def of_channels(values: Sequence[float]) -> tuple[float, ...]:
+        """Statistics of colours for grey pictures are their mean, those of grey hold for all."""
+        same = len(values) == channels
+        return tuple(values) if same else (sum(values) / len(values),) * channels
+
+    return replace(data, mean=of_channels(card["mean"]), std=of_channels(card["std"]))
 
 
 def read_card(folder: Path, space_name: str = "") -> dict[str, Any]:
