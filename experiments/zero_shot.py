@@ -5,9 +5,10 @@
 
 Searches a supernet that has learned from captions of scenes (`vitnas train --objective clip`, if
 none is given the shipped one) by `--score zero-shot` within two budgets, and scores further
-subnets, spread over their latency, on the test split. Then the winner's `model.onnx` runs in ONNX Runtime on
-a picture of a test scene, with the names of classes as words, and `vitnas predict` answers for the
-same picture with words that are no class. Writes `zero_shot.csv` and `zero_shot.png`.
+subnets, spread over their latency, on the test split. Then the winner's `model.onnx` runs in ONNX
+Runtime on a picture of a test scene, with the names of classes as words, and `vitnas predict`
+answers for the same picture with words that are no class. Writes `zero_shot.csv` and
+`zero_shot.png`.
 """
 
 from __future__ import annotations

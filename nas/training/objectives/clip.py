@@ -13,7 +13,6 @@ of the sum in the softmax. The same holds for texts that are equal as the tower 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -36,7 +35,7 @@ from nas.text.encoder import TextEncoder
 from nas.text.packed import unpacked
 from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower, unit
-from nas.training.objectives import Made, Objective
+from nas.training.objectives import Made, Objective, is_largest
 from nas.training.open_clip import read_texts
 
 SIZE = 128  # numbers of an embedding
@@ -51,7 +50,6 @@ class Clip(Objective):
     text: TextTower
     tokenizer: Tokenizer
     usual: ClassVar[Mapping[str, str]] = {"data": "scenes:captions"}
-
     meaning = "the cross-entropy of which caption is a picture's, among those of a batch"
 
     def __init__(self, space: SearchSpace, *, text: str = "", frozen: str = "") -> None:
@@ -116,9 +114,7 @@ class Clip(Objective):
         several, and which pictures and captions belong together besides their own.
         """
         images = unit(network(batch[self.space.parts.takes], architecture))
-        if replace(architecture, resolution=network.architecture.resolution) != (
-            network.architecture
-        ):
+        if not is_largest(architecture, network):
             return (images,)  # smaller networks learn from what that one made
         known = unpacked(batch["captions"].cpu().numpy())
         drawn = [rng.choice(texts) for texts in known]
