@@ -177,7 +177,7 @@ def _image_tensors(network: Network) -> tuple[dict[str, Tensor], dict[str, Any],
     parts: Any = network.space.parts
     own = {k.removeprefix("layers."): v.detach() for k, v in network.state_dict().items()}
     (stage,) = network.architecture.stages
-    width, depth = stage.width, len(stage.blocks)
+    size, width, depth = network.architecture.resolution, stage.width, len(stage.blocks)
     hidden = max(len(own[f"block{i}.mlp.fc1.bias"]) for i in range(depth))
     places = own["stem.position"].reshape(-1, width) + own.get("stem.bias", 0)
     tensors = {
@@ -197,7 +197,7 @@ def _image_tensors(network: Network) -> tuple[dict[str, Tensor], dict[str, Any],
         named = _block(block, width // parts.head_dim, hidden)
         tensors |= {f"transformer.resblocks.{i}.{k}": v for k, v in named.items()}
     vision = {
-        "image_size": network.architecture.resolution,
+        "image_size": size if isinstance(size, int) else list(size),
         "layers": depth,
         "width": width,
         "patch_size": parts.patch,
