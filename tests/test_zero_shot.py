@@ -35,7 +35,7 @@ from nas.text.prompts import classifier_of
 from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower
 from nas.training.recipe import Recipe
-from nas.training.supernet import as_learned, load_supernet, train
+from nas.training.supernet import as_learned, load_supernet, supernet_folder, train
 
 NAMES = ("a bag", "a coat", "a sneaker")
 
@@ -243,6 +243,19 @@ def test_a_search_by_zero_shot_gives_a_plain_classifier_that_still_knows_words(
     assert record["winner"]["search_zero_shot_percent"] == pytest.approx(percent)
     (found,) = predict(tmp_path / "run", picture, labels=["a bag", "a trainer"])
     assert {own["class"] for own in found.facts["answers"]} == {"a bag", "a trainer"}
+
+
+def test_the_shipped_supernet_of_captions_is_found_for_any_data_and_knows_the_scenes():
+    data = load_data("scenes")
+    folder = supernet_folder("efficientvit:micro", data, words=True)
+    assert supernet_folder("efficientvit:micro", data) != folder
+    supernet, card = load_supernet(folder, "efficientvit:micro", data)
+    metric = load_score("zero-shot", data, folder, 500)
+    network = metric.searched(supernet, as_learned(data, card))
+    evaluator = Evaluator(network, data, data.search, 100, metric=metric)
+    assert evaluator.percent(network.space.largest) > 55  # 71.5 % on 400
+    with pytest.raises(WeightsError, match="has not learned from captions"):
+        supernet_folder("swin:micro", data, words=True)
 
 
 def test_workers_score_a_folded_network_as_this_process_does(words):

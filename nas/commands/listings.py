@@ -48,7 +48,10 @@ def list_(
         column.justify = "left" if isinstance(value, str) else "right"
     for row in shown:
         row = row | {"date": row["date"][:10]} if "date" in row else row
-        cells = (f"{v:,.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        cells = (
+            f"{v:,.3f}" if isinstance(v, float) else "-" if v is None else str(v)
+            for v in row.values()
+        )
         grid.add_row(*cells)
     out.print(grid)
 
