@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from nas.data import Dataset
-    from nas.network.network import Network
-
     Batch = Mapping[str, Tensor]  # named tensors, the samples along the first axis
     Observed = NDArray[Any]  # (samples, ...)
 
@@ -49,11 +46,14 @@ class Metric(ABC):
         """This metric for the network that gives these outputs for the reference samples."""
         return self
 
-    def searched(self, network: Network, data: Dataset) -> Network:
-        """What is searched instead of a supernet, e.g. with another head; by default itself."""
+    def searched(self, network: Any, data: Any) -> Any:
+        """The `Network` that is searched instead of a supernet, e.g. with another head.
+
+        By default itself; `data` is the `Dataset`.
+        """
         return network
 
-    def keep(self, network: Network, folder: Path) -> None:
+    def keep(self, network: Any, folder: Path) -> None:
         """Write what belongs beside an exported network, given as it was before `searched`."""
         return
 
