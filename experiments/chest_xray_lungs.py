@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--images", default="8000")
     parser.add_argument("--evaluations", default="16")
     parser.add_argument("--finetune", default="960")
+    parser.add_argument("--results", type=Path, default=RESULT)
     options = parser.parse_args()
     folder, trained, run = (options.out / name for name in ("lungs", "supernet", "run"))
     if not (folder / "classes.txt").exists():
@@ -102,8 +103,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "nas.cli", *words], check=True)
     result = summary(*map(read, steps), options.images)
     print(json.dumps(result, indent=1))
-    if options.out.name != "tried":
-        write_json(RESULT, result)
+    write_json(options.results, result)
 
 
 def summary(card: dict, run: dict, tuned: dict, images: str) -> dict:
