@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--space", default="efficientvit:micro")
     parser.add_argument("--init", default=str(ASSETS / "efficientvit-micro"))
     parser.add_argument("--budget", default="9ms")
-    parser.add_argument("--images", default="8000")
+    parser.add_argument("--images", default="40000")
     parser.add_argument("--evaluations", default="16")
     parser.add_argument("--finetune", default="960")
     parser.add_argument("--results", type=Path, default=RESULT)
