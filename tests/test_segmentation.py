@@ -272,7 +272,7 @@ def test_the_task_is_read_from_what_it_says_of_itself():
         ({"classes": 300}, "not from 2 to 255"),
         ({"classes": 2, "colours": ["#000000"]}, "1 colours are given to 2 classes"),
         ({"classes": 2, "colours": ["#000000", "red"]}, "'red' is not written as #rrggbb"),
-        ({"classes": 2, "colours": 3}, "not iterable"),
+        ({"classes": 2, "colours": 3}, "colours are 3, no list"),
     ],
 )
 def test_what_is_no_task_is_one_line(wrong, words):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nas.extensions import member_name
@@ -197,3 +197,43 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """What a run or a supernet says about its task: all fields, e.g. the names of classes."""
         return {"task": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ClassTask(Task):
+    """A task whose outputs are logits of `classes`, whose names may be known."""
+
+    classes: int = 10
+    names: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """The task of a number of classes or a list of their names, under `classes`."""
+        classes = data["classes"]
+        own = {f.name for f in fields(cls)} - {"classes", "names"}
+        more = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in own}
+        if isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes):
+            return cls(len(classes), tuple(classes), **more)
+        if type(classes) is not int or classes < 1:
+            raise ValueError(f"classes is {classes!r}, neither their number nor a list of names")
+        return cls(classes, **more)
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes."""
+        return self.classes
+
+    def called(self, label: int) -> str:
+        """The name of a class, or its number where names are not known."""
+        return self.names[label] if self.names else str(label)
+
+    def most(self, percent: Tensor, top: int) -> Meaning:
+        """The `top` classes of which there is most, given the share (classes,) of each."""
+        best = percent.argsort(descending=True)[:top].tolist()
+        answers = [{"class": self.called(i), "percent": round(float(percent[i]), 2)} for i in best]
+        line = ", ".join(f"{answer['class']} {answer['percent']:.1f} %" for answer in answers)
+        return Meaning(line, {"answers": answers})
+
+    def describe(self) -> dict[str, Any]:
+        """The names of the classes under the key `classes`, where they are known."""
+        return {"task": self.name, "classes": list(self.names) or self.classes}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from nas.space.task import Hits, Meaning, Metric, Task
+from nas.space.task import ClassTask, Hits, Meaning, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +28,11 @@ class Top1(Hits):
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(ClassTask):
     """One of `classes`, by logits (samples, classes); labels are integers (samples,).
 
     As many as the shipped data has, unless somebody says how many.
     """
-
-    classes: int = 10
-    names: tuple[str, ...] = field(default=(), compare=False)
 
     metric: ClassVar[Metric] = Top1()
 
@@ -48,21 +45,6 @@ class Classification(Task):
     def of(cls, names: Sequence[str]) -> Classification:
         """Classification into the classes of these names."""
         return cls(len(names), tuple(names))
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Self:
-        """The task of a number of classes or a list of their names, under `classes`."""
-        classes = data["classes"]
-        if isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes):
-            return cls(len(classes), tuple(classes))
-        if type(classes) is not int or classes < 1:
-            raise ValueError(f"classes is {classes!r}, neither their number nor a list of names")
-        return cls(classes)
-
-    @property
-    def outputs(self) -> int:
-        """The number of classes."""
-        return self.classes
 
     @property
     def chance_percent(self) -> float:
@@ -89,25 +71,15 @@ class Classification(Task):
         """The class, and where the answer differs, the answer below it."""
         right, answer = int(batch["labels"][0]), int(outputs[0].argmax())
         return (
-            f"{self._called(right)} ✓"
+            f"{self.called(right)} ✓"
             if right == answer
-            else (f"{self._called(right)} \n✗ {self._called(answer)}")
+            else (f"{self.called(right)} \n✗ {self.called(answer)}")
         )
 
     def meaning(self, outputs: Tensor, top: int) -> Meaning:
         """The most probable classes, the best one first."""
         percent = 100 * outputs[0].float().softmax(0)
-        best = percent.argsort(descending=True)[:top].tolist()
-        answers = [{"class": self._called(i), "percent": round(float(percent[i]), 2)} for i in best]
-        line = ", ".join(f"{answer['class']} {answer['percent']:.1f} %" for answer in answers)
-        return Meaning(line, {"answers": answers})
-
-    def _called(self, label: int) -> str:
-        return self.names[label] if self.names else str(label)
-
-    def describe(self) -> dict[str, Any]:
-        """The names of the classes under the key `classes`, where they are known."""
-        return {"task": self.name, "classes": list(self.names) or self.classes}
+        return self.most(percent, top)
 
 
 TASK = Classification

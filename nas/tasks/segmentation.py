@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nas.space.task import Meaning, Metric, Task, share_variance
+from nas.space.task import ClassTask, Meaning, Metric, share_variance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,7 +119,7 @@ def _lost(both: Tensor, either: Tensor, counted: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(ClassTask):
     """One of `classes` for every pixel, by logits (samples, classes, height, width).
 
     Labels are integers (samples, height, width), 255 where a pixel does not count; logits of
@@ -133,7 +133,6 @@ class Segmentation(Task):
     """
 
     classes: int = 11
-    names: tuple[str, ...] = field(default=(), compare=False)
     colours: tuple[str, ...] = field(default=(), compare=False)
 
     metric: ClassVar[Metric] = MeanIoU()
@@ -144,6 +143,8 @@ class Segmentation(Task):
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= MOST_CLASSES:
             raise ValueError(f"classes are {self.classes}, not from 2 to {MOST_CLASSES}")
+        if not isinstance(self.colours, tuple):
+            raise ValueError(f"colours are {self.colours!r}, no list")
         if self.colours and len(self.colours) != self.classes:
             raise ValueError(f"{len(self.colours)} colours are given to {self.classes} classes")
         if wrong := [c for c in self.colours if not re.fullmatch("#[0-9a-fA-F]{6}", c)]:
@@ -153,21 +154,6 @@ class Segmentation(Task):
     def of(cls, names: Sequence[str], colours: Sequence[str] = ()) -> Segmentation:
         """Segmentation into the classes of these names, in pictures of these colours."""
         return cls(len(names), tuple(names), tuple(colours))
-
-    @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Self:
-        """The task of a number of classes or a list of their names, under `classes`."""
-        classes, colours = data["classes"], tuple(data.get("colours", ()))
-        if isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes):
-            return cls(len(classes), tuple(classes), colours)
-        if type(classes) is not int:
-            raise ValueError(f"classes is {classes!r}, neither their number nor a list of names")
-        return cls(classes, colours=colours)
-
-    @property
-    def outputs(self) -> int:
-        """The number of classes."""
-        return self.classes
 
     @property
     def chance_percent(self) -> float:
@@ -223,7 +209,7 @@ class Segmentation(Task):
 
     def legend(self) -> dict[str, tuple[float, float, float]]:
         """The names of the classes but for the background, each with its colour."""
-        named = {self._called(i): self._colour(i) for i in range(self.classes)}
+        named = {self.called(i): self._colour(i) for i in range(self.classes)}
         named.pop(BACKGROUND, None)
         return named
 
@@ -241,18 +227,12 @@ class Segmentation(Task):
         """The classes that cover most of a picture, with their shares of the pixels."""
         counts = self.answers(outputs)[0].flatten().bincount(minlength=self.classes)
         percent = 100 * counts / counts.sum()
-        most = [i for i in percent.argsort(descending=True)[:top].tolist() if counts[i]]
-        answers = [{"class": self._called(i), "percent": round(float(percent[i]), 2)} for i in most]
-        line = ", ".join(f"{answer['class']} {answer['percent']:.1f} %" for answer in answers)
-        return Meaning(line, {"answers": answers})
-
-    def _called(self, label: int) -> str:
-        return self.names[label] if self.names else str(label)
+        return self.most(percent, min(top, int(counts.count_nonzero())))
 
     def describe(self) -> dict[str, Any]:
         """The names of the classes under the key `classes`, where they are known, and `colours`."""
         colours = {"colours": list(self.colours)} if self.colours else {}
-        return {"task": self.name, "classes": list(self.names) or self.classes, **colours}
+        return {**super().describe(), **colours}
 
 
 def default_colour(label: int) -> str:
