@@ -21,11 +21,9 @@ from nas.budget import Budget
 from nas.data import Dataset, load_data
 from nas.errors import EvaluationError, RunError, UsageError
 from nas.evaluation.accuracy import Evaluator, Scored
-from nas.evaluation.batch_norm import recalibrate
 from nas.evaluation.score_task import rounded_by_class
 from nas.export import export_measured
 from nas.latency.end_to_end import measure_fresh
-from nas.network.calibration import calibrate
 from nas.network.network import Network
 from nas.progress import bar
 from nas.records import read_object, write_json
@@ -37,13 +35,12 @@ from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Metric
 from nas.training.objectives import load_objective
 from nas.training.recipe import Recipe
-from nas.training.supernet import as_learned, load_supernet, supernet_folder
+from nas.training.supernet import as_learned, load_supernet, settle, supernet_folder
 from nas.training.trainer import fit
 
 # A tenth of the rate of a training from nothing; all at the network's own size.
 RECIPE = Recipe(images=(0, 0, 6_400), batches=(64, 32, 16), learning_rate=3e-4, subnets={})
 _ROUNDS = 10  # of measuring
-_CALIBRATED_ON, _RANGES_ON = 256, 64  # training samples for statistics, and for ranges of int8
 
 
 def finetune(
@@ -73,7 +70,10 @@ def finetune(
     done = []
     for answer, candidate, name in _wanted(run, dense):
         own = run.architecture(candidate)
-        trained = _trained(run, network, data, own, recipe, resume, checkpoint_s, stop)
+        trained = train_alone(
+            network, data, own, recipe, run.folder / "finetuning" / own.id,
+            run.record.supernet.fingerprint, resume=resume, checkpoint_s=checkpoint_s, stop=stop,
+        )  # fmt: skip
         if trained is None:
             return None
         accuracies = _accuracies(run, data, trained, metric)
@@ -157,41 +157,36 @@ def _wanted(run: SavedRun, dense: bool) -> list[tuple[Answer, Candidate, str]]:
     return found
 
 
-def _trained(
-    run: SavedRun,
+def train_alone(
     network: Network,
     data: Dataset,
     architecture: Architecture,
     recipe: Recipe,
-    resume: bool,
-    checkpoint_s: float,
-    stop: Callable[[], bool],
+    folder: Path,
+    supernet: str,
+    *,
+    resume: bool = False,
+    checkpoint_s: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Network | None:
-    """The network of an architecture after its training; None if that was stopped.
+    """The network of an architecture, trained on from the weights of a supernet `network`.
 
-    Blocks in int8 train in float32, and get new ranges for what their inputs are then.
+    It learns from the labels and from the largest network. Blocks in int8 train in float32, and get
+    new ranges for what their inputs are then. Checkpoints go to `folder`; `supernet` is the
+    fingerprint of the weights. None where `stop` ended it early.
     """
     exact = at_precision(architecture, "fp32")
     plain = network.inherit(exact)
-    folder = run.folder / "finetuning" / architecture.id
-    objective = load_objective("supervised", network.space)
     torch.manual_seed(recipe.seed)
     done = fit(
-        plain, data, recipe, objective, folder,
+        plain, data, recipe, load_objective("supervised", network.space), folder,
         teacher=network.inherit(network.space.largest), resume=resume,
-        settings={"supernet": run.record.supernet.fingerprint},
-        checkpoint_s=checkpoint_s, stop=stop,
+        settings={"supernet": supernet}, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if done is None:
         return None
-    first = data.first(data.train, _CALIBRATED_ON, network.space.largest.resolution)
-    inputs = network.space.parts.resized(first[network.space.parts.takes], exact.resolution)
-    if plain.eval().batch_norms:
-        recalibrate(plain, inputs)
-    if architecture == exact:
-        return plain
-    calibrate(plain, inputs[:_RANGES_ON])
-    return plain.inherit(architecture)
+    settle(plain, data)
+    return plain if architecture == exact else plain.inherit(architecture)
 
 
 def _accuracies(run: SavedRun, data: Dataset, network: Network, metric: Metric) -> list[Scored]:

@@ -35,6 +35,7 @@ from nas.training.trainer import fit
 from nas.typed import MismatchError, decode, mapping
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
+_STATISTICS_OF, _RANGES_OF = 256, 64  # training samples
 
 
 def check_training(
@@ -156,11 +157,7 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
                     f"{name} holds values that half precision has not, at most 65504",
                     "train again with a lower learning rate or more weight decay",
                 )
-    first = data.first(data.train, 256, network.architecture.resolution)
-    inputs = first[network.space.parts.takes].to(next(network.parameters()).device)
-    if network.batch_norms:
-        recalibrate(network, inputs)
-    calibrate(network, inputs[:64])
+    settle(network, data)
     parameters = dict(network.named_parameters())
     weights = {
         k: (v.half() if k in parameters else v).detach().cpu().contiguous()
@@ -190,6 +187,20 @@ def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[
         "training": training,
     }
     write_json(folder / "supernet.json", card)
+
+
+def settle(network: Network, data: Dataset) -> None:
+    """Give a trained network the statistics of its norms and the ranges of its int8 inputs.
+
+    They are those of the first training samples at the size that it was built for.
+    """
+    space, size = network.space, network.architecture.resolution
+    first = data.first(data.train, _STATISTICS_OF, space.largest.resolution)
+    inputs = space.parts.resized(first[space.parts.takes], size)
+    inputs = inputs.to(next(network.parameters()).device)
+    if network.eval().batch_norms:
+        recalibrate(network, inputs)
+    calibrate(network, inputs[:_RANGES_OF])
 
 
 @dataclass(frozen=True)
