@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,12 +79,15 @@ def export_network(
     _drop_others(folder, network)
     write_text(folder / "architecture.json", network.architecture.to_json() + "\n")
     differences = {}
-    for name in formats:
-        form = Form(card, getattr(torch, dtype) if name == "pt2" else torch.float32, any_batch)
-        shown = deployed if form.dtype == torch.float32 else deepcopy(deployed).to(form.dtype)
-        file = WRITERS[name][0]
-        difference = _write_checked(name, network, shown, images, expected, folder / file, form)
-        differences[file] = difference
+    try:
+        for name in formats:
+            form = Form(card, getattr(torch, dtype) if name == "pt2" else torch.float32, any_batch)
+            shown = deployed if form.dtype == torch.float32 else deepcopy(deployed).to(form.dtype)
+            file = WRITERS[name][0]
+            difference = _write_checked(name, network, shown, images, expected, folder / file, form)
+            differences[file] = difference
+    finally:
+        _drop_empty(folder)
     _describe(folder, card, differences, None if any_batch else len(images), dtype, device)
     return differences
 
@@ -170,7 +174,7 @@ def _write_checked(
         if not difference <= allowed:
             raise EvaluationError(
                 f"{path.name} gives logits that differ from the supernet's by {difference:.2g}",
-                "please report this with the architecture.json beside it",
+                "please report this with the architecture",
             )
     return difference
 
@@ -220,6 +224,14 @@ def _unwritable(file: str, form: Form, network: Network, error: Exception) -> Ev
         )
     why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
     return EvaluationError(f"{file} cannot be written: {why}", "choose other formats")
+
+
+def _drop_empty(folder: Path) -> None:
+    """Remove the folder of an export that has written no file, unless it holds something else."""
+    if not any((folder / file).exists() for file, *_ in WRITERS.values()):
+        (folder / "architecture.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _drop_others(folder: Path, network: Network) -> None:

@@ -51,7 +51,7 @@ OPTIONS = {
                  "--train", "--rate", "--out", "--json"},
     "inspect": {"--space", "--resolution", "--device", "--classes", "--json"},
     "macs": {"--models", "--resolutions", "--out", "--json"},
-    "list": {"--json"},
+    "list": {"--json", "--out"},
 }  # fmt: skip
 
 
@@ -390,6 +390,11 @@ def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
     assert [row["measured"] for row in rows] == [
         "11.25 ms modelled", "18.50 ms modelled", "unfinished", "unfinished", "19.00 ms",
     ]  # fmt: skip
+    for where in ("runs", str(tmp_path / "runs")):  # wherever --out of the search was
+        code, out, _ = call(capsys, "list", "runs", "--json", "--out", where)
+        assert len(json.loads(out)["runs"]) == len(rows)
+    code, out, _ = call(capsys, "list", "runs", "--json", "--out", "runs/a")
+    assert {row["run"] for row in json.loads(out)["runs"]} == {"runs/a"}
     code, out, _ = call(capsys, "list", "runs")
     assert max(map(len, out.splitlines())) <= 80
     write_json(tmp_path / "runs" / "c" / "run.json", {**early, "winner": 3})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nas import cli
 from nas.data import load_data
 from nas.errors import RunError, UnknownNameError, UsageError, VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
@@ -25,7 +26,13 @@ from nas.tasks.classification import Classification
 from nas.training.device import check_device
 from nas.training.objectives.supervised import Supervised
 from nas.training.recipe import ADAPTATION, Recipe
-from nas.training.supernet import check_training, load_supernet, supernet_folder, train
+from nas.training.supernet import (
+    check_training,
+    load_supernet,
+    read_card,
+    supernet_folder,
+    train,
+)
 from nas.training.trainer import Trainer, fit
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
@@ -256,6 +263,15 @@ def test_a_stopped_adaptation_goes_on(trained, photo_data, tmp_path):
     assert not (part / "supernet.json").exists()
     train("swin:debug", photo_data, part, ADAPTED, resume=True, adapt=str(trained))
     assert_same(part, whole)
+
+
+def test_the_command_takes_space_and_data_of_the_supernet_that_it_adapts(trained, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--adapt", str(trained), "--out", f"{tmp_path}/a", "--images", "200"])
+    assert not stop.value.code
+    before, after = (read_card(folder) for folder in (trained, tmp_path / "a"))
+    assert [after[k] for k in ("space", "data")] == [before[k] for k in ("space", "data")]
+    assert after["training"]["adapt"] == before["fingerprint"]
 
 
 def test_adaptation_refuses_what_does_not_fit(trained, photo_data, tmp_path):

@@ -34,10 +34,13 @@ _ONLY_JSON = {
 @app.command(name="list", epilog="Example: vitnas list models")
 def list_(
     what: Annotated[Listing, typer.Argument(help="What to list.")],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the runs that are listed, or one of them.")
+    ] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List spaces, devices, tables, models or runs."""
-    rows = _LISTINGS[what]()
+    rows = _LISTINGS[what]() if what in _LISTINGS else _runs(folder)
     if as_json:
         return print_json({what.value: rows})
     if not rows:
@@ -164,14 +167,14 @@ def _supernets() -> list[dict[str, Any]]:
     return rows
 
 
-def _runs() -> list[dict[str, Any]]:
-    """A row for each budget of each run."""
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    """A row for each budget of each run in a folder, or of the run that the folder is."""
     from nas.errors import RunError
     from nas.report.saved_run import read_settings
     from nas.run_record import RunRecord
 
     rows = []
-    for path in sorted(Path("runs").glob("*/settings.json")):
+    for path in sorted([*folder.glob("settings.json"), *folder.glob("*/settings.json")]):
         done = path.with_name("run.json")
         try:
             settings = read_settings(path)
@@ -206,5 +209,4 @@ _LISTINGS = {
     Listing.supernets: _supernets,
     Listing.devices: _devices,
     Listing.tables: _tables,
-    Listing.runs: _runs,
 }

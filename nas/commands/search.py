@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +27,7 @@ from nas.commands import (
     print_json,
 )
 from nas.commands.options import with_options
-from nas.errors import UsageError
+from nas.errors import UsageError, VitnasError
 from nas.settings import DEVICE, Distribution, Settings, check_seed
 
 if TYPE_CHECKING:
@@ -181,6 +182,18 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
         )
 
 
+def _take_trained(context: typer.Context, folder: str) -> str:
+    """Make the space and the data of a supernet the defaults of the other options."""
+    if folder:
+        from nas.training.supernet import read_card
+
+        with suppress(VitnasError):  # which the command raises
+            card = read_card(Path(folder))
+            own = {key: card[key] for key in ("space", "data")}
+            context.default_map = {**(context.default_map or {}), **own}
+    return folder
+
+
 @app.command(
     epilog="Example: vitnas train --space swin:micro --data imagefolder:photos --out supernet"
 )
@@ -206,7 +219,12 @@ def train(
     ] = "",
     adapt: Annotated[
         str,
-        typer.Option(help="Folder of a supernet to go on from: pruned networks get better."),
+        typer.Option(
+            help="Folder of a supernet to go on from: pruned networks get better. Its space and "
+            "data are then the default.",
+            callback=_take_trained,
+            is_eager=True,
+        ),
     ] = "",
     teacher: Annotated[
         str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
