@@ -3,10 +3,13 @@
     python experiments/budgets.py --seeds 3 --test-images 2000 --finetune 6400
 
 One search answers all budgets, once for each seed. Winner and best dense network are measured in
-turns and scored on the same test scenes. With `--finetune` both are trained further on as many
-images each, in the run of the first seed. Writes `budgets-SPACE.csv`, one line for each budget and
-seed, and for the default space the pictures of docs/search.md; runs go below `--out` and are
-resumed.
+turns and scored on the same test scenes; `error` is one standard error of their difference as if
+they were independent, which is more than it is. With `--finetune` both are trained further on as
+many images each, in the run of the first seed only, because there are up to ten networks. Dense
+networks are searched with as many evaluations as all networks, over the same resolutions, widths
+and depths; no space here has a choice of patch sizes. Writes `budgets-SPACE.csv`, one line for each
+budget and seed, and for the default space the pictures of docs/search.md; runs go below `--out` and
+are resumed.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from pathlib import Path
 import pandas as pd
 
 import nas
+from nas.report.saved_run import SavedRun
 from nas.run.finetuning import finetune, shorter
 from nas.run_record import Answer, FineTuning
 from nas.settings import Settings
+from nas.space.task import share_variance
 
 OUT = Path(__file__).parent / "results"
 
@@ -50,11 +55,9 @@ def main() -> None:
             out=folder,
             resume=(folder / "settings.json").exists(),
         )
-        tuned = None
-        if options.finetune and not seed:
-            tuned = finetune(folder, recipe=shorter(options.finetune, 0), resume=True)
+        tuned = tuned_of(folder, options.finetune) if options.finetune and not seed else None
         for answer in result.answers:
-            rows.append({"seed": seed, **row(answer, tuned)})
+            rows.append({"seed": seed, **row(answer, tuned, result.test_images)})
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(OUT / f"budgets-{slug}.csv", index=False)
@@ -65,7 +68,17 @@ def main() -> None:
             shutil.copy(picture, OUT / f"{name}.png")
 
 
-def row(answer: Answer, tuned: FineTuning | None) -> dict[str, float | str]:
+def tuned_of(folder: Path, images: int) -> FineTuning:
+    """How winners and dense rivals of a run were trained further, now or before."""
+    tuned = SavedRun.load(folder).finetuned
+    if tuned is None or tuned.images != shorter(images, 0).images[2]:
+        (folder / "finetuned.json").unlink(missing_ok=True)
+        tuned = finetune(folder, recipe=shorter(images, 0), resume=True)
+        assert tuned is not None  # nothing stops it early here
+    return tuned
+
+
+def row(answer: Answer, tuned: FineTuning | None, scenes: int) -> dict[str, float | str]:
     """What one budget gave: milliseconds, test accuracies, and what was pruned."""
     winner, dense = answer.winner, answer.baseline("best dense")
     found: dict[str, float | str] = {"budget_ms": answer.budget_ms}
@@ -77,6 +90,10 @@ def row(answer: Answer, tuned: FineTuning | None) -> dict[str, float | str]:
         found[f"{name}_percent"] = round(candidate.test_percent, 2)
         if candidate.id in after:
             found[f"{name}_finetuned_percent"] = round(after[candidate.id], 2)
+    if dense is not None:
+        found["error"] = round(
+            sum(share_variance(c.test_percent, scenes) for c in (winner, dense)) ** 0.5, 2
+        )
     found["architecture"] = winner.id
     found["pruned"] = "same" if dense and dense.id == winner.id else pruned(winner.architecture)
     return found

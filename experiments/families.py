@@ -2,14 +2,14 @@
 
     python experiments/families.py
 
-Reads what `python experiments/budgets.py --space SPACE` left for each space
-(`results/budgets-SPACE.csv`) and draws the winners of all budgets, means over the seeds with
-standard errors of the seeds, beside the best dense networks. Writes `results/families.png`. Takes
-a second.
+Reads what `python experiments/budgets.py --space SPACE` left for each space in a folder
+(`budgets-SPACE.csv`) and draws the winners of all budgets, means over the seeds with standard
+errors of the seeds, beside the best dense networks. Writes `families.png` there. Takes a second.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -22,8 +22,18 @@ OUT = Path(__file__).parent / "results"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=OUT)
+    draw(parser.parse_args().folder)
+
+
+def draw(folder: Path) -> None:
+    """Draw the studies of budgets in a folder into `families.png` beside them."""
+    files = sorted(folder.glob("budgets-*.csv"))
+    if not files:
+        raise SystemExit(f"{folder} holds no budgets-SPACE.csv: run experiments/budgets.py first")
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for number, file in enumerate(sorted(OUT.glob("budgets-*.csv"))):
+    for number, file in enumerate(files):
         table = pd.read_csv(file)
         family = file.stem.removeprefix("budgets-").replace("-", ":", 1)
         mean = table.groupby("budget_ms").mean(numeric_only=True)
@@ -32,6 +42,8 @@ def main() -> None:
         axes.errorbar(
             mean.winner_ms, mean.winner_percent, error, fmt="o-", color=color, label=family
         )
+        if "dense_ms" not in mean:
+            continue
         axes.plot(
             mean.dense_ms, mean.dense_percent, "x--", color=color, alpha=0.6,
             label=None if number else "best dense network of each",
@@ -44,7 +56,8 @@ def main() -> None:
     axes.set_ylabel("accuracy on test scenes (%)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(OUT / "families.png", dpi=160)
+    figure.savefig(folder / "families.png", dpi=160)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
