@@ -395,6 +395,8 @@ def test_runs_are_listed_budget_by_budget(capsys, monkeypatch, tmp_path):
         assert len(json.loads(out)["runs"]) == len(rows)
     code, out, _ = call(capsys, "list", "runs", "--json", "--out", "runs/a")
     assert {row["run"] for row in json.loads(out)["runs"]} == {"runs/a"}
+    code, _, err = call(capsys, "list", "runs", "--out", "x" * 5000)
+    assert (code, "give another --out" in err) == (1, True)
     code, out, _ = call(capsys, "list", "runs")
     assert max(map(len, out.splitlines())) <= 80
     write_json(tmp_path / "runs" / "c" / "run.json", {**early, "winner": 3})

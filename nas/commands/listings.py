@@ -174,7 +174,11 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     from nas.run_record import RunRecord
 
     rows = []
-    for path in sorted([*folder.glob("settings.json"), *folder.glob("*/settings.json")]):
+    try:
+        found = sorted([*folder.glob("settings.json"), *folder.glob("*/settings.json")])
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error.strerror}", "give another --out") from None
+    for path in found:
         done = path.with_name("run.json")
         try:
             settings = read_settings(path)

@@ -189,7 +189,8 @@ def _take_trained(context: typer.Context, folder: str) -> str:
 
         with suppress(VitnasError):  # which the command raises
             card = read_card(Path(folder))
-            own = {key: card[key] for key in ("space", "data")}
+            at = f"@{card['resolution']}" if "resolution" in card else ""
+            own = {"space": card["space"] + at, "data": card["data"]}
             context.default_map = {**(context.default_map or {}), **own}
     return folder
 
