@@ -469,18 +469,19 @@ DEBUG = stages(
 )
 _FIRST, _LATER = (residual(expansion=Choice(1, 2), sparsity=s) for s in (DENSE, _COARSE))
 _LAYER = transformer(heads=Choice(2, 4), mlp_ratio=Choice(1, 2), sparsity=FIFTHS)
-MICRO = stages(
-    Choice(112, 168, 224),
+_MICRO = (
     stage(Choice(12, 16), _FIRST, _LATER, Choice(0)),
     stage(Choice(16, 24), _FIRST, _LATER, Choice(0, 1, 2)),
     stage(Choice(36, 48), _FIRST, _LAYER, Choice(1, 2)),
     stage(Choice(48, 64), _FIRST, _LAYER, Choice(2, 3, 4)),
 )
 
+_MICRO_PARTS = MobileViT((None, None, Inner(4, 3, 16), Inner(5, 4, 20)))
 _HALF_WIDER = Inner(3, 2, 6)
 PRESETS = {
     "debug": (DEBUG, MobileViT((None, _HALF_WIDER, _HALF_WIDER), 2, window=4, patch_window=1)),
-    "micro": (MICRO, MobileViT((None, None, Inner(4, 3, 16), Inner(5, 4, 20)))),
+    "micro": (stages(Choice(112, 168, 224), *_MICRO), _MICRO_PARTS),
+    "micro-320": (stages(Choice(160, 224, 320), *_MICRO), _MICRO_PARTS),
     **{name: paper(size) for name, size in SIZES.items()},
 }
 MODELS = {f"mobilevit_{name}": model(size) for name, size in SIZES.items()}
