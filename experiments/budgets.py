@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--space", default=Settings.space)
     parser.add_argument("--device", default="torch-cpu")
-    parser.add_argument("--budgets", default="3ms,4ms,5ms,6ms,7ms")
+    parser.add_argument("--budgets", default="6ms,8ms,10ms,12ms,15ms")
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--test-images", type=int, default=2000)

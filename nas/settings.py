@@ -82,7 +82,9 @@ class Settings:
     """
 
     budgets: tuple[dict[str, float], ...]
-    space: str = option("mobilevit:micro", "Search space, FAMILY:PRESET; see `vitnas list spaces`.")
+    space: str = option(
+        "mobilevit:micro-320", "Search space, FAMILY:PRESET; see `vitnas list spaces`."
+    )
     data: str = option(
         "scenes",
         "`scenes`, `scenes:masks` or `scenes:captions` (shipped), `imagefolder:PATH`, "

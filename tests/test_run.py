@@ -276,7 +276,7 @@ def test_a_directory_is_of_one_search_at_a_time(settings, tmp_path, monkeypatch)
         thread.start()
     for thread in threads:
         thread.join()
-    names = ["mobilevit-micro-20ms", *(f"mobilevit-micro-20ms-{i}" for i in range(2, 9))]
+    names = ["mobilevit-micro-320-20ms", *(f"mobilevit-micro-320-20ms-{i}" for i in range(2, 9))]
     assert sorted(chosen) == sorted(f"runs/{name}" for name in names)
     assert not list((tmp_path / "runs").iterdir())  # nothing came into them
 
@@ -300,7 +300,7 @@ def test_resume_without_a_name_takes_the_latest_run_of_the_same_budgets(tmp_path
         (asked(20.0), "b"),
         (asked(20.0, 30.0), "c"),
         (asked(20.0, space="vit:micro"), "e"),
-        (asked(2.0), "mobilevit-micro-2ms"),  # a new one
+        (asked(2.0), "mobilevit-micro-320-2ms"),  # a new one
     ):
         with claimed_folder(own, None, resume=True) as found:
             assert found == Path("runs") / folder
