@@ -99,7 +99,7 @@ def test_an_unknown_model_lists_the_closest():
 def test_another_resolution_is_part_of_the_name():
     space = load_space("swin_tiny_patch4_window7_224@256")
     assert space.largest.resolution == 256
-    with pytest.raises(UsageError, match="multiples of 4; use 256"):
+    with pytest.raises(UsageError, match="multiples of 4 from 28; use 256"):
         load_space("swin_tiny_patch4_window7_224").at(255)
     with pytest.raises(UsageError, match="resolution in pixels"):
         load_space("swin_tiny_patch4_window7_224@big")

@@ -245,7 +245,9 @@ def _export_winners(inputs: Inputs, outcomes: Sequence[Outcome]) -> Mapping[Arch
         winner = outcome.winner.architecture
         if winner not in exported:
             name = f"winner-{Budget(goal.budget_ms)}" if exported else "winner"
-            exported[winner] = Exported(name, _export(inputs, winner, inputs.folder / name))
+            differences = _export(inputs, winner, inputs.folder / name)
+            inputs.scores.metric.keep(inputs.supernet.inherit(winner), inputs.folder / name)
+            exported[winner] = Exported(name, differences)
     return exported
 
 
@@ -255,9 +257,7 @@ def _export(inputs: Inputs, architecture: Architecture, folder: Path) -> dict[st
 
     described = inputs.described[inputs.settings.device]
     subnet = inputs.evaluator.subnet(architecture)
-    differences = export_measured(subnet, inputs.data, described, folder)
-    inputs.scores.metric.keep(inputs.supernet.inherit(architecture), folder)
-    return differences
+    return export_measured(subnet, inputs.data, described, folder)
 
 
 class Clock:
