@@ -105,7 +105,7 @@ def headings(page):
 
 def test_the_readme_opens_with_the_two_commands():
     text = README.read_text()
-    assert "pip install . && vitnas search --budget 10ms" in text
+    assert "pip install . && vitnas search --budget 12ms" in text
     assert "pip install '.[test]' && pytest" in text
     assert text.index("vitnas search") < text.index("\n## ")
 
@@ -138,8 +138,8 @@ def workshop(tmp_path_factory):
         result = run_in(folder, "-m", "nas.cli", *words, *SMALLER.get(words[0], []))
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
 
-    run(["search", "--budget", "10ms", "--out", "runs/first"])
-    done.add(("search", "--budget", "10ms"))  # the same, in a directory with another name
+    run(["search", "--budget", "12ms", "--out", "runs/first"])
+    done.add(("search", "--budget", "12ms"))  # the same, in a directory with another name
     run.folder = folder
     return run
 
@@ -159,7 +159,7 @@ def test_every_program_of_a_page_runs(page, workshop):
     for block in blocks(page, "python") if page != PROBLEMS else ():
         if not block.startswith("# ") and "    space=" not in block:
             fewer = "evaluations=2, search_images=16, test_images=10"
-            block = block.replace('search("10ms"', f'search("40ms", {fewer}')
+            block = block.replace('search("12ms"', f'search("40ms", {fewer}')
             result = run_in(workshop.folder, "-c", block.replace("20_000", "200"))
             assert result.returncode == 0, result.stderr
 
