@@ -299,7 +299,10 @@ def test_wrong_budgets_are_one_line_with_the_fix(text, capsys):
         (("profile", "--space", "vitt:debug"), "vit:debug"),
         (("inspect", "nothing.json"), "give a run directory"),
         (("inspect", "vit_bas_patch16_224"), "vit_base_patch16_224"),
-        (("inspect", "vit_base_patch16_224", "--resolution", "230"), "multiples of 16 from 32; use 224"),
+        (
+            ("inspect", "vit_base_patch16_224", "--resolution", "230"),
+            "multiples of 16 from 32; use 224",
+        ),
         (("inspect", '{"resolution": 1}', "--space", "vit:debug"), "must be an object"),
         (("train", "--device", "gpu"), "cpu"),
     ],

@@ -175,7 +175,10 @@ def test_macs_on_the_command_line(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("--models", f"{SWIN},{VIT}", "--resolutions", "224,228"), "multiples of 16 from 32; use 224"),
+        (
+            ("--models", f"{SWIN},{VIT}", "--resolutions", "224,228"),
+            "multiples of 16 from 32; use 224",
+        ),
         (("--models", "vit_bas_patch16_224"), VIT),
         (("--models", f"{VIT},,"), "separated by commas"),
         (("--resolutions", "224x448"), "--resolutions takes pixels"),
