@@ -39,7 +39,7 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal
 from nas.run.search import uniform
-from nas.runtimes.host import keep_heap
+from nas.runtimes.host import quiet_process
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.strategy.ridge import Ridge
@@ -182,9 +182,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="a supernet; the shipped mobilevit:micro")
     parser.add_argument("--out", type=Path, default=Path("runs") / "adaptation")
     options = parser.parse_args()
-    keep_heap()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    quiet_process()
     data, card = load_data("scenes"), read_card(options.supernet)
     teacher = options.teacher or supernet_folder("mobilevit:micro", data)
     trained, _ = load_supernet(options.supernet, card["space"], data)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from nas.data import Dataset, load_data
 from nas.evaluation.accuracy import Evaluator
@@ -26,7 +25,7 @@ from nas.network.network import Network
 from nas.records import Journal
 from nas.run.finetuning import shorter, train_alone
 from nas.run.search import uniform
-from nas.runtimes.host import keep_heap
+from nas.runtimes.host import quiet_process
 from nas.space.architecture import Architecture
 from nas.training.supernet import load_supernet, supernet_folder
 
@@ -72,9 +71,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("runs") / "finetuning")
     options = parser.parse_args()
-    keep_heap()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    quiet_process()
     data = load_data("scenes")
     folder = options.supernet or supernet_folder(options.space, data)
     network, card = load_supernet(folder, options.space, data)

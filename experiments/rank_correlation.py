@@ -33,7 +33,7 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal
 from nas.run.finetuning import RECIPE
-from nas.runtimes.host import keep_heap
+from nas.runtimes.host import quiet_process
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.training.objectives.supervised import Supervised
@@ -110,9 +110,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("runs") / "rank_correlation")
     options = parser.parse_args()
-    keep_heap()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    quiet_process()
     data = load_data("scenes")
     folder = options.supernet or supernet_folder(options.space, data)
     trained, card = load_supernet(folder, options.space, data)

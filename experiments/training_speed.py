@@ -23,13 +23,12 @@ from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from nas.data import Dataset, Tensors, load_data
 from nas.evaluation.accuracy import cores
 from nas.families import load_space
 from nas.network.network import Network
-from nas.runtimes.host import keep_heap
+from nas.runtimes.host import quiet_process
 from nas.training.batches import AHEAD, batches, loading_processes
 from nas.training.device import faster_in_bf16
 from nas.training.objectives.supervised import Supervised
@@ -85,9 +84,7 @@ def main() -> None:
     parser.add_argument("--space", default="mobilevit:micro")
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
-    keep_heap()
-    torch.set_num_threads(cores())
-    torch.set_flush_denormal(True)
+    quiet_process(cores())
     data = load_data("scenes")
     space = load_space(options.space, data.task)
     network = Network(space, space.largest)

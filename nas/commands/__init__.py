@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,11 +62,15 @@ def find_space(name: str, classes: int | None) -> Any:
     return load_space(name, load_task({"task": space.task.name, "classes": classes}))
 
 
+def set_defaults(context: typer.Context, values: Mapping[str, str]) -> None:
+    """Make these values, by parameter, the defaults of options that are not read yet."""
+    context.default_map = {**(context.default_map or {}), **values}
+
+
 def _take_usual(context: typer.Context, task: str) -> None:
     """Make the space and the data of a task the defaults of the other options."""
     if task:
-        usual = load_member("task", "nas.tasks", task, "TASK").usual
-        context.default_map = {**(context.default_map or {}), **usual}
+        set_defaults(context, load_member("task", "nas.tasks", task, "TASK").usual)
 
 
 Task = Annotated[
@@ -86,8 +91,7 @@ def _take_usual_data(context: typer.Context, objective: str) -> str:
         from nas.training.objectives import find_objective
 
         with suppress(VitnasError):  # which the command says itself
-            usual = find_objective(objective).usual
-            context.default_map = {**(context.default_map or {}), **usual}
+            set_defaults(context, find_objective(objective).usual)
     return objective
 
 

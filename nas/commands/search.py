@@ -25,6 +25,7 @@ from nas.commands import (
     grid_of,
     out,
     print_json,
+    set_defaults,
 )
 from nas.commands.options import with_options
 from nas.errors import UsageError, VitnasError
@@ -190,8 +191,7 @@ def _take_trained(context: typer.Context, folder: str) -> str:
         with suppress(VitnasError):  # which the command raises
             card = read_card(Path(folder))
             at = f"@{card['resolution']}" if "resolution" in card else ""
-            own = {"space": card["space"] + at, "data": card["data"]}
-            context.default_map = {**(context.default_map or {}), **own}
+            set_defaults(context, {"space": card["space"] + at, "data": card["data"]})
     return folder
 
 

@@ -120,6 +120,10 @@ class Dataset:
             tensors["images"] = normalised(tensors["images"], self.mean, self.std)
         return tensors
 
+    def colours(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (..., channels), as `prepare` makes them, as colours in [0, 1]."""
+        return (pixels * torch.tensor(self.std) + torch.tensor(self.mean)).clamp(0, 1)
+
     def first(self, split: Split, count: int, size: Size) -> Tensors:
         """The first samples of a split, as many as there are up to `count`, as tensors."""
         return self.prepare(split.batch(range(min(count, split.size)), size))

@@ -28,14 +28,13 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
-from nas.run.inputs import chosen_metric
+from nas.run.inputs import chosen_metric, source_of
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
-from nas.scores import reads_words
 from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Metric
 from nas.training.objectives import load_objective
 from nas.training.recipe import Recipe
-from nas.training.supernet import as_learned, load_supernet, settle, supernet_folder
+from nas.training.supernet import as_learned, load_supernet, settle
 from nas.training.trainer import fit
 
 # A tenth of the rate of a training from nothing; all at the network's own size.
@@ -122,12 +121,7 @@ def _supernet(run: SavedRun) -> tuple[Network, Dataset, Metric]:
             f"the images of {data.name} have changed since {run.folder} was searched",
             "restore them, or search again",
         )
-    given = run.settings.supernet
-    source = (
-        Path(given)
-        if given
-        else supernet_folder(run.record.space, data, reads_words(run.settings.score))
-    )
+    source = source_of(run.settings, data)
     network, card = load_supernet(source, run.record.space, data)
     if card["fingerprint"] != run.record.supernet.fingerprint:
         raise RunError(

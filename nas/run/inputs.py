@@ -97,9 +97,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     if s.supernet:
         read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
     data = load_data(s.data)
-    source = (
-        Path(s.supernet) if s.supernet else supernet_folder(s.space, data, reads_words(s.score))
-    )
+    source = source_of(s, data)
     _check_base(request)
     supernet, card = load_supernet(source, s.space, data)
     data = as_learned(data, card)
@@ -146,6 +144,13 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
             prior=tuple(scores.full(space)),
             imported=imported,
         )
+
+
+def source_of(settings: Settings, data: Dataset) -> Path:
+    """The folder of the supernet: the one that is given, or the shipped one."""
+    if settings.supernet:
+        return Path(settings.supernet)
+    return supernet_folder(settings.space, data, reads_words(settings.score))
 
 
 def chosen_metric(settings: Settings, space: SearchSpace, data: Dataset, supernet: Path) -> Metric:

@@ -3,7 +3,8 @@
 A score is a metric (`nas.space.task.Metric`) that takes the place of the task's own. A file holds
 `load(data, supernet, references)`, which returns it for a data set and the folder of a supernet,
 with as many reference samples as are asked for, or raises `UsageError` where the data do not allow
-it. In names that people write, `-` stands for the `_` of a file.
+it. `READS_WORDS = True` stands there if only supernets that learned from captions have the score.
+In names that people write, `-` stands for the `_` of a file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nas.errors import UnknownNameError, UsageError
-from nas.extensions import load_member, members
+from nas.extensions import load_member, load_module, members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,14 +35,20 @@ def check_score(name: str) -> None:
 def load_score(name: str, data: Dataset, supernet: Path, references: int) -> Metric:
     """The score called `name` for networks of a supernet, on the splits of a data set."""
     check_score(name)
-    load = load_member("score", __name__, name.replace("-", "_"), "load")
+    load = load_member("score", __name__, _file_of(name), "load")
     found: Metric = load(data, supernet, min(references, data.train.size))
     return found
 
 
 def reads_words(name: str) -> bool:
-    """Whether a score needs a supernet that has learned from captions."""
-    return name == "zero-shot"
+    """Whether a score needs a supernet that has learned from captions; no score does not."""
+    if not name:
+        return False
+    return getattr(load_module("score", __name__, _file_of(name)), "READS_WORDS", False)
+
+
+def _file_of(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def check_labels(name: str, data: Dataset) -> None:

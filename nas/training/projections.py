@@ -124,8 +124,7 @@ def neighbours(network: Network, data: Dataset) -> dict[str, Tensor]:
     nearest = (ours @ theirs.T).topk(min(_NEAREST, len(known))).indices
     rows = [torch.cat([image, *known[at]], 2) for image, at in zip(seen, nearest)]
     mosaic = torch.cat(rows, 1).permute(1, 2, 0)
-    colours = (mosaic * torch.tensor(data.std) + torch.tensor(data.mean)).clamp(0, 1)
     return {
         f"On the left pictures of the search split, each beside those of {len(known)} of the "
-        "train split whose features are nearest": colours
+        "train split whose features are nearest": data.colours(mosaic)
     }

@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from random import Random
 
 from nas.data import SPLITS, Arrays, Dataset
 from nas.data.captions.pairs import captioned
-from nas.data.imagefolder import ImageFiles, crop_and_flip, root_of, say, statistics
-from nas.data.imagefolder.folders import SPLIT_NAMES, LeftOut, Walk, listed
-from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
-from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
+from nas.data.imagefolder import ImageFiles, crop_and_flip
+from nas.data.imagefolder.folders import LeftOut, Walk, listed, split_of
+from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.splits import Files
+from nas.data.imagefolder.survey import Picture, survey
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
-from nas.records import fingerprint
 from nas.size import Size
 from nas.tasks.embedding import Embedding
 from nas.text.packed import packed
 
 ARGUMENTS = ("PATH",)
-_DROP_COPIES = ",copies=drop"
 _ALL = "pictures"  # the one class by which pictures are held out
 # A mirror would make left of right, and a small crop lose what a caption speaks of.
 _AUGMENT = partial(crop_and_flip, kept=(0.9, 1.0), flips=0.0)
@@ -39,44 +37,22 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which pictures are held out where the folder has no splits of its own.
     """
-    path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
-    root = root_of(path, "write --data captions:PATH with a folder of pictures and their captions")
-    files, captions, seen = _read(root)
-    if missing := [split for split in ("search", "test") if not files[split]]:
-        hold_out(files, seen, missing, Random(seed))
-    if drops and (dropped := drop_copies(files, seen)):
-        say(f"left out {dropped:,} pictures of train and search that a later split holds, too")
-    for line in copy_lines(files, seen, f"--data captions:{path}{_DROP_COPIES} leaves them out"):
-        say(line)
-    if empty := [split for split in SPLITS if not files[split]]:
-        raise DataError(f"no picture of {root} is left in {empty[0]}", "add some with captions")
-    for split in SPLITS:  # the first pictures of a split must be a fair sample of it
-        Random(f"{seed} {split}").shuffle(files[split])
+    folder = PictureData("captions", argument, "a folder of pictures and their captions")
+    files, captions, seen = _read(root := folder.root)
+    folder.divide(files, seen, seed)
+    folder.check_splits(files, "add some with captions")
     _check_captions(root, files, captions)
-    pictures = {split: [seen[file] for file, _ in files[split]] for split in SPLITS}
-    reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
-    for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
-        say(line)
+    reader = folder.reader(files, seen, seed)
     splits = {
         split: Pairs(split, [(file, captions[file]) for file, _ in own], reader)
         for split, own in files.items()
     }
-    mean, std = statistics(splits["train"])
     content = [
         (split, file.relative_to(root).as_posix(), seen[file].digest, *captions[file])
         for split in SPLITS
         for file, _ in files[split]
     ]
-    return Dataset(
-        name=f"captions:{root}{_DROP_COPIES if drops else ''}",
-        task=Embedding(),
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint(content),
-        reader=reader,
-        augment=_AUGMENT,
-        **splits,
-    )
+    return folder.dataset(splits, reader, Embedding(), _AUGMENT, content)
 
 
 def _read(root: Path) -> tuple[Files, Captions, dict[Path, Picture]]:
@@ -96,7 +72,7 @@ def _read(root: Path) -> tuple[Files, Captions, dict[Path, Picture]]:
     files: Files = {split: [] for split in SPLITS}
     for path in captions:
         parts = path.relative_to(root).parts
-        split = SPLIT_NAMES.get(parts[0].casefold(), "train") if len(parts) > 1 else "train"
+        split = split_of(parts)
         if path in seen:
             files[split].append((path, _ALL))
     different = {seen[path].digest for path, _ in files["train"]}

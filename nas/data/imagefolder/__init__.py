@@ -8,7 +8,6 @@ weights that were trained with the copies need training without them anyway.
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,17 +21,15 @@ from torch import Tensor
 
 from nas.data import SPLITS, Arrays, Dataset, Split, Tensors
 from nas.data.imagefolder.folders import LeftOut, Walk, arranged, listed
-from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
-from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
+from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.splits import Files
+from nas.data.imagefolder.survey import Picture, survey
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
-from nas.progress import console
-from nas.records import fingerprint
 from nas.size import Size
 from nas.tasks.classification import Classification
 
 ARGUMENTS = ("PATH",)
-_DROP_COPIES = ",copies=drop"
 _CROPPED = (0.6, 1.0)  # share of the area that a crop for training keeps
 
 
@@ -41,69 +38,27 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which images are held out where the folder has no splits of its own.
     """
-    path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
-    root = root_of(path, "write --data imagefolder:PATH with a folder of class folders")
-    files, seen = _read(root)
-    if missing := [split for split in ("search", "test") if not files[split]]:
-        hold_out(files, seen, missing, Random(seed))
-    if drops and (dropped := drop_copies(files, seen)):
-        say(f"left out {dropped:,} images of train and search that a later split holds, too")
-        if not files["search"]:
-            raise DataError(
-                f"all images of the search split of {root} are in test, too",
-                "give the search other images, or take its folder away: part of train is held out",
-            )
-    for line in copy_lines(files, seen, f"--data imagefolder:{path}{_DROP_COPIES} leaves them out"):
-        say(line)
+    folder = PictureData("imagefolder", argument, "a folder of class folders")
+    files, seen = _read(root := folder.root)
+    folder.divide(files, seen, seed, "images")
+    if not files["search"]:
+        raise DataError(
+            f"all images of the search split of {root} are in test, too",
+            "give the search other images, or take its folder away: part of train is held out",
+        )
     classes = _classes(root, files)
     labels = {name: label for label, name in enumerate(classes)}
-    for split in SPLITS:  # the first images of a split must be a fair sample of its classes
-        Random(f"{seed} {split}").shuffle(files[split])
-    pictures = {split: [seen[file] for file, _ in files[split]] for split in SPLITS}
-    reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
-    for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
-        say(line)
+    reader = folder.reader(files, seen, seed)
     splits = {
         split: ImageFiles(split, [(file, labels[name]) for file, name in own], reader)
         for split, own in files.items()
     }
-    mean, std = statistics(splits["train"])
     content = [
         (split, file.relative_to(root).as_posix(), label, seen[file].digest)
         for split in SPLITS
         for file, label in splits[split].files
     ]
-    return Dataset(
-        name=f"imagefolder:{root}{_DROP_COPIES if drops else ''}",
-        task=Classification.of(classes),
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint(content),
-        reader=reader,
-        augment=crop_and_flip,
-        **splits,
-    )
-
-
-def say(line: str) -> None:
-    """Tell the user what was left out of a folder, or is read in a special way."""
-    console.print(line, style="yellow", soft_wrap=True)
-
-
-def root_of(path: str, fix: str) -> Path:
-    """The folder of this path, `~` expanded; `DataError` with this fix where there is none."""
-    try:
-        path.encode()
-        root = Path(path).expanduser()
-        if stat.S_ISDIR(root.stat().st_mode):
-            return root
-        raise DataError(f"{root} is a file, not a folder", f"unpack it if it is an archive; {fix}")
-    except FileNotFoundError:
-        raise DataError(f"no folder {root}", fix) from None
-    except OSError as error:
-        raise DataError(f"cannot open the folder {path[:80]}: {error.strerror}", fix) from None
-    except (ValueError, RuntimeError) as error:  # NUL bytes, no UTF-8, a `~` of nobody
-        raise DataError(f"{path[:80]!a} is the path of no folder: {error}", fix) from None
+    return folder.dataset(splits, reader, Classification.of(classes), crop_and_flip, content)
 
 
 def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
@@ -217,11 +172,3 @@ def piece_at(piece: Tensor, size: tuple[int, int]) -> Tensor:
         y, x = (torch.arange(to) * own // to for own, to in zip(piece.shape[-2:], size))
         return piece[..., y[:, None], x]
     return F.interpolate(piece, size, mode="bilinear", antialias=True)
-
-
-def statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the deviation of the channels of pictures whose pixels lie in [0, 1]."""
-    batch = split.batch(range(0, split.size, max(1, split.size // 200)), 64)
-    x = batch["images"].astype(np.float64) / 255
-    mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
-    return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 0.01).round(4).tolist())

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from nas.data import SPLITS, Arrays, Dataset
-from nas.data.imagefolder import ImageFiles, root_of, say, statistics
+from nas.data.imagefolder import ImageFiles
 from nas.data.imagefolder.folders import LeftOut, Walk, listed
-from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
-from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
+from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.splits import Files
+from nas.data.imagefolder.survey import Picture, survey
 from nas.data.masks.augmentation import scale_crop_and_flip
 from nas.data.masks.classes import FILE as CLASSES_FILE
 from nas.data.masks.classes import Classes, classes_of
@@ -25,12 +25,10 @@ from nas.data.masks.pairs import paired
 from nas.data.masks.reading import Mask, read_mask, survey_masks, values_in
 from nas.errors import DataError
 from nas.preprocessing import PictureReader, central
-from nas.records import fingerprint
 from nas.size import Size, sides
 from nas.tasks.segmentation import Segmentation
 
 ARGUMENTS = ("PATH",)
-_DROP_COPIES = ",copies=drop"
 _ALL = "pictures"  # the one class by which pictures are held out
 
 
@@ -39,44 +37,24 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which pictures are held out where the folder has no splits of its own.
     """
-    path, drops = argument.removesuffix(_DROP_COPIES), argument.endswith(_DROP_COPIES)
-    root = root_of(path, "write --data masks:PATH with a folder of images and one of masks")
-    files, mask_of, seen, masks = _read(root)
-    if missing := [split for split in ("search", "test") if not files[split]]:
-        hold_out(files, seen, missing, Random(seed))
-    if drops and (dropped := drop_copies(files, seen)):
-        say(f"left out {dropped:,} pictures of train and search that a later split holds, too")
-    for line in copy_lines(files, seen, f"--data masks:{path}{_DROP_COPIES} leaves them out"):
-        say(line)
-    if empty := [split for split in SPLITS if not files[split]]:
-        raise DataError(f"no picture of {root} is left in {empty[0]}", "add some with their masks")
+    folder = PictureData("masks", argument, "a folder of images and one of masks")
+    files, mask_of, seen, masks = _read(root := folder.root)
+    folder.divide(files, seen, seed)
+    folder.check_splits(files, "add some with their masks")
     classes = classes_of(root, masks, [mask_of[image] for image, _ in files["train"]])
-    for split in SPLITS:  # the first pictures of a split must be a fair sample of it
-        Random(f"{seed} {split}").shuffle(files[split])
-    pictures = {split: [seen[image] for image, _ in files[split]] for split in SPLITS}
-    reader = reader_for(pictures["train"], pictures["search"] + pictures["test"])
-    for line in reading_lines(reader, [p for own in pictures.values() for p in own]):
-        say(line)
+    reader = folder.reader(files, seen, seed)
     splits = {
         split: Pairs(split, [(image, mask_of[image]) for image, _ in own], reader, classes)
         for split, own in files.items()
     }
-    mean, std = statistics(splits["train"])
     content = [
         (split, image.relative_to(root).as_posix(), seen[image].digest, masks[mask].digest)
         for split in SPLITS
         for image, mask in splits[split].pairs
     ]
-    return Dataset(
-        name=f"masks:{root}{_DROP_COPIES if drops else ''}",
-        task=Segmentation.of(classes.names, classes.colours),
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint(content, sorted(classes.by_value.items())),
-        reader=reader,
-        augment=scale_crop_and_flip,
-        **splits,
-    )
+    task = Segmentation.of(classes.names, classes.colours)
+    values = sorted(classes.by_value.items())
+    return folder.dataset(splits, reader, task, scale_crop_and_flip, content, values)
 
 
 def _read(

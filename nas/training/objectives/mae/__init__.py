@@ -137,9 +137,9 @@ class MaskedAutoencoder(Objective):
         grey = own * (1 - hidden[..., None])
         rows = [_picture(x, side, grid) for x in (grey, shown, own)]
         strips = torch.cat([torch.cat(list(row), 1) for row in rows], 0)
-        colours = (strips * torch.tensor(data.std) + torch.tensor(data.mean)).clamp(0, 1)
         how = "" if self.plain else " (with the right mean and deviation of each hidden patch)"
-        return {f"Pictures as they are masked, as they are drawn{how}, and as they are": colours}
+        caption = f"Pictures as they are masked, as they are drawn{how}, and as they are"
+        return {caption: data.colours(strips)}
 
 
 def patches_of(images: Tensor, side: int, grid: Size) -> Tensor:
