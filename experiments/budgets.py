@@ -2,8 +2,9 @@
 
     python experiments/budgets.py --seeds 3 --test-images 2000 --finetune 6400
 
-One search answers all budgets, once for each seed. Winner and best dense network are measured in
-turns and scored on the same test scenes; `error` is one standard error of their difference as if
+One search answers all budgets, once for each seed. Finalists meet on all other scenes of the search
+split. Winner, best dense network and best network of one sparsity everywhere are measured in turns
+and scored on the same test scenes; `error` is one standard error of their difference as if
 they were independent, which is more than it is. With `--finetune` both are trained further on as
 many images each, in the run of the first seed only, because there are up to ten networks. Dense
 networks are searched with as many evaluations as all networks, over the same resolutions, widths
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="6ms,8ms,10ms,12ms,15ms")
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--final-images", type=int, default=1600)
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--finetune", type=int, default=0, help="images")
     parser.add_argument("--out", type=Path, default=Path("runs") / "budgets")
@@ -50,6 +52,7 @@ def main() -> None:
             space=options.space,
             device=options.device,
             evaluations=options.evaluations,
+            final_images=options.final_images,
             test_images=options.test_images,
             seed=seed,
             out=folder,
@@ -81,9 +84,10 @@ def tuned_of(folder: Path, images: int) -> FineTuning:
 def row(answer: Answer, tuned: FineTuning | None, scenes: int) -> dict[str, float | str]:
     """What one budget gave: milliseconds, test accuracies, and what was pruned."""
     winner, dense = answer.winner, answer.baseline("best dense")
+    rivals = {"dense": dense, "uniform": answer.baseline("best uniform sparsity")}
     found: dict[str, float | str] = {"budget_ms": answer.budget_ms}
     after = {network.id: network.test_percent for network in tuned.networks} if tuned else {}
-    for name, candidate in (("winner", winner), ("dense", dense)):
+    for name, candidate in {"winner": winner, **rivals}.items():
         if candidate is None:
             continue
         found[f"{name}_ms"] = candidate.measured_ms

@@ -45,6 +45,7 @@ def search(
     fresh: bool = ...,
     evaluations: int = ...,
     search_images: int = ...,
+    final_images: int = ...,
     test_images: int = ...,
     score: str = ...,
     reference_images: int = ...,

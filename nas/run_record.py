@@ -65,6 +65,7 @@ class Candidate:
 
     `architecture` holds its choices. Of the accuracies the first is that on the search split, the
     second the same with its noise taken out, the third that on the test split (None: not tested).
+    `final_percent` is that on the samples which decide between finalists (None: it was none).
     `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
     is not the median. `test_by_class` are the accuracies of the classes on the test split.
     """
@@ -83,6 +84,10 @@ class Candidate:
     )
     measured_quantile_ms: float | None = field(default=None, metadata={"only_if_any": True})
     test_by_class: tuple[float | None, ...] = _by_class("test")
+    final_percent: float | None = field(
+        default=None,
+        metadata={"key": "final_{}_percent", "least": 0, "most": 100, "only_if_any": True},
+    )
 
     @property
     def tail_ms(self) -> float | None:
@@ -183,6 +188,7 @@ class RunRecord(dict[str, Any]):
     source_run: str = Settings.source_run
     evaluations: int
     search_images: int
+    final_images: int = 0
     test_images: int
     searcher: str = Settings.searcher
     sampler: str = Settings.sampler

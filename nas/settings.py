@@ -101,6 +101,9 @@ class Settings:
     )
     evaluations: int = option(8, "Candidates to score in this run.", least=1)
     search_images: int = option(400, "Samples (images) of the search split.", least=10)
+    final_images: int = option(
+        400, "Further samples of the search split that decide between finalists; 0: none.", least=0
+    )
     test_images: int = option(500, "Samples (images) of the test split.", least=10)
     score: str = option(
         "",

@@ -33,7 +33,7 @@ from nas.trellis.graph import space_layers
 OPTIONS = {
     "search": {"--budget", "--task", "--space", "--data", "--device", "--confidence", "--quantile", "--max-params",
                "--max-macs", "--min-params", "--min-macs", "--supernet", "--table", "--out", "--resume", "--from", "--fresh",
-               "--evaluations", "--search-images", "--test-images", "--score", "--reference-images", "--searcher", "--sampler",
+               "--evaluations", "--search-images", "--final-images", "--test-images", "--score", "--reference-images", "--searcher", "--sampler",
                "--batch", "--surrogate", "--race-error", "--workers", "--ray-address",
                "--gpus-per-worker", "--task-timeout", "--reuse-mb", "--finetune", "--seed", "--json"},
     "profile": {"--space", "--device", "--classes", "--out", "--rounds", "--minutes", "--context", "--from", "--rows", "--again",
@@ -190,7 +190,7 @@ def test_the_help_of_a_search_reads_at_80_columns(capsys, monkeypatch):
         ["--budget", "--task", "--space", "--data", "--device"],
         ["--confidence", "--quantile", "--max-params", "--max-macs", "--min-params", "--min-macs"],
         ["--out", "--resume", "--from", "--fresh"],
-        ["--evaluations", "--search-images", "--test-images"],
+        ["--evaluations", "--search-images", "--final-images", "--test-images"],
         ["--searcher", "--sampler", "--batch", "--surrogate", "--race-error"],
         ["--workers", "--ray-address", "--gpus-per-worker", "--task-timeout", "--reuse-mb"],
     ):

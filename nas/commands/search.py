@@ -51,10 +51,9 @@ class Format(StrEnum):
 @app.command(epilog="Example: vitnas search --budget 20ms")
 @with_options(
     "budget task space data device confidence quantile max_params max_macs min_params min_macs "
-    "supernet table run resume source_run fresh evaluations search_images test_images score "
-    "reference_images searcher "
-    "sampler batch surrogate race_error workers ray_address gpus timeout_s reuse_mb images seed "
-    "as_json",
+    "supernet table run resume source_run fresh evaluations search_images final_images "
+    "test_images score reference_images searcher sampler batch surrogate race_error workers "
+    "ray_address gpus timeout_s reuse_mb images seed as_json",
     Settings,
     Distribution,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 from nas.errors import InfeasibleError
 from nas.progress import console
+from nas.run.examination import Examination
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
@@ -17,6 +20,7 @@ from nas.space.architecture import Architecture
 from nas.strategy.statistics import pareto
 
 _MEASURED = 5  # best candidates that are re-measured, besides the front
+_FINALISTS = 3  # of the candidates, and of the networks of each baseline
 _TRIES = 3  # to find one that measures within the budget, where the first ones did not
 _MARGIN = 1.03  # by which each try aims lower
 
@@ -36,7 +40,7 @@ class Ranking:
     @property
     def to_measure(self) -> list[Candidate]:
         """The candidates that are measured in any case."""
-        best = [group[0] for group in self.baselines if group]
+        best = [candidate for group in self.baselines for candidate in group[:_FINALISTS]]
         return [self.largest, *self.candidates[:_MEASURED], *self.front, *best]
 
 
@@ -70,26 +74,76 @@ def rank(
     return Ranking(ranked, front, largest, groups)
 
 
-def decide(inputs: Inputs, goal: Goal, ranking: Ranking, watch: Stopwatch) -> Outcome | None:
-    """The best candidate that fits as measured wins; None where none does.
+@dataclass(frozen=True, eq=False)
+class Finalists:
+    """The networks within a budget, as measured, between which further samples decide.
 
-    Of each baseline the best that fits likewise; the largest network is one whether it fits or not.
+    `entrants` may win. `baselines` has for each kind those of which the best is reported, and
+    `ranking` is what all were taken from.
     """
-    winner = _first_that_fits(inputs, goal, ranking.candidates, watch, everywhere=True)
-    if winner is None:
+
+    ranking: Ranking
+    entrants: list[Candidate]
+    baselines: list[list[Candidate]]
+
+
+def shortlist(inputs: Inputs, goal: Goal, ranking: Ranking, watch: Stopwatch) -> Finalists | None:
+    """The first that fit of all candidates and of each baseline; None where no candidate does.
+
+    A network of a baseline is one of the space, and may win as well, on all devices with a budget.
+    """
+    entrants = list(islice(_fitting(inputs, goal, ranking.candidates, watch), _FINALISTS))
+    if not entrants:
         return None
-    best = [_first_that_fits(inputs, goal, group, watch) for group in ranking.baselines]
-    return Outcome(winner, [ranking.largest, *(c for c in best if c)], ranking.front)
+    groups = [
+        list(islice(_fitting(inputs, goal, group, watch, here_alone=True), _FINALISTS))
+        for group in ranking.baselines
+    ]
+    entrants += [c for group in groups for c in group if watch.fits_elsewhere(c, goal.budgets)]
+    return Finalists(ranking, entrants, [group for group in groups if group])
 
 
-def _first_that_fits(
+def decide(inputs: Inputs, finalists: Finalists, finals: Examination) -> Outcome:
+    """The best entrant wins, and the best of each baseline is chosen likewise.
+
+    The largest network is a baseline whether it fits or not.
+    """
+    finals([c for group in (finalists.entrants, *finalists.baselines) for c in group])
+    best = partial(_best, inputs, finals)
+    ranking = finalists.ranking
+    baselines = [ranking.largest, *map(best, finalists.baselines)]
+    return Outcome(best(finalists.entrants), baselines, ranking.front)
+
+
+def _best(inputs: Inputs, finals: Examination, finalists: Sequence[Candidate]) -> Candidate:
+    """The finalist of the highest accuracy on all samples of the search split that were used.
+
+    Of those that scored candidates that is the expected accuracy, so that luck in them counts
+    little. Of equal ones the fastest wins.
+    """
+    searched = inputs.scores.images
+
+    def percent(candidate: Candidate) -> float:
+        final = finals.found.get(candidate.architecture)
+        if final is None:
+            return candidate.expected_percent
+        total = searched * candidate.expected_percent + finals.images * final.percent
+        return total / (searched + finals.images)
+
+    return max(finalists, key=lambda c: (percent(c), -c.predicted_ms))
+
+
+def _fitting(
     inputs: Inputs,
     goal: Goal,
     ranked: Sequence[Candidate],
     watch: Stopwatch,
-    everywhere: bool = False,
-) -> Candidate | None:
-    """The best whose measured upper limit is within the budget; times candidates as needed."""
+    here_alone: bool = False,
+) -> Iterator[Candidate]:
+    """Those whose measured upper limit is within the budget, best first, timed as needed.
+
+    Unless `here_alone` they keep the budgets of further devices as well.
+    """
     left, budget_ms = list(ranked), goal.budget_ms
     while left:
         # On a day when the machine is slower than its table, skip what cannot fit.
@@ -99,10 +153,9 @@ def _first_that_fits(
         for candidate in some:
             samples = watch.samples(candidate) or watch(some)[candidate]
             if samples.upper_ms <= budget_ms and (
-                not everywhere or watch.fits_elsewhere(candidate, goal.budgets)
+                here_alone or watch.fits_elsewhere(candidate, goal.budgets)
             ):
-                return candidate
-    return None
+                yield candidate
 
 
 def further_inside(inputs: Inputs, goal: Goal, watch: Stopwatch, tries: int) -> Wanted:

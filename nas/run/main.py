@@ -12,22 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
 
 from nas.budget import Budget, positive_number, readable_ms
-from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
 from nas.latency.table import LatencyTable
-from nas.progress import bar, console
-from nas.records import Journal, write_json
-from nas.run.contest import Outcome, decide, further_inside, rank
+from nas.progress import console
+from nas.records import write_json
+from nas.run.contest import Outcome, decide, further_inside, rank, shortlist
+from nas.run.examination import Examination, finals, test
 from nas.run.inputs import Inputs, opened
-from nas.run.record import Tested, make_record, write_tables
+from nas.run.record import Seen, make_record, write_tables
 from nas.run.request import Request, claimed_folder, read_budgets
-from nas.run.scores import Candidate
 from nas.run.search import Searched, search, search_on
 from nas.run.stopwatch import Stopwatch
 from nas.run_record import Exported, RunRecord
@@ -55,6 +52,7 @@ def search_networks(
     fresh: bool = Settings.fresh,
     evaluations: int = Settings.evaluations,
     search_images: int = Settings.search_images,
+    final_images: int = Settings.final_images,
     test_images: int = Settings.test_images,
     score: str = Settings.score,
     reference_images: int = Settings.reference_images,
@@ -96,6 +94,7 @@ def search_networks(
         fresh=fresh,
         evaluations=evaluations,
         search_images=search_images,
+        final_images=final_images,
         test_images=test_images,
         score=score,
         reference_images=reference_images,
@@ -125,17 +124,18 @@ def run(request: Request) -> RunRecord:
     """Do all parts of a run, one after the other, and write its directory."""
     clock = Clock()
     with opened(request, clock.part) as inputs:
-        _greet(inputs)
+        watch, final, tests = Stopwatch(inputs), finals(inputs), test(inputs)
+        _greet(inputs, final)
         rng = np.random.default_rng(inputs.settings.seed)
         with clock.part("search"):
             searched = search(inputs, rng)
-        watch = Stopwatch(inputs)
-        searched, expected, outcomes = _settle(inputs, searched, watch, rng, clock)
+        searched, expected, outcomes = _settle(inputs, searched, watch, final, rng, clock)
         with clock.part("test"):
-            tests = _test(inputs, [c for o in outcomes for c in (o.winner, *o.baselines)])
+            tests([c for o in outcomes for c in (o.winner, *o.baselines)])
         with clock.part("export"):
             exported = _export_winners(inputs, outcomes)
-        record = make_record(inputs, searched, outcomes, watch, tests, exported, clock.rounded())
+        seen = Seen(watch, final, tests)
+        record = make_record(inputs, searched, outcomes, seen, exported, clock.rounded())
         write_tables(inputs, record, expected)
     write_json(request.folder / "run.json", record.to_json())
     with clock.part("report"):
@@ -148,7 +148,12 @@ def run(request: Request) -> RunRecord:
 
 
 def _settle(
-    inputs: Inputs, searched: Searched, watch: Stopwatch, rng: np.random.Generator, clock: Clock
+    inputs: Inputs,
+    searched: Searched,
+    watch: Stopwatch,
+    final: Examination,
+    rng: np.random.Generator,
+    clock: Clock,
 ) -> tuple[Searched, dict[Architecture, float], list[Outcome]]:
     """Rank and measure until every goal has a winner, and search on where none fits as measured.
 
@@ -163,23 +168,26 @@ def _settle(
             ]
         with clock.part("measure"):
             watch([c for ranking in rankings for c in ranking.to_measure])
-            outcomes = [
-                decide(inputs, goal, ranking, watch)
+            lists = [
+                shortlist(inputs, goal, ranking, watch)
                 for goal, ranking in zip(inputs.goals, rankings)
             ]
-        if None not in outcomes:
+        found = [finalists for finalists in lists if finalists is not None]
+        if len(found) == len(lists):
             break
         with clock.part("search"):
             wanted = {
                 i: further_inside(inputs, inputs.goals[i], watch, tries)
-                for i, outcome in enumerate(outcomes)
-                if outcome is None
+                for i, finalists in enumerate(lists)
+                if finalists is None
             }
             searched = search_on(inputs, searched, wanted, rng)
-    return searched, expected, [outcome for outcome in outcomes if outcome is not None]
+    with clock.part("final"):
+        outcomes = [decide(inputs, finalists, final) for finalists in found]
+    return searched, expected, outcomes
 
 
-def _greet(inputs: Inputs) -> None:
+def _greet(inputs: Inputs, final: Examination) -> None:
     table, feasible = inputs.table, inputs.goals[0].feasible
     fitting = ", ".join(
         f"{goal.feasible.within_budget:,} within {goal.budget_ms:g} ms" for goal in inputs.goals
@@ -198,7 +206,7 @@ def _greet(inputs: Inputs) -> None:
     if references := scores.metric.references:
         console.print(
             f"score: {scores.metric.label}; labels used: {references:,} of the train split, "
-            f"{scores.images:,} of the search split"
+            f"{scores.images + final.images:,} of the search split"
         )
     for device, table in inputs.tables.items():
         if said := _doubts(table):
@@ -212,30 +220,6 @@ def _doubts(table: LatencyTable) -> str:
     if busy:
         busy += f" ({table.manifest['held_up_percent']:.0f} % of the samples were held up)"
     return "; ".join(filter(None, (busy, after and f"noise keeps its error up: {after}")))
-
-
-def _test(inputs: Inputs, finalists: Sequence[Candidate]) -> dict[Architecture, Tested]:
-    """The accuracies on the test split, once, of what is reported."""
-    metric, images = inputs.scores.metric, inputs.settings.test_images
-    journal = Journal(inputs.folder / "test.jsonl")
-    known = {record["id"]: record for record in journal.read(AccuracyRecord, metric.name)}
-    recorded = inputs.card.get("largest_test", {})
-    if recorded.get("images") == images and metric.key in recorded:
-        known.setdefault(inputs.space.largest.id, recorded)
-    evaluator = Evaluator(inputs.network, inputs.data, inputs.data.test, images, metric=metric)
-    tests = {}
-    with bar("test", len(finalists), "networks") as advance:
-        for candidate in finalists:
-            own = candidate.architecture
-            if own.id not in known:
-                scored = evaluator.score(own)
-                known[own.id] = {"id": own.id, **tested_record(scored)}
-                journal.append(known[own.id])
-            percent, by_class = known[own.id][metric.key], known[own.id].get("by_class", ())
-            error_points = sqrt(variance_in(known[own.id], metric))
-            tests[own] = Tested(percent, error_points, tuple(by_class))
-            advance(1, f"{candidate.name} {percent:.1f} %")
-    return tests
 
 
 def _export_winners(inputs: Inputs, outcomes: Sequence[Outcome]) -> Mapping[Architecture, Exported]:
@@ -265,7 +249,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(
-            ("table", "search", "measure", "test", "export", "report"), 0.0
+            ("table", "search", "measure", "final", "test", "export", "report"), 0.0
         )
         self._start = time.monotonic()
 

@@ -14,6 +14,7 @@ import numpy as np
 from nas import run_record
 from nas.records import write_csv
 from nas.run.contest import Outcome
+from nas.run.examination import Examination
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
@@ -29,24 +30,20 @@ from nas.strategy.statistics import hypervolumes
 from nas.trellis.graph import encode
 
 
-@dataclass(frozen=True)
-class Tested:
-    """The accuracy of a network on the test split, its standard error in points, and by class."""
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a run has seen of networks besides their scores: times, finals, and tests."""
 
-    percent: float
-    error_points: float
-    by_class: tuple[float | None, ...] = ()
-
-
-Tests = Mapping[Architecture, Tested]
+    watch: Stopwatch
+    finals: Examination
+    tests: Examination
 
 
 def make_record(
     inputs: Inputs,
     searched: Searched,
     outcomes: Sequence[Outcome],
-    watch: Stopwatch,
-    tests: Tests,
+    seen: Seen,
     exported: Mapping[Architecture, Exported],
     seconds: dict[str, float],
 ) -> RunRecord:
@@ -62,7 +59,8 @@ def make_record(
     settings = {f.name: getattr(inputs.settings, f.name) for f in fields(Settings)}
     settings |= {  # a split may have fewer than were asked for
         "search_images": inputs.evaluator.images,
-        "test_images": min(inputs.settings.test_images, inputs.data.test.size),
+        "final_images": seen.finals.images,
+        "test_images": seen.tests.images,
         "reference_images": metric.references or None,
     }
     asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
@@ -92,12 +90,12 @@ def make_record(
         hypervolume=_hypervolume(inputs, own),
         verb=VERBS[table.measured_source],
         answers=tuple(
-            _answer(inputs, goal, outcome, watch, tests, exported)
+            _answer(inputs, goal, outcome, seen, exported)
             for goal, outcome in zip(inputs.goals, outcomes)
         ),
         measured=tuple(
-            run_record.Candidate(**_written(c, watch, tests if c in baselines else {}))
-            for c in watch.first.values()
+            run_record.Candidate(**_written(c, seen, tested=c in baselines))
+            for c in seen.watch.first.values()
         ),
         table=table.calibration,
         table_manifest={k: v for k, v in table.manifest.items() if k != "calibration"},
@@ -109,8 +107,7 @@ def _answer(
     inputs: Inputs,
     goal: Goal,
     outcome: Outcome,
-    watch: Stopwatch,
-    tests: Tests,
+    seen: Seen,
     exported: Mapping[Architecture, Exported],
 ) -> Answer:
     scores = inputs.scores
@@ -121,34 +118,35 @@ def _answer(
         round(goal.limit_ms, 4),
         goal.feasible,
         max(fitting, default=None),
-        _winner(inputs, goal, outcome, watch, tests),
-        tuple(run_record.Candidate(**_written(c, watch, tests)) for c in outcome.baselines),
-        tuple(run_record.Candidate(**_written(c, watch, {})) for c in outcome.front),
+        _winner(inputs, goal, outcome, seen),
+        tuple(run_record.Candidate(**_written(c, seen)) for c in outcome.baselines),
+        tuple(run_record.Candidate(**_written(c, seen, tested=False)) for c in outcome.front),
         Quality(**_quality(inputs, goal, outcome.winner).summary()),
         exported[outcome.winner.architecture],
     )
 
 
-def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, watch: Stopwatch, tests: Tests) -> Winner:
+def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, seen: Seen) -> Winner:
     winner, table = outcome.winner, inputs.table
-    samples = watch.samples(winner)
+    samples = seen.watch.samples(winner)
     assert samples is not None  # it won as measured
     low, high = table.interval(winner.predicted_ms, inputs.settings.confidence)
     wanted_ms = goal.budget_ms / table.tail(inputs.settings.quantile)
     chance = table.chance_within(winner.predicted_ms, wanted_ms)
     return Winner(
-        **{**_written(winner, watch, tests), "name": "winner"},
+        **{**_written(winner, seen), "name": "winner"},
         upper_ms=round(samples.upper_ms, 4),
         interval_ms=(round(low, 4), round(high, 4)),
         chance_within_budget=round(chance, 4),
-        test_error_points=round(tests[winner.architecture].error_points, 4),
+        test_error_points=round(seen.tests.found[winner.architecture].error_points, 4),
     )
 
 
-def _written(candidate: Candidate, watch: Stopwatch, tests: Tests) -> dict[str, Any]:
-    """The fields of a candidate as a run records it, rounded."""
-    samples = watch.samples(candidate)
-    tested = tests.get(candidate.architecture)
+def _written(candidate: Candidate, seen: Seen, tested: bool = True) -> dict[str, Any]:
+    """The fields of a candidate as a run records it, rounded; its test only where `tested`."""
+    samples = seen.watch.samples(candidate)
+    final = seen.finals.found.get(candidate.architecture)
+    test = seen.tests.found.get(candidate.architecture) if tested else None
     return {
         "name": candidate.name,
         "id": candidate.architecture.id,
@@ -158,10 +156,11 @@ def _written(candidate: Candidate, watch: Stopwatch, tests: Tests) -> dict[str, 
         "measured_p95_ms": None if samples is None else round(samples.p95_ms, 4),
         "search_percent": round(candidate.search_percent, 3),
         "expected_percent": round(candidate.expected_percent, 3),
-        "test_percent": None if tested is None else round(tested.percent, 4),
+        "final_percent": None if final is None else round(final.percent, 4),
+        "test_percent": None if test is None else round(test.percent, 4),
         "measured_quantile_ms": None if samples is None else asked_ms(samples),
-        "other_devices": watch.others.get(candidate, {}),
-        "test_by_class": () if tested is None else tested.by_class,
+        "other_devices": seen.watch.others.get(candidate, {}),
+        "test_by_class": () if test is None else test.by_class,
     }
 
 

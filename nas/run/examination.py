@@ -1,0 +1,98 @@
+"""Examinations of a run: networks scored once on samples that no search has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+
+from nas.data import Part, Split
+from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
+from nas.progress import bar
+from nas.records import Journal
+from nas.run.inputs import Inputs
+from nas.run.scores import Candidate
+from nas.space.architecture import Architecture
+from nas.workers.ledger import Record
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The accuracy of a network on further samples, its standard error in points, and by class."""
+
+    percent: float
+    error_points: float
+    by_class: tuple[float | None, ...] = ()
+
+
+class Examination:
+    """Scores networks on the first `images` samples of a split, each once.
+
+    `found` holds the result of each network, and the journal in `file` keeps it for a resumed run.
+    `known` are results of before, by the id of their network.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        title: str,
+        split: Split,
+        images: int,
+        file: Path,
+        known: dict[str, Record] | None = None,
+    ) -> None:
+        self.inputs, self.title, self.split = inputs, title, split
+        self.images = max(0, min(images, split.size))
+        self.found: dict[Architecture, Examined] = {}
+        self._journal = Journal(file)
+        metric = inputs.scores.metric
+        self._kept = (known or {}) | {
+            record["id"]: record
+            for record in self._journal.read(AccuracyRecord, metric.name)
+            if record["images"] == self.images
+        }
+
+    def __call__(self, candidates: Iterable[Candidate]) -> None:
+        """Score the networks that `found` does not have yet."""
+        wanted = {c.architecture: c.name for c in candidates if c.architecture not in self.found}
+        if not wanted or not self.images:
+            return
+        metric = self.inputs.scores.metric
+        with bar(self.title, len(wanted), "networks") as advance:
+            for own, name in wanted.items():
+                if own.id not in self._kept:
+                    self._kept[own.id] = {"id": own.id, **tested_record(self._evaluator.score(own))}
+                    self._journal.append(self._kept[own.id])
+                record = self._kept[own.id]
+                percent, by_class = record[metric.key], tuple(record.get("by_class", ()))
+                self.found[own] = Examined(percent, sqrt(variance_in(record, metric)), by_class)
+                advance(1, f"{name} {percent:.1f} %")
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        inputs = self.inputs
+        metric = inputs.scores.metric
+        return Evaluator(inputs.network, inputs.data, self.split, self.images, metric=metric)
+
+
+def finals(inputs: Inputs) -> Examination:
+    """That of the finalists, on samples of the search split which have scored no candidate."""
+    split, seen = inputs.data.search, inputs.evaluator.images
+    rest = Part(split, range(seen, max(seen, split.size)))
+    return Examination(
+        inputs, "final", rest, inputs.settings.final_images, inputs.folder / "finals.jsonl"
+    )
+
+
+def test(inputs: Inputs) -> Examination:
+    """That of what is reported, on the test split, which chooses nothing."""
+    images, key = inputs.settings.test_images, inputs.scores.metric.key
+    recorded = inputs.card.get("largest_test", {})
+    known = recorded if recorded.get("images") == images and key in recorded else None
+    return Examination(
+        inputs, "test", inputs.data.test, images, inputs.folder / "test.jsonl",
+        {inputs.space.largest.id: known} if known else None,
+    )  # fmt: skip
