@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from nas.data import Arrays, Dataset, Split, load_data
+from nas.data import Dataset, Part, load_data
 from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import photos
 from nas.evaluation.accuracy import Evaluator
@@ -49,24 +49,12 @@ RECIPE = Recipe(images=(4_000, 2_000, 2_000), batches=(32, 32, 32), learning_rat
 _TRIED = 3  # steps at each size, to see how fast they are
 
 
-class Few(Split):
-    """Some samples of a split, by their numbers in it."""
-
-    def __init__(self, split: Split, numbers: Sequence[int]) -> None:
-        super().__init__(split.name, len(numbers))
-        self.split, self.numbers = split, list(numbers)
-
-    def batch(self, indices: Sequence[int], size: int) -> Arrays:
-        """The samples of these numbers."""
-        return self.split.batch([self.numbers[i] for i in indices], size)
-
-
 def with_few(data: Dataset, labels: int, seed: int) -> Dataset:
     """The scenes with so many labelled ones of each class to train on, drawn by a seed."""
     classes = photos("train")[1]
     order = np.random.default_rng(seed).permutation(len(classes))
     picked = [i for c in np.unique(classes) for i in order[classes[order] == c][:labels]]
-    return replace(data, train=Few(data.train, picked), augment=crop_and_flip)
+    return replace(data, train=Part(data.train, picked), augment=crop_and_flip)
 
 
 def started(space, data: Dataset, recipe: Recipe, start: str) -> Trainer:
