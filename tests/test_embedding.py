@@ -268,4 +268,4 @@ def test_the_commands_pretrain_and_report(pictures, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", str(folder)])
     assert not stop.value.code
-    assert "Training of vit:debug by mae" in page.read_text()
+    assert "Training of vit:debug (objective: mae)" in page.read_text()

@@ -370,7 +370,7 @@ def test_steps_in_bfloat16_are_close_to_those_in_float32(name, photo_data):
 
 def test_the_page_of_a_training_shows_the_curve_and_what_is_drawn(trained, ramps, tmp_path):
     page = write_training_report(trained, ramps).read_text()
-    assert "Training of vit:debug by mae" in page
+    assert "Training of vit:debug (objective: mae)" in page
     assert "the mean squared error of the pixels of hidden patches" in page
     assert page.count("<svg") == 1
     assert page.count("data:image/png;base64,") == 1
