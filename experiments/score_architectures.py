@@ -7,9 +7,10 @@ computed once. Each group comes from one of six bands of MACs, each as much dear
 before: half of the groups are uniform in the band (`random`), a quarter is uniform in its dense
 part (`dense`), and a quarter has the largest sizes under a random schedule (`scheduled`). Besides
 come the largest networks of each resolution with one sparsity everywhere (`uniform`) and the
-smallest. All are scored on the first 400 scenes of the search split. The test split is not touched,
-but for the one figure of the largest network that the card carries. Appends to `scores.jsonl`
-beside the weights and goes on where it was stopped.
+smallest. All are scored on the first 400 scenes of the search split, and then on the next 400, for
+the finals of a search. The test split is not touched, but for the one figure of the largest network
+that the card carries. Appends to `scores.jsonl` beside the weights and goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nas.data import Dataset, load_data
+from nas.data import Dataset, Part, load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.network.network import Network
 from nas.progress import bar
@@ -36,7 +37,7 @@ from nas.trellis.graph import decode
 from nas.versions import layer_code
 
 KINDS = ("random", "scheduled", "random", "dense")
-GROUP, IMAGES, TEST_IMAGES = 8, 400, 500
+GROUP, IMAGES, FINAL_IMAGES, TEST_IMAGES = 8, 400, 400, 500
 
 
 def baselines(space: SearchSpace) -> dict[Architecture, str]:
@@ -114,6 +115,27 @@ def score(network: Network, data: Dataset, folder: Path, count: int) -> dict[str
     }
 
 
+def add_finals(network: Network, data: Dataset, folder: Path) -> None:
+    """Score all that has a score on the scenes which follow, and write the journal anew."""
+    journal = Journal(folder / "scores.jsonl")
+    records = journal.read()
+    rest = Part(data.search, range(IMAGES, IMAGES + FINAL_IMAGES))
+    evaluator = Evaluator(network, data, rest, FINAL_IMAGES)
+    missing = {
+        network.space.parse(r["architecture"]): r for r in records if "final_images" not in r
+    }
+    with bar("final", len(missing), "architectures") as advance:
+        for architecture in evaluator.plan(missing):
+            percent = evaluator.percent(architecture)
+            missing[architecture] |= {
+                "final_top1_percent": percent,
+                "final_images": FINAL_IMAGES,
+            }
+            advance(1, f"{percent:.1f} %")
+    if missing:
+        journal.write(records)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("supernet", type=Path, help="folder of a supernet")
@@ -125,6 +147,7 @@ def main() -> None:
     network, card = load_supernet(options.supernet, card["space"], data)
     for name, percent in score(network, data, options.supernet, options.count).items():
         print(f"{name} px@% everywhere: {percent:.1f} %")
+    add_finals(network, data, options.supernet)
     if card.get("largest_test", {}).get("images") != TEST_IMAGES:
         top1 = Evaluator(network, data, data.test, TEST_IMAGES).percent(network.space.largest)
         test = {"images": TEST_IMAGES, "top1_percent": top1}

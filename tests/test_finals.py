@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
-from conftest import made_up_table, measure_as_predicted
+from conftest import export_weights_alone, made_up_table, measure_as_predicted
 
 import nas
 from nas.data import load_data
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.network.network import Network
-from nas.records import Journal
+from nas.records import Journal, read_json, write_json
 from nas.run_record import RunRecord
 from nas.training.supernet import load_supernet, save_supernet
+from nas.versions import layer_code
 
 SEARCHED, FINAL = 12, 40
 
@@ -38,11 +41,18 @@ def settings(scenes, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _quick(settings, monkeypatch):
+    measure_as_predicted(monkeypatch, nas.LatencyTable.load(settings["table"]))
+    export_weights_alone(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def run(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         measure_as_predicted(patch, nas.LatencyTable.load(settings["table"]))
+        export_weights_alone(patch)
         return folder, nas.search(out=folder, final_images=FINAL, **settings)
 
 
@@ -80,18 +90,16 @@ def test_the_winner_has_the_best_mean_over_all_its_samples(run):
     assert means[chosen.id] == pytest.approx(max(means[c.id] for c in dense), abs=0.1)
 
 
-def test_a_resumed_run_examines_nothing_again(run, settings, monkeypatch):
+def test_a_resumed_run_examines_nothing_again(run, settings):
     folder, result = run
     (folder / "run.json").unlink()
     before = (folder / "finals.jsonl").read_bytes()
-    measure_as_predicted(monkeypatch, nas.LatencyTable.load(settings["table"]))
     again = nas.search(out=folder, final_images=FINAL, resume=True, **settings)
     assert again.answers[0].winner == result.answers[0].winner
     assert (folder / "finals.jsonl").read_bytes() == before
 
 
-def test_without_finals_the_best_expected_wins(settings, tmp_path, monkeypatch):
-    measure_as_predicted(monkeypatch, nas.LatencyTable.load(settings["table"]))
+def test_without_finals_the_best_expected_wins(settings, tmp_path):
     result = nas.search(out=tmp_path / "run", final_images=0, **settings)
     winner = result.answers[0].winner
     assert winner.final_percent is None
@@ -99,3 +107,24 @@ def test_without_finals_the_best_expected_wins(settings, tmp_path, monkeypatch):
     fitting = [c.expected_percent for c in result.measured if c.measured_ms <= settings["budget"]]
     assert winner.expected_percent == pytest.approx(max(fitting))
     assert RunRecord.read(tmp_path / "run" / "run.json").final_images == 0
+
+
+def test_finals_of_shipped_scores_are_known(settings, scenes, tmp_path):
+    """What a supernet says of the same samples is believed; of other samples it is not."""
+    supernet = shutil.copytree(settings["supernet"], tmp_path / "supernet")
+    space = load_space("mobilenetv3:debug", scenes.task)
+    card = read_json(supernet / "supernet.json")
+    smallest = {"architecture": space.smallest.to_json(), "drawn": "smallest"}
+    head = {
+        "weights_fingerprint": card["fingerprint"], "data_fingerprint": scenes.fingerprint,
+        "search_images": SEARCHED, "layer_code": layer_code("mobilenetv3"),
+    }  # fmt: skip
+    write_json(supernet / "scores.json", head)
+    own = {**settings, "supernet": supernet, "evaluations": 2}
+    for images, believed in ((FINAL, True), (FINAL + 1, False)):
+        final = {"top1_percent": 99.0, "final_top1_percent": 98.0, "final_images": images}
+        Journal(supernet / "scores.jsonl").write([smallest | final])
+        result = nas.search(out=tmp_path / str(images), final_images=FINAL, **own)
+        percents = {c.id: c.final_percent for c in result.measured}
+        assert (percents[space.smallest.id] == 98.0) is believed
+        assert (space.smallest.id in examined(tmp_path / str(images))) is not believed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -32,7 +32,8 @@ class Examination:
     """Scores networks on the first `images` samples of a split, each once.
 
     `found` holds the result of each network, and the journal in `file` keeps it for a resumed run.
-    `known` are results of before, by the id of their network.
+    `known` are records of before, by the id of their network; those of other numbers of images are
+    left out.
     """
 
     def __init__(
@@ -42,16 +43,16 @@ class Examination:
         split: Split,
         images: int,
         file: Path,
-        known: dict[str, Record] | None = None,
+        known: Mapping[str, Record],
     ) -> None:
         self.inputs, self.title, self.split = inputs, title, split
         self.images = max(0, min(images, split.size))
         self.found: dict[Architecture, Examined] = {}
         self._journal = Journal(file)
-        metric = inputs.scores.metric
-        self._kept = (known or {}) | {
-            record["id"]: record
-            for record in self._journal.read(AccuracyRecord, metric.name)
+        written = self._journal.read(AccuracyRecord, inputs.scores.metric.name)
+        self._kept = {
+            name: record
+            for name, record in {**known, **{r["id"]: r for r in written}}.items()
             if record["images"] == self.images
         }
 
@@ -83,16 +84,16 @@ def finals(inputs: Inputs) -> Examination:
     split, seen = inputs.data.search, inputs.evaluator.images
     rest = Part(split, range(seen, max(seen, split.size)))
     return Examination(
-        inputs, "final", rest, inputs.settings.final_images, inputs.folder / "finals.jsonl"
-    )
+        inputs, "final", rest, inputs.settings.final_images, inputs.folder / "finals.jsonl",
+        inputs.scores.finals,
+    )  # fmt: skip
 
 
 def test(inputs: Inputs) -> Examination:
     """That of what is reported, on the test split, which chooses nothing."""
-    images, key = inputs.settings.test_images, inputs.scores.metric.key
     recorded = inputs.card.get("largest_test", {})
-    known = recorded if recorded.get("images") == images and key in recorded else None
+    known = {inputs.space.largest.id: recorded} if inputs.scores.metric.key in recorded else {}
     return Examination(
-        inputs, "test", inputs.data.test, images, inputs.folder / "test.jsonl",
-        {inputs.space.largest.id: known} if known else None,
+        inputs, "test", inputs.data.test, inputs.settings.test_images,
+        inputs.folder / "test.jsonl", known,
     )  # fmt: skip

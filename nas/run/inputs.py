@@ -253,6 +253,10 @@ class _Score:
     percent: float = field(metadata={"key": "{}_percent", "least": 0, "most": 100})
     images: int = field(default=1, metadata={"least": 1})
     variance: float = field(default=0.0, metadata={"least": 0})
+    final_percent: float | None = field(
+        default=None, metadata={"key": "final_{}_percent", "least": 0, "most": 100}
+    )
+    final_images: int = field(default=0, metadata={"least": 0})
 
 
 def shipped_scores(
