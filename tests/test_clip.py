@@ -27,7 +27,7 @@ from nas.text.tokens import END, START, Tokenizer
 from nas.text.tower import TextSizes, TextTower
 from nas.training.objectives.clip import SIZE, Clip, shared
 from nas.training.recipe import Recipe
-from nas.training.supernet import train
+from nas.training.train import train
 
 TEXTS = [
     "a photo of a sneaker",

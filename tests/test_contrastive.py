@@ -25,7 +25,8 @@ from nas.training import views
 from nas.training.objectives import load_objective, task_of
 from nas.training.projections import Projector, disagreement, moco_loss, nt_xent
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, train
+from nas.training.supernet import load_supernet
+from nas.training.train import train
 from nas.training.trainer import Trainer
 from nas.training.views import two_views, view
 

@@ -238,7 +238,7 @@ def test_a_training_and_a_search_say_what_they_work_on(
     photos, photo_data, debug_supernet, tmp_path, capsys, monkeypatch
 ):
     """Before the hours that they may take, and on standard error."""
-    monkeypatch.setattr("nas.training.supernet.train", stop)
+    monkeypatch.setattr("nas.training.train.train", stop)
     monkeypatch.setattr("nas.run.inputs._table", stop)
     data = ["--space", "swin:debug", "--data", f"imagefolder:{photos}"]
     for words in (

@@ -28,13 +28,8 @@ from nas.tasks.embedding import Embedding
 from nas.tasks.segmentation import Segmentation
 from nas.training.objectives.supervised import Supervised
 from nas.training.recipe import Recipe
-from nas.training.supernet import (
-    check_training,
-    load_supernet,
-    save_supernet,
-    start_from,
-    train,
-)
+from nas.training.supernet import load_supernet, save_supernet, start_from
+from nas.training.train import check_training, train
 
 RECIPE = Recipe(images=(64, 64, 64), batches=(8, 8, 8), learning_rate=3e-3)
 

@@ -29,7 +29,8 @@ from nas.tasks.embedding import Embedding
 from nas.training.objectives import load_objective
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
-from nas.training.supernet import check_training, load_supernet, train
+from nas.training.supernet import load_supernet
+from nas.training.train import check_training, train
 from nas.training.trainer import Trainer
 from search_spaces import vit
 

@@ -28,7 +28,7 @@ from nas.training.objectives.clip import Clip
 from nas.training.open_clip import image_tower, read_texts, write_open_clip
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
-from nas.training.supernet import train
+from nas.training.train import train
 from search_spaces import vit
 
 

@@ -40,7 +40,8 @@ from nas.tasks.segmentation import Segmentation
 from nas.training.objectives import load_objective
 from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, save_supernet, train
+from nas.training.supernet import load_supernet, save_supernet
+from nas.training.train import train
 from search_spaces import mobilenetv3
 from search_spaces.swin import WindowBlock
 

@@ -26,13 +26,8 @@ from nas.tasks.classification import Classification
 from nas.training.device import check_device
 from nas.training.objectives.supervised import Supervised
 from nas.training.recipe import ADAPTATION, Recipe
-from nas.training.supernet import (
-    check_training,
-    load_supernet,
-    read_card,
-    supernet_folder,
-    train,
-)
+from nas.training.supernet import load_supernet, read_card, supernet_folder
+from nas.training.train import check_training, train
 from nas.training.trainer import Trainer, fit
 
 RECIPE = Recipe(images=(320, 640, 640), batches=(8, 8, 8), learning_rate=3e-3)
@@ -85,7 +80,7 @@ def test_a_killed_training_resumes_to_the_same_curve_and_weights(trained, photos
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from nas.data import load_data
-from nas.training.supernet import train
+from nas.training.train import train
 from nas.training.recipe import Recipe
 train("swin:debug", load_data("imagefolder:{photos}"), Path("{folder}"), {RECIPE!r}, resume=True,
       checkpoint_s=0)

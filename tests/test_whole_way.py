@@ -15,7 +15,8 @@ from nas.families import load_space
 from nas.network.network import Network
 from nas.tasks.classification import Classification
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, train
+from nas.training.supernet import load_supernet
+from nas.training.train import train
 
 RECIPE = Recipe(images=(32, 32, 16), batches=(16, 16, 8))
 

@@ -35,7 +35,8 @@ from nas.text.prompts import classifier_of
 from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower
 from nas.training.recipe import Recipe
-from nas.training.supernet import as_learned, load_supernet, supernet_folder, train
+from nas.training.supernet import as_learned, load_supernet, supernet_folder
+from nas.training.train import train
 
 NAMES = ("a bag", "a coat", "a sneaker")
 

@@ -248,8 +248,8 @@ def train(
     from nas.tasks import load_task
     from nas.training.device import check_device
     from nas.training.recipe import ADAPTATION, Recipe
-    from nas.training.supernet import check_training
-    from nas.training.supernet import train as run_train
+    from nas.training.train import check_training
+    from nas.training.train import train as run_train
 
     check_device(device)
     check_seed(seed)

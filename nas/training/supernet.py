@@ -1,8 +1,8 @@
-"""Supernets: trained, saved with a card, and loaded for a space and its data."""
+"""Supernets on disk: saved with a card, and loaded for a space and its data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nas.data import Dataset
-from nas.errors import UsageError, VitnasError, WeightsError
+from nas.errors import VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space
@@ -26,122 +26,10 @@ from nas.records import fingerprint, read_json, write_bytes, write_json
 from nas.space.family import SearchSpace
 from nas.tasks import load_task
 from nas.text.encoder import has_texts
-from nas.training.checkpoint_files import read_checkpoint
-from nas.training.checkpoints import last_checkpoint
-from nas.training.objectives import find_objective, learned_task, load_objective, task_of
-from nas.training.pretrained import load_weights
-from nas.training.recipe import Recipe
-from nas.training.trainer import fit
 from nas.typed import MismatchError, decode, mapping
 
 ASSETS = Path(__file__).parents[1] / "assets" / "supernets"
 _STATISTICS_OF, _RANGES_OF = 256, 64  # training samples
-
-
-def check_training(
-    space_name: str,
-    out: Path,
-    resume: bool,
-    init: str,
-    objective: str,
-    adapt: str = "",
-    teacher: str = "",
-) -> None:
-    """Raise what can be said of a training before its images are read."""
-    space = load_space(space_name)
-    if init and adapt:
-        raise UsageError(
-            "a training starts from a checkpoint or from a supernet, not from both",
-            "leave out --init or --adapt",
-        )
-    if adapt:
-        read_card(Path(adapt), space_name)
-    if teacher:
-        read_card(Path(teacher))
-        if not find_objective(objective).needs_labels:
-            raise UsageError(
-                f"a teacher teaches its answers to labels, of which {objective} knows nothing",
-                "leave out --teacher, or start from its weights with --init",
-            )
-    learned = learned_task(objective, space.task)
-    with torch.device("meta"):
-        load_objective(objective, load_space(space_name, learned))
-    if is_supernet(init):
-        _check_family(Path(init), space.family)
-    elif last_checkpoint(out, resume) is None and init:
-        read_checkpoint(init)
-
-
-def train(
-    space_name: str,
-    data: Dataset,
-    out: Path,
-    recipe: Recipe,
-    device: str = "cpu",
-    resume: bool = False,
-    init: str = "",
-    objective: str = "supervised",
-    adapt: str = "",
-    teacher: str = "",
-    checkpoint_s: float = 60.0,
-    stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Train the supernet of a space; returns the folder with `weights.safetensors`.
-
-    `init` is a checkpoint of the largest architecture (see `nas.load_weights`) to start from; its
-    heads and channels are reordered by importance first, so that small subnets inherit the best. It
-    may also be the folder of a supernet of the same family, whatever that learned from: see
-    `start_from`.
-    Or `adapt` is the folder of a supernet of this space and these data, to go on from, usually by
-    the recipe `ADAPTATION`; it is left as it is. `teacher` is the folder of a supernet of any space
-    on these data, whose largest network the one here learns from besides the labels.
-    `objective` is what it learns from, a file in `nas/training/objectives`. `resume` goes on with a
-    training that was stopped; see `fit`.
-    """
-    space = load_space(space_name, task_of(objective, data))
-    torch.manual_seed(recipe.seed)
-    network = Network(space, space.largest).to(device)
-    learned = load_objective(objective, space)
-    learned.prepare(network)
-    settings = {"init": init}
-    before: dict[str, Any] = {}
-    if is_supernet(init):
-        card = start_from(network, Path(init))
-        settings["init_fingerprint"] = card["fingerprint"]
-        before["before"] = card["training"]
-    elif last_checkpoint(out, resume) is None and init:
-        load_weights(network, init)
-        network.reorder()
-    if adapt:
-        trained, card = load_supernet(Path(adapt), space_name, data)
-        if trained.space.task != space.task:
-            raise WeightsError(
-                f"the supernet in {adapt} is for {trained.space.task.name}, and {objective} trains "
-                f"networks for {space.task.name}",
-                f"start from it with a new head: vitnas train --init {adapt}",
-            )
-        settings["adapt"] = card["fingerprint"]
-        before["before"] = card["training"]
-        network.load_state_dict(trained.state_dict())
-    taught = None
-    if teacher and not space.task.labelled:
-        raise UsageError(
-            f"{objective} learns vectors, which those of a teacher say nothing about",
-            "leave out --teacher",
-        )
-    if teacher:
-        card = read_card(Path(teacher))
-        taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
-        settings["teacher"] = card["fingerprint"]
-    learned.study(data)
-    training = fit(
-        network, data, recipe, learned, out, taught, resume,
-        settings=settings, checkpoint_s=checkpoint_s, stop=stop,
-    )  # fmt: skip
-    if training is not None:
-        learned.keep(out)
-        save_supernet(out, network, data, training | before)
-    return out
 
 
 def save_supernet(folder: Path, network: Network, data: Dataset, training: dict[str, Any]) -> None:
@@ -332,7 +220,7 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     outputs, or as many of another meaning, starts anew, which stderr says. Raises `WeightsError`
     where nothing but a head fits.
     """
-    card = _check_family(folder, network.space.family)
+    card = check_family(folder, network.space.family)
     with _loading(folder):
         theirs = _weights(folder, card)
     ours = network.state_dict()
@@ -369,7 +257,7 @@ def is_supernet(name: str) -> bool:
     )
 
 
-def _check_family(folder: Path, family: str) -> dict[str, Any]:
+def check_family(folder: Path, family: str) -> dict[str, Any]:
     """The card of a supernet of a family; `WeightsError` for one of another."""
     card = read_card(folder)
     if (theirs := load_space(card["space"]).family) != family:
