@@ -34,8 +34,15 @@ from nas.deployment import (
 from nas.errors import EvaluationError, UnknownNameError, VitnasError
 from nas.lowering.onnx import fold, quiet
 from nas.network.network import Network
+from nas.progress import console
 from nas.records import atomic_path, fingerprint, remove_left, write_json, write_text
 from nas.space.architecture import at_precision
+
+SATURATED = (
+    "ONNX Runtime's int8 kernels saturate on this processor: the file answers otherwise. "
+    "Run it with the graph optimization level ORT_DISABLE_ALL (docs/int8.md)"
+)
+_RUN = 16  # samples that say so
 
 _TOLERANCE = 1e-3  # largest difference of a logit between an exported file and the supernet, or
 _RELATIVE = 1e-5  # of the largest logit: float32 in another order of sums is 3e-6 off
@@ -131,11 +138,16 @@ def export_measured(
     with torch.no_grad():
         expected = network(examples)
     dtype = measured_dtype(device)
-    return export_network(
+    differences = export_network(
         network, examples, expected, folder,
         [f for f in default_formats() if f != "onnx" or dtype == "float32"],
         card=Card.of(space, architecture, data), device=device, dtype=dtype,
     )  # fmt: skip
+    if ONNX in differences and batch == 1 and _is_int8(network):
+        shown = data.first(data.test, _RUN, space.largest.resolution)[space.parts.takes]
+        if saturates(network, space.parts.resized(shown, architecture.resolution), folder):
+            console.print(f"{folder / ONNX}: {SATURATED}", style="yellow")
+    return differences
 
 
 def measured_dtype(device: Mapping[str, Any]) -> str:

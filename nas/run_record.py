@@ -65,7 +65,7 @@ class Candidate:
 
     `architecture` holds its choices. Of the accuracies the first is that on the search split, the
     second the same with its noise taken out, the third that on the test split (None: not tested).
-    `final_percent` is that on the samples which decide between finalists (None: it was none).
+    `final_percent` is that on the samples of the finals (None: it was no finalist).
     `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
     is not the median. `test_by_class` are the accuracies of the classes on the test split.
     """

@@ -102,7 +102,7 @@ class Settings:
     evaluations: int = option(8, "Candidates to score in this run.", least=1)
     search_images: int = option(400, "Samples (images) of the search split.", least=10)
     final_images: int = option(
-        400, "Further samples of the search split that decide between finalists; 0: none.", least=0
+        400, "Further samples of the search split, which finalists are scored on; 0: none.", least=0
     )
     test_images: int = option(500, "Samples (images) of the test split.", least=10)
     score: str = option(
@@ -180,11 +180,12 @@ class Settings:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The settings in a run's `settings.json`, which holds other keys too.
 
-        Version 0.1 recorded one budget only, and fewer settings: these had today's defaults. Raises
-        `ValueError` or `UsageError` where they are no settings.
+        Version 0.1 recorded one budget only, and fewer settings: these had today's defaults, but
+        for finals, of which there were none. Raises `ValueError` or `UsageError` where they are no
+        settings.
         """
         early = {"budgets": [{str(data.get("device")): data.get("budget_ms")}]}
-        found = decode(cls, {**data, **(early if "budgets" not in data else {})})
+        found = decode(cls, {"final_images": 0, **data, **(early if "budgets" not in data else {})})
         times = [ms for budgets in found.budgets for ms in budgets.values()]
         devices = {tuple(budgets) for budgets in found.budgets}
         if not times or len(devices) != 1 or min(times) <= 0:

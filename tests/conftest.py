@@ -205,6 +205,7 @@ def searched(
         nas.search(
             round(trellis.fastest + trellis.slowest, 3), space=space.name, data=data.name,
             supernet=supernet, table=folder / "table", evaluations=evaluations, search_images=10,
+            final_images=10,
             test_images=10, out=folder / "run",
         )  # fmt: skip
     return folder / "run"

@@ -293,7 +293,7 @@ def test_a_loss_that_is_no_number_stops_the_training(
     monkeypatch.setattr(Trainer, "train_step", noted)
     monkeypatch.setattr(Trainer, "_batch", broken)
     monkeypatch.setattr(Supervised, "distil", spoiled)
-    with pytest.raises(DivergedError, match=r"at step 46 .*lower learning_rate"):
+    with pytest.raises(DivergedError, match=r"at step 46 .*lower --rate"):
         train("swin:debug", photo_data, folder, RECIPE, resume=True)
     assert (folder / "checkpoint-30.safetensors").read_bytes() == before
     assert not (folder / "supernet.json").exists()

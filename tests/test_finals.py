@@ -14,6 +14,9 @@ from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_json
+from nas.run.contest import on_all
+from nas.run.examination import Examined
+from nas.run.scores import Candidate
 from nas.run_record import RunRecord
 from nas.training.supernet import load_supernet, save_supernet
 from nas.versions import layer_code
@@ -72,7 +75,7 @@ def test_finals_are_the_samples_after_those_of_the_search(run, settings, scenes)
     assert result.final_images == FINAL
     assert "final" in result.seconds
     page = (folder / "report.html").read_text()
-    assert f"{FINAL} further images of that split decide" in page
+    assert f"are scored on {FINAL} further images of that split" in page
 
 
 def test_the_winner_has_the_best_mean_over_all_its_samples(run):
@@ -109,22 +112,87 @@ def test_without_finals_the_best_expected_wins(settings, tmp_path):
     assert RunRecord.read(tmp_path / "run" / "run.json").final_images == 0
 
 
-def test_finals_of_shipped_scores_are_known(settings, scenes, tmp_path):
-    """What a supernet says of the same samples is believed; of other samples it is not."""
+def test_the_rest_of_a_cut_journal_is_examined_again(run, settings, tmp_path):
+    folder, result = run
+    cut = shutil.copytree(folder, tmp_path / "run")
+    (cut / "run.json").unlink()
+    first, *others = (cut / "finals.jsonl").read_text().splitlines(keepends=True)
+    (cut / "finals.jsonl").write_text(first + others[0][:20])
+    again = nas.search(out=cut, final_images=FINAL, resume=True, **settings)
+    assert again.answers[0].winner == result.answers[0].winner
+    assert examined(cut) == examined(folder)
+
+
+def test_a_run_knows_the_finals_of_the_run_that_it_starts_from(run, settings, tmp_path):
+    folder, result = run
+    own = {**settings, "evaluations": 2, "out": tmp_path / "run", "source_run": folder}
+    again = nas.search(final_images=FINAL, **own)
+    assert not examined(tmp_path / "run").keys() & examined(folder).keys()
+    assert again.answers[0].winner.final_percent >= result.answers[0].winner.final_percent - 1e-9
+
+
+@pytest.mark.parametrize(("first", "second"), [(70.0, 76.0), (76.0, 70.0)])
+def test_finals_count_by_their_samples(first, second):
+    """400 samples at 80 and 78 %, and 800 in the finals: by hand."""
+    found = [
+        on_all(Candidate("candidate", own, 1.0, 0.0, expected), {own: Examined(final, 1.0)}, 400, 800)
+        for own, expected, final in ((1, 80.0, first), (2, 78.0, second))
+    ]  # fmt: skip
+    assert found == pytest.approx(
+        [(400 * 80 + 800 * first) / 1200, (400 * 78 + 800 * second) / 1200]
+    )
+    assert (found[1] > found[0]) == (second > first)
+    assert on_all(Candidate("candidate", 1, 1.0, 0.0, 80.0), {}, 400, 800) == 80.0
+
+
+@pytest.fixture
+def scored(settings, scenes, tmp_path):
+    """The supernet with a score and a final of its smallest network beside the weights."""
     supernet = shutil.copytree(settings["supernet"], tmp_path / "supernet")
-    space = load_space("mobilenetv3:debug", scenes.task)
-    card = read_json(supernet / "supernet.json")
-    smallest = {"architecture": space.smallest.to_json(), "drawn": "smallest"}
+    space, card = (
+        load_space("mobilenetv3:debug", scenes.task),
+        read_json(supernet / "supernet.json"),
+    )
     head = {
         "weights_fingerprint": card["fingerprint"], "data_fingerprint": scenes.fingerprint,
         "search_images": SEARCHED, "layer_code": layer_code("mobilenetv3"),
     }  # fmt: skip
     write_json(supernet / "scores.json", head)
+    write_json(
+        supernet / "supernet.json", card | {"largest_test": {"images": 10, "top1_percent": 97.0}}
+    )
+    smallest = {"architecture": space.smallest.to_json(), "drawn": "smallest", "top1_percent": 99.0}
+    Journal(supernet / "scores.jsonl").write([smallest])
+    return supernet, space
+
+
+def test_finals_of_shipped_scores_are_known(scored, settings, tmp_path):
+    """What lies beside the weights is believed of the same samples, and of no others."""
+    supernet, space = scored
     own = {**settings, "supernet": supernet, "evaluations": 2}
     for images, believed in ((FINAL, True), (FINAL + 1, False)):
-        final = {"top1_percent": 99.0, "final_top1_percent": 98.0, "final_images": images}
-        Journal(supernet / "scores.jsonl").write([smallest | final])
+        final = {"id": space.smallest.id, "top1_percent": 98.0, "images": images}
+        Journal(supernet / "finals.jsonl").write([final])
         result = nas.search(out=tmp_path / str(images), final_images=FINAL, **own)
         percents = {c.id: c.final_percent for c in result.measured}
         assert (percents[space.smallest.id] == 98.0) is believed
         assert (space.smallest.id in examined(tmp_path / str(images))) is not believed
+        assert result.answers[0].baseline("largest dense").test_percent == 97.0
+
+
+def test_nothing_is_believed_of_pictures_of_another_size(scored, settings, tmp_path, capsys):
+    supernet, base = scored
+    size = base.largest.resolution // 2
+    space = load_space(f"mobilenetv3:debug@{size}", load_data("scenes").task)
+    table = made_up_table(space, tmp_path / "table")
+    trellis = table.trellis(space)
+    with pytest.MonkeyPatch.context() as patch:
+        measure_as_predicted(patch, table)
+        own = {
+            **settings, "supernet": supernet, "space": space.name, "table": tmp_path / "table",
+            "evaluations": 2, "budget": 0.6 * (trellis.fastest + trellis.slowest),
+        }  # fmt: skip
+        result = nas.search(out=tmp_path / "run", final_images=0, **own)
+    assert "the shipped scores are of another size" in capsys.readouterr().err
+    assert result.shipped_scores == 0
+    assert result.answers[0].baseline("largest dense").test_percent != 97.0

@@ -163,3 +163,14 @@ def test_the_table_of_floors_is_that_of_the_import_contracts():
     files = {p.parent if p.name == "__init__.py" else p for p in ROOT.glob("nas/**/*.py")}
     there = {p.stem for p in files if p.parent == ROOT / "nas"}
     assert sorted(named) == sorted(there | {"search_spaces"})
+
+
+def test_what_is_shipped_stays_small():
+    """The wheel holds these folders; packed it is smaller still."""
+    files = [
+        file
+        for folder in ("nas", "search_spaces", "latency_tables")
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    assert sum(file.stat().st_size for file in files) < 60e6

@@ -22,7 +22,16 @@ README, EXTENDING = ROOT / "README.md", ROOT / "docs" / "extending.md"
 PROBLEMS = ROOT / "docs" / "problems.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "latency_tables" / "README.md"]
 SMALLER = {
-    "search": ["--evaluations", "2", "--search-images", "16", "--test-images", "10"],
+    "search": [
+        "--evaluations",
+        "2",
+        "--search-images",
+        "16",
+        "--final-images",
+        "16",
+        "--test-images",
+        "10",
+    ],
     "train": ["--images", "300"],
     "measure": ["--rounds", "5"],
     "quantize": ["--images", "10", "--calibration", "4"],
@@ -158,7 +167,7 @@ def test_every_program_of_a_page_runs(page, workshop):
     """With fewer images; files that a page shows, and searches of one's own, are tested below."""
     for block in blocks(page, "python") if page != PROBLEMS else ():
         if not block.startswith("# ") and "    space=" not in block:
-            fewer = "evaluations=2, search_images=16, test_images=10"
+            fewer = "evaluations=2, search_images=16, final_images=16, test_images=10"
             block = block.replace('search("12ms"', f'search("40ms", {fewer}')
             result = run_in(workshop.folder, "-c", block.replace("20_000", "200"))
             assert result.returncode == 0, result.stderr

@@ -284,6 +284,9 @@ def test_adaptation_refuses_what_does_not_fit(trained, photo_data, tmp_path):
 def test_another_supernet_may_teach(trained, photo_data, tmp_path):
     with pytest.raises(WeightsError, match="no finished supernet"):
         check_training("vit:debug", tmp_path / "a", False, "", "supervised", "", str(tmp_path))
+    other = replace(photo_data, task=Classification(3))
+    with pytest.raises(WeightsError, match=f"{trained} has the classes"):
+        train("vit:debug", other, tmp_path / "d", SMALL, teacher=str(trained))
     folder = train("vit:debug", photo_data, tmp_path / "b", SMALL, teacher=str(trained))
     card = read_json(folder / "supernet.json")
     assert card["training"]["teacher"] == read_json(trained / "supernet.json")["fingerprint"]

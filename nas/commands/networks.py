@@ -218,11 +218,9 @@ def quantize(
     for name, difference in result.get("exported", {}).items():
         out.print(f"{Path(folder) / name} (largest difference of a logit {difference:.1g})")
     if result.get("saturates"):
-        out.print(
-            "ONNX Runtime's int8 kernels saturate on this processor: the file answers otherwise. "
-            "Run it with the graph optimization level ORT_DISABLE_ALL (docs/int8.md)",
-            style="yellow",
-        )
+        from nas.export import SATURATED
+
+        out.print(SATURATED, style="yellow")
 
 
 def _items(text: str, option: str, what: str, example: str) -> list[str]:

@@ -148,13 +148,15 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
     if len(record.answers) > 1:
         out.print(f"within {answer.budget_ms:g} ms", style="bold")
     metric = record.metric.heading
-    split_columns = (f"search {metric}", f"test {metric}")
-    grid = grid_of("network", "predicted", record.verb, record.tail, *split_columns)
+    splits = ("search", "final", "test") if record.final_images else ("search", "test")
+    columns = (*splits[:-1], f"test {metric}")
+    grid = grid_of("network", "predicted", record.verb, record.tail, *columns)
     for i, c in enumerate([answer.winner, *answer.baselines]):
         times = (c.predicted_ms, c.measured_ms, c.tail_ms)
         cells = [f"{readable_ms(ms)} ms" for ms in times]
-        cells += [f"{c.search_percent:.1f} %"]
-        cells += ["-" if c.test_percent is None else f"{c.test_percent:.1f} %"]
+        by_split = {"search": c.search_percent, "final": c.final_percent, "test": c.test_percent}
+        percents = [by_split[split] for split in splits]
+        cells += ["-" if percent is None else f"{percent:.1f} %" for percent in percents]
         grid.add_row(c.name, *cells, style="bold" if i == 0 else "")
     out.print(grid)
     if min(record.search_images, record.test_images) < _FEW:
@@ -230,6 +232,14 @@ def train(
         str, typer.Option(help="Folder of another supernet: its largest network teaches this one.")
     ] = "",
     objective: Objective = "supervised",
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9,
+            max=1.0,
+            help="Highest learning rate; default: 0.002, with --adapt 0.001.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a stopped training.")
@@ -256,6 +266,7 @@ def train(
     check_training(space, Path(folder), resume, init, objective, adapt, teacher)
     recipe = replace(ADAPTATION if adapt else Recipe(), seed=seed)
     recipe = recipe.scaled(images or sum(recipe.images))
+    recipe = replace(recipe, learning_rate=rate or recipe.learning_rate)
     images_of = load_data(data)
     console.print(images_of.summary(), soft_wrap=True)  # before hours of training
     where = run_train(
@@ -284,6 +295,7 @@ def finetune(
     images: Annotated[
         int, typer.Option(min=16, max=10**9, help="Training images of each network.")
     ] = 6_400,
+    rate: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Highest learning rate.")] = 3e-4,
     dense: Annotated[
         bool, typer.Option("--dense/--no-dense", help="Train the best dense network as long.")
     ] = True,
@@ -302,7 +314,8 @@ def finetune(
     from nas.run.finetuning import finetune as run_finetune
     from nas.run.finetuning import shorter
 
-    found = run_finetune(run, recipe=shorter(images, seed), dense=dense, resume=resume)
+    recipe = replace(shorter(images, seed), learning_rate=rate)
+    found = run_finetune(run, recipe=recipe, dense=dense, resume=resume)
     assert found is not None  # nothing stops it early here
     record = SavedRun.load(run).record
     if as_json:

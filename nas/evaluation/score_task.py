@@ -106,7 +106,7 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class AccuracyRecord:
-    """A line of the journal of test accuracies."""
+    """A line of a journal of examinations: of finals, or on the test split."""
 
     id: str
     images: int = field(metadata={"least": 1})
@@ -134,7 +134,7 @@ def record_of(scored: Scored) -> Record:
 
 
 def tested_record(scored: Scored) -> Record:
-    """An accuracy on the test split as JSON, as `AccuracyRecord` has it beside the id."""
+    """An accuracy in an examination as JSON, as `AccuracyRecord` has it beside the id."""
     by_class = rounded_by_class(scored)
     return {
         scored.metric.key: scored.percent,

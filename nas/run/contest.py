@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from nas.errors import InfeasibleError
 from nas.progress import console
-from nas.run.examination import Examination
+from nas.run.examination import Examination, Examined
 from nas.run.inputs import Inputs
 from nas.run.limits import Goal
 from nas.run.scores import Candidate
@@ -76,61 +75,63 @@ def rank(
 
 @dataclass(frozen=True, eq=False)
 class Finalists:
-    """The networks within a budget, as measured, between which further samples decide.
+    """The networks within a budget, as measured, that are examined on further samples.
 
-    `entrants` may win. `baselines` has for each kind those of which the best is reported, and
-    `ranking` is what all were taken from.
+    `candidates` keep the budgets of all devices, `baselines` that of the device searched on.
+    `ranking` is what they were taken from.
     """
 
     ranking: Ranking
-    entrants: list[Candidate]
+    candidates: list[Candidate]
     baselines: list[list[Candidate]]
 
 
 def shortlist(inputs: Inputs, goal: Goal, ranking: Ranking, watch: Stopwatch) -> Finalists | None:
-    """The first that fit of all candidates and of each baseline; None where no candidate does.
-
-    A network of a baseline is one of the space, and may win as well, on all devices with a budget.
-    """
-    entrants = list(islice(_fitting(inputs, goal, ranking.candidates, watch), _FINALISTS))
-    if not entrants:
+    """The first that fit of all candidates and of each baseline; None where no candidate does."""
+    candidates = list(islice(_fitting(inputs, goal, ranking.candidates, watch), _FINALISTS))
+    if not candidates:
         return None
     groups = [
         list(islice(_fitting(inputs, goal, group, watch, here_alone=True), _FINALISTS))
         for group in ranking.baselines
     ]
-    entrants += [c for group in groups for c in group if watch.fits_elsewhere(c, goal.budgets)]
-    return Finalists(ranking, entrants, [group for group in groups if group])
+    return Finalists(ranking, candidates, [group for group in groups if group])
 
 
-def decide(inputs: Inputs, finalists: Finalists, finals: Examination) -> Outcome:
-    """The best entrant wins, and the best of each baseline is chosen likewise.
+def decide(
+    inputs: Inputs, goal: Goal, finalists: Finalists, watch: Stopwatch, finals: Examination
+) -> Outcome:
+    """The best finalist that keeps the budgets of all devices wins.
 
-    The largest network is a baseline whether it fits or not.
+    A network of a baseline is one of the space, and may win as well. The best of each baseline is
+    chosen likewise; the largest network is one whether it fits or not.
     """
-    finals([c for group in (finalists.entrants, *finalists.baselines) for c in group])
-    best = partial(_best, inputs, finals)
-    ranking = finalists.ranking
-    baselines = [ranking.largest, *map(best, finalists.baselines)]
-    return Outcome(best(finalists.entrants), baselines, ranking.front)
+    candidates, baselines = finalists.candidates, finalists.baselines
+    finals([c for group in (candidates, *baselines) for c in group])
+    samples = inputs.scores.images, finals.images
+
+    def best_first(group: Sequence[Candidate]) -> list[Candidate]:
+        return sorted(group, key=lambda c: (-on_all(c, finals.found, *samples), c.predicted_ms))
+
+    everyone = best_first([*candidates, *(c for group in baselines for c in group)])
+    winner = next(c for c in everyone if watch.fits_elsewhere(c, goal.budgets))
+    best = [best_first(group)[0] for group in baselines]
+    return Outcome(winner, [finalists.ranking.largest, *best], finalists.ranking.front)
 
 
-def _best(inputs: Inputs, finals: Examination, finalists: Sequence[Candidate]) -> Candidate:
-    """The finalist of the highest accuracy on all samples of the search split that were used.
+def on_all(
+    candidate: Candidate, finals: Mapping[Architecture, Examined], searched: int, final: int
+) -> float:
+    """The accuracy in percent on all samples of the search split that were used.
 
     Of those that scored candidates that is the expected accuracy, so that luck in them counts
-    little. Of equal ones the fastest wins.
+    little.
     """
-    searched = inputs.scores.images
-
-    def percent(candidate: Candidate) -> float:
-        final = finals.found.get(candidate.architecture)
-        if final is None:
-            return candidate.expected_percent
-        total = searched * candidate.expected_percent + finals.images * final.percent
-        return total / (searched + finals.images)
-
-    return max(finalists, key=lambda c: (percent(c), -c.predicted_ms))
+    examined = finals.get(candidate.architecture)
+    if examined is None:
+        return candidate.expected_percent
+    total = searched * candidate.expected_percent + final * examined.percent
+    return total / (searched + final)
 
 
 def _fitting(

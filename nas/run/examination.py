@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -13,7 +13,7 @@ from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
 from nas.progress import bar
 from nas.records import Journal
-from nas.run.inputs import Inputs
+from nas.run.inputs import FINALS, Inputs
 from nas.run.scores import Candidate
 from nas.space.architecture import Architecture
 from nas.workers.ledger import Record
@@ -32,8 +32,7 @@ class Examination:
     """Scores networks on the first `images` samples of a split, each once.
 
     `found` holds the result of each network, and the journal in `file` keeps it for a resumed run.
-    `known` are records of before, by the id of their network; those of other numbers of images are
-    left out.
+    `known` are records of before; those of other numbers of images are left out.
     """
 
     def __init__(
@@ -43,18 +42,14 @@ class Examination:
         split: Split,
         images: int,
         file: Path,
-        known: Mapping[str, Record],
+        known: Iterable[Record],
     ) -> None:
         self.inputs, self.title, self.split = inputs, title, split
         self.images = max(0, min(images, split.size))
         self.found: dict[Architecture, Examined] = {}
         self._journal = Journal(file)
         written = self._journal.read(AccuracyRecord, inputs.scores.metric.name)
-        self._kept = {
-            name: record
-            for name, record in {**known, **{r["id"]: r for r in written}}.items()
-            if record["images"] == self.images
-        }
+        self._kept = {r["id"]: r for r in (*known, *written) if r["images"] == self.images}
 
     def __call__(self, candidates: Iterable[Candidate]) -> None:
         """Score the networks that `found` does not have yet."""
@@ -63,14 +58,14 @@ class Examination:
             return
         metric = self.inputs.scores.metric
         with bar(self.title, len(wanted), "networks") as advance:
-            for own, name in wanted.items():
+            for own in self._evaluator.plan(wanted):
                 if own.id not in self._kept:
                     self._kept[own.id] = {"id": own.id, **tested_record(self._evaluator.score(own))}
                     self._journal.append(self._kept[own.id])
                 record = self._kept[own.id]
                 percent, by_class = record[metric.key], tuple(record.get("by_class", ()))
                 self.found[own] = Examined(percent, sqrt(variance_in(record, metric)), by_class)
-                advance(1, f"{name} {percent:.1f} %")
+                advance(1, f"{wanted[own]} {percent:.1f} %")
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -81,18 +76,23 @@ class Examination:
 
 def finals(inputs: Inputs) -> Examination:
     """That of the finalists, on samples of the search split which have scored no candidate."""
-    split, seen = inputs.data.search, inputs.evaluator.images
-    rest = Part(split, range(seen, max(seen, split.size)))
+    rest = rest_of(inputs.data.search, inputs.evaluator.images)
     return Examination(
-        inputs, "final", rest, inputs.settings.final_images, inputs.folder / "finals.jsonl",
-        inputs.scores.finals,
-    )  # fmt: skip
+        inputs, "final", rest, inputs.settings.final_images, inputs.folder / FINALS, inputs.finals
+    )
+
+
+def rest_of(split: Split, seen: int) -> Split:
+    """A split without its first samples, which have scored candidates."""
+    return Part(split, range(seen, max(seen, split.size)))
 
 
 def test(inputs: Inputs) -> Examination:
     """That of what is reported, on the test split, which chooses nothing."""
     recorded = inputs.card.get("largest_test", {})
-    known = {inputs.space.largest.id: recorded} if inputs.scores.metric.key in recorded else {}
+    # What the card says holds where the scores beside it do.
+    holds = inputs.scores.shipped and inputs.scores.metric.key in recorded
+    known = [{"id": inputs.space.largest.id, **recorded}] if holds else []
     return Examination(
         inputs, "test", inputs.data.test, inputs.settings.test_images,
         inputs.folder / "test.jsonl", known,

@@ -15,7 +15,14 @@ from typing import Any
 from nas.data import Dataset, load_data
 from nas.errors import RunError, TableError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import Scorer, ScoreRecord, Scoring, cargo, load_scorer
+from nas.evaluation.score_task import (
+    AccuracyRecord,
+    Scorer,
+    ScoreRecord,
+    Scoring,
+    cargo,
+    load_scorer,
+)
 from nas.latency.library import find_table
 from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
@@ -41,6 +48,7 @@ from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
 from nas.workers.ledger import Ledger, Record
 
+FINALS = "finals.jsonl"  # in the folder of a run, or beside the weights of a supernet
 Timed = Callable[[str], AbstractContextManager[None]]
 # Scores of a run are those that another run would compute where these are the same.
 _SAME_SCORES = ("space", "data", "search_images", "score", "reference_images", "space_fingerprint",
@@ -53,7 +61,8 @@ class Inputs:
 
     `tables` are by device, `network` is what is searched, `supernet` what it was made of, `card`
     what that says of itself. `prior` are the architectures that had a score of all images before
-    the run, `imported` the records of the run that this one starts from.
+    the run, `imported` the records of the run that this one starts from, `finals` what is known of
+    finals, beside the weights and in that run.
     """
 
     settings: Settings
@@ -71,6 +80,7 @@ class Inputs:
     scores: Scores
     prior: tuple[Architecture, ...]
     imported: list[Record]
+    finals: list[Record]
 
     @property
     def table(self) -> LatencyTable:
@@ -143,6 +153,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
             scores=scores,
             prior=tuple(scores.full(space)),
             imported=imported,
+            finals=_known_finals(metric, source if shipped else None, request.base),
         )
 
 
@@ -244,6 +255,12 @@ def _imported(request: Request, identity: Record, metric: str) -> list[Record]:
     return known_scores(request.base, metric)
 
 
+def _known_finals(metric: Metric, *folders: Path | None) -> list[Record]:
+    """What is known of the finals, from journals in folders whose scores are used as well."""
+    journals = [Journal(folder / FINALS) for folder in folders if folder]
+    return [r for journal in journals for r in journal.read(AccuracyRecord, metric.name)]
+
+
 @dataclass(frozen=True)
 class _Score:
     """What a line of the journal beside the weights must hold."""
@@ -253,17 +270,20 @@ class _Score:
     percent: float = field(metadata={"key": "{}_percent", "least": 0, "most": 100})
     images: int = field(default=1, metadata={"least": 1})
     variance: float = field(default=0.0, metadata={"least": 0})
-    final_percent: float | None = field(
-        default=None, metadata={"key": "final_{}_percent", "least": 0, "most": 100}
-    )
-    final_images: int = field(default=0, metadata={"least": 0})
 
 
 def shipped_scores(
     source: Path, space: SearchSpace, card: dict[str, Any], data: Dataset, images: int
 ) -> list[Record]:
-    """The journal beside the weights, where it is of these weights, layers, data and images."""
+    """The journal beside the weights, where it is of these weights, layers, data and images.
+
+    Scores are of pictures as large as the supernet was trained for: others of the space's names
+    show other pictures, and have none.
+    """
     if not (source / "scores.json").exists():
+        return []
+    if space.name.partition("@")[2] != card.get("resolution", ""):
+        console.print(f"the shipped scores are of another size than {space.name}: not used")
         return []
     head = read_object(source / "scores.json")
     same = {
@@ -272,11 +292,8 @@ def shipped_scores(
         "search_images": images,
         "layer_code": layer_code(space.family),
     }
-    if any(head.get(key) != value for key, value in same.items()):
-        console.print(
-            f"the shipped scores are of {head.get('search_images', 'other')} samples of the search "
-            "split, or of other weights, layers or data: they are not used"
-        )
+    if differing := [key for key, value in same.items() if head.get(key) != value]:
+        console.print(f"the shipped scores have another {' and '.join(differing)}: not used")
         return []
     journal = Journal(source / "scores.jsonl")
     records = journal.read(_Score, space.task.metric.name)

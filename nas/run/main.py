@@ -183,7 +183,10 @@ def _settle(
             }
             searched = search_on(inputs, searched, wanted, rng)
     with clock.part("final"):
-        outcomes = [decide(inputs, finalists, final) for finalists in found]
+        outcomes = [
+            decide(inputs, goal, finalists, watch, final)
+            for goal, finalists in zip(inputs.goals, found)
+        ]
     return searched, expected, outcomes
 
 
@@ -194,7 +197,7 @@ def _greet(inputs: Inputs, final: Examination) -> None:
     )
     if (quantile := inputs.settings.quantile) != Settings.quantile:
         fitting += f" for {100 * quantile:g} % of inferences"
-    scores, error = inputs.scores, table.calibration
+    scores, error, asked = inputs.scores, table.calibration, inputs.settings.final_images
     console.print(
         f"{inputs.space.name} on {table.manifest['device']['processor']}: "
         f"{feasible.architectures:,} architectures, {readable_ms(feasible.fastest_ms, 1)} to "
@@ -203,6 +206,11 @@ def _greet(inputs: Inputs, final: Examination) -> None:
         f"{error.mape_percent:.1f} % (p95 {error.p95_percent:.1f} %); "
         f"{len(scores.known) + len(scores.ledger.written):,} scores known"
     )
+    if final.images < asked:
+        console.print(
+            f"finals: {final.images} of {asked} samples, as the search split has "
+            f"{inputs.data.search.size:,}, of which {scores.images:,} score candidates"
+        )
     if references := scores.metric.references:
         console.print(
             f"score: {scores.metric.label}; labels used: {references:,} of the train split, "

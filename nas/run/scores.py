@@ -44,8 +44,7 @@ class Scores:
     They are by the `metric`. A full score is of as many `images` of the search split. A candidate
     that lost its race was `seen` on fewer; it informs the surrogate, and cannot win. `variances`
     are those of a score over draws of as many images, in points squared; `drawn` are the shipped
-    architectures that were drawn at random, `finals` the accuracies of shipped ones on the samples
-    that follow the `images`, as records by id.
+    architectures that were drawn at random.
     """
 
     def __init__(
@@ -63,16 +62,12 @@ class Scores:
         self.variances: dict[Architecture, float] = {}
         self.seen: dict[Architecture, int] = {}
         self.drawn: list[Architecture] = []
-        self.finals: dict[str, Record] = {}
         for record in shipped:
             architecture = space.parse(record["architecture"])
             self.known[architecture] = record[self.metric.key]
             self.variances[architecture] = variance_in({"images": images, **record}, self.metric)
             if record["drawn"] == "random":
                 self.drawn.append(architecture)
-            if (percent := record.get(f"final_{metric.key}")) is not None:
-                final = {metric.key: percent, "images": record["final_images"]}
-                self.finals[architecture.id] = {"id": architecture.id, **final}
         self.shipped = set(self.known)
         for record in imported:
             self._take(record)

@@ -54,7 +54,7 @@ def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
     wanted = [Wanted(goal.budgets) for goal in inputs.goals]
     if answered:
         source = inputs.settings.source_run
-        console.print(f"answered from {source}: nothing new is scored", style="dim")
+        console.print(f"answered from {source}: no candidate is scored anew", style="dim")
     else:
         searchers.append(_search_all(inputs, wanted, rng))
         if not len(searchers[0].known):

@@ -34,7 +34,7 @@ from nas.training.recipe import Recipe
 from nas.training.subnets import Subnets
 
 _LOGGED = 20  # steps between two entries of the loss curve
-_LOWER = "train anew with a lower learning_rate or clip_norm (nas.Recipe), or mend the data"
+_LOWER = "train anew with a lower --rate (learning_rate of nas.Recipe), or mend the data"
 
 
 class DivergedError(VitnasError):

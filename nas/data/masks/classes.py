@@ -90,7 +90,10 @@ def read_classes(root: Path) -> Classes | None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise DataError(f"cannot read {path}: {why}", "restore or remove it") from None
-    lines = _lines(path, text)
+    lines = [
+        line._replace(name=_IGNORE) if line.name.casefold() == _IGNORE else line
+        for line in _lines(path, text)
+    ]
     names = list(dict.fromkeys(line.name for line in lines if line.name != _IGNORE))
     if not 2 <= len(names) <= MOST_CLASSES:
         raise DataError(
