@@ -25,11 +25,12 @@ import nas
 from nas.evaluation.accuracy import Evaluator
 from nas.latency.end_to_end import measure_fresh
 from nas.report.saved_run import SavedRun, known_scores
+from nas.run.inputs import source_of
 from nas.run.search import dense_space
 from nas.settings import Settings
 from nas.space.architecture import Architecture
 from nas.tasks.segmentation import Segmentation
-from nas.training.supernet import load_supernet, supernet_folder
+from nas.training.supernet import load_supernet
 
 OUT = Path(__file__).parent / "results"
 COLUMNS = ["px", "budget_ms", "network", "resolution", "measured_ms", "miou", "error", "id"]
@@ -71,7 +72,7 @@ def main() -> None:
             out=folder,
             resume=(folder / "settings.json").exists(),
         )
-        rows += [{"px": int(size), **row} for row in judged(SavedRun.load(folder))]
+        rows += [{"px": size, **row} for row in judged(SavedRun.load(folder))]
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.to_csv(options.results, index=False)
     print(table.drop(columns="id").to_string(index=False))
@@ -88,8 +89,7 @@ def judged(run: SavedRun) -> list[dict[str, object]]:
     own = list(dict.fromkeys(c.architecture for c in compared))
     times = measure_fresh(run.record.device, run.space, own)
     data = nas.load_data(run.record.data)
-    weights = run.settings.supernet or supernet_folder(run.record.space, data)
-    network, _ = load_supernet(Path(weights), run.record.space, data)
+    network, _ = load_supernet(source_of(run.settings, data), run.record.space, data)
     evaluator = Evaluator(network, data, data.test, run.record.test_images)
     scores = [evaluator.score(architecture) for architecture in own]
     found = {
