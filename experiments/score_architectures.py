@@ -10,7 +10,7 @@ come the largest networks of each resolution with one sparsity everywhere (`unif
 smallest. All are scored on the first 400 scenes of the search split, and then on the next 400, for
 the finals of a search. The test split is not touched, but for the one figure of the largest network
 that the card carries. Appends to `scores.jsonl` and `finals.jsonl` beside the weights and goes on
-where it was stopped. The default takes some two hours of one core for `mobilevit:micro-320`.
+where it was stopped.
 """
 
 from __future__ import annotations
