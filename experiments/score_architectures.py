@@ -29,7 +29,7 @@ from nas.network.network import Network
 from nas.progress import bar
 from nas.records import Journal, read_json, write_json
 from nas.run.examination import rest_of
-from nas.run.inputs import FINALS
+from nas.run.known import FINALS
 from nas.run.search import sparsities, uniform
 from nas.runtimes.host import keep_heap
 from nas.space.architecture import Architecture

@@ -20,7 +20,7 @@ from nas.errors import RunError, VitnasError, WeightsError
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, fingerprint, read_json, write_json
-from nas.run.inputs import shipped_scores
+from nas.run.known import shipped_scores
 from nas.space.family import SearchSpace
 from nas.tasks.classification import Classification
 from nas.training.device import check_device

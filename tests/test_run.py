@@ -34,7 +34,7 @@ from nas.network.macs import count_params, sum_macs
 from nas.records import Journal, read_json, write_json
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun, known_scores
-from nas.run.inputs import shipped_scores
+from nas.run.known import shipped_scores
 from nas.run.request import claimed_folder
 from nas.run.stopwatch import Samples
 from nas.settings import Settings

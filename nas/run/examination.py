@@ -13,7 +13,8 @@ from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
 from nas.progress import bar
 from nas.records import Journal
-from nas.run.inputs import FINALS, Inputs
+from nas.run.inputs import Inputs
+from nas.run.known import FINALS
 from nas.run.scores import Candidate
 from nas.space.architecture import Architecture
 from nas.workers.ledger import Record
