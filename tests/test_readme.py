@@ -33,6 +33,7 @@ SMALLER = {
         "10",
     ],
     "train": ["--images", "300"],
+    "finetune": ["--images", "64"],
     "measure": ["--rounds", "5"],
     "quantize": ["--images", "10", "--calibration", "4"],
 }
