@@ -22,7 +22,16 @@ README, EXTENDING = ROOT / "README.md", ROOT / "docs" / "extending.md"
 PROBLEMS = ROOT / "docs" / "problems.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "latency_tables" / "README.md"]
 SMALLER = {
-    "search": "--evaluations 2 --search-images 16 --final-images 16 --test-images 10".split(),
+    "search": [
+        "--evaluations",
+        "2",
+        "--search-images",
+        "16",
+        "--final-images",
+        "16",
+        "--test-images",
+        "10",
+    ],
     "train": ["--images", "300"],
     "finetune": ["--images", "64"],
     "measure": ["--rounds", "5"],
