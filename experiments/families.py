@@ -32,7 +32,7 @@ def draw(folder: Path) -> None:
     files = sorted(folder.glob("budgets-*.csv"))
     if not files:
         raise SystemExit(f"{folder} holds no budgets-SPACE.csv: run experiments/budgets.py first")
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.6, 4.4), layout="constrained")
     for number, file in enumerate(files):
         table = pd.read_csv(file)
         family = file.stem.removeprefix("budgets-").replace("-", ":", 1)
@@ -55,7 +55,7 @@ def draw(folder: Path) -> None:
     axes.set_xlabel("measured latency (ms)")
     axes.set_ylabel("accuracy on test scenes (%)")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     figure.savefig(folder / "families.png", dpi=160)
     plt.close(figure)
 
