@@ -108,6 +108,7 @@ def main() -> None:
 
 def summary(card: dict, run: dict, tuned: dict, images: str) -> dict:
     """Scores in percent on the test part, and seconds of each step."""
+    by_id = {own["id"]: own for own in (run["winner"], *run["baselines"])}
     return {
         "space": run["space"],
         "training_images": int(images),
@@ -117,6 +118,9 @@ def summary(card: dict, run: dict, tuned: dict, images: str) -> dict:
                 "name": own["name"],
                 "measured_ms": own["measured_ms"],
                 "inherited_miou_percent": own["inherited_test_miou_percent"],
+                "inherited_dice_lung_percent": round(
+                    dice(by_id[own["id"]]["test_miou_by_class"][1]), 2
+                ),
                 "miou_percent": own["test_miou_percent"],
                 "standard_error_points": own["test_error_points"],
                 "dice_lung_percent": round(dice(own["test_miou_by_class"][1]), 2),

@@ -123,6 +123,27 @@ def test_a_winner_that_is_dense_is_its_own_comparison(run):
     assert "No dense network was fine-tuned" not in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize("above", [5.0, -5.0])
+def test_the_teacher_is_the_largest_unless_that_is_worse(run, monkeypatch, above):
+    """Points of the largest network above the winner, as both are expected."""
+    record = read_json(run / "run.json")
+    for answer in (record, *record["answers"]):
+        answer["winner"]["expected_top1_percent"] = 50.0
+        for baseline in answer["baselines"]:
+            baseline["expected_top1_percent"] = 50.0 + above
+    write_json(run / "run.json", record)
+    taught = []
+
+    def fit(network, *_, teacher, **__):
+        taught.append((network.architecture, teacher.architecture))
+
+    monkeypatch.setattr(nas.run.finetuning, "fit", fit)
+    assert finetune(run, recipe=SHORT, dense=False) is None
+    [(student, teacher)] = taught
+    assert teacher == (SPACE.largest if above > 0 else student)
+    assert student != SPACE.largest
+
+
 def with_another_rival(run):
     """The largest network takes the place of the best dense one, which is the winner itself."""
     record = read_json(run / "run.json")

@@ -1,7 +1,8 @@
 """Fine-tuning: winners of a run and their best dense rivals, each alone at its own schedule.
 
 What is trained is the plain network with inherited weights. It learns from the labels and from the
-largest network of the supernet. So training and search see the same two splits as before, and the
+largest network of the supernet; where that is worse, as in supernets that saw few samples of the
+whole size, from itself as it was. So training and search see the same two splits as before, and the
 test split judges once more, after the last step.
 """
 
@@ -25,7 +26,7 @@ from nas.evaluation.score_task import rounded_by_class
 from nas.export import export_measured
 from nas.latency.end_to_end import measure_fresh
 from nas.network.network import Network
-from nas.progress import bar
+from nas.progress import bar, console
 from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
 from nas.run.inputs import chosen_metric, source_of
@@ -69,13 +70,23 @@ def finetune(
     done = []
     for answer, candidate, name in _wanted(run, dense):
         own = run.architecture(candidate)
+        largest = answer.baseline("largest dense")
+        worse = largest is not None and largest.expected_percent < candidate.expected_percent
         trained = train_alone(
             network, data, own, recipe, run.folder / "finetuning" / own.id,
-            run.record.supernet.fingerprint, resume=resume, checkpoint_s=checkpoint_s, stop=stop,
+            run.record.supernet.fingerprint, teacher=own if worse else None, resume=resume,
+            checkpoint_s=checkpoint_s, stop=stop,
         )  # fmt: skip
         if trained is None:
             return None
         accuracies = _accuracies(run, data, trained, metric)
+        if (percent := accuracies[0].percent) < candidate.search_percent:
+            console.print(
+                f"{candidate.name}: fine-tuning lowered the accuracy on the search split from "
+                f"{candidate.search_percent:.1f} to {percent:.1f} %; try a lower --rate, or keep "
+                "what it inherited",
+                style="yellow",
+            )
         where = name if candidate is answer.winner else ""
         if where:
             export_measured(trained, data, run.record.device_described, run.folder / where)
@@ -159,22 +170,24 @@ def train_alone(
     folder: Path,
     supernet: str,
     *,
+    teacher: Architecture | None = None,
     resume: bool = False,
     checkpoint_s: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Network | None:
     """The network of an architecture, trained on from the weights of a supernet `network`.
 
-    It learns from the labels and from the largest network. Blocks in int8 train in float32, and get
-    new ranges for what their inputs are then. Checkpoints go to `folder`; `supernet` is the
-    fingerprint of the weights. None where `stop` ended it early.
+    It learns from the labels and from the `teacher`, by default the largest network. Blocks in int8
+    train in float32, and get new ranges for what their inputs are then. Checkpoints go to `folder`;
+    `supernet` is the fingerprint of the weights. None where `stop` ended it early.
     """
     exact = at_precision(architecture, "fp32")
     plain = network.inherit(exact)
     torch.manual_seed(recipe.seed)
     done = fit(
         plain, data, recipe, load_objective("supervised", network.space), folder,
-        teacher=network.inherit(network.space.largest), resume=resume,
+        teacher=network.inherit(at_precision(teacher or network.space.largest, "fp32")),
+        resume=resume,
         settings={"supernet": supernet}, checkpoint_s=checkpoint_s, stop=stop,
     )  # fmt: skip
     if done is None:
