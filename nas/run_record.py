@@ -188,7 +188,7 @@ class RunRecord(dict[str, Any]):
     source_run: str = Settings.source_run
     evaluations: int
     search_images: int
-    final_images: int = 0
+    final_images: int = field(default=0, metadata={"only_if_any": True})
     test_images: int
     searcher: str = Settings.searcher
     sampler: str = Settings.sampler

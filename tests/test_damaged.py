@@ -324,8 +324,8 @@ def test_a_flipped_bit_of_a_score_gives_the_same_winner(
     monkeypatch.setattr("nas.report.report.write_report", lambda *_: None)
     result = nas.search(
         before.settings.budgets[0]["torch-cpu"], space="swin:debug", data=photo_data.name,
-        supernet=debug_supernet, evaluations=4, search_images=10, test_images=10, out=folder,
-        resume=True,
+        supernet=debug_supernet, evaluations=4, search_images=10, final_images=10,
+        test_images=10, out=folder, resume=True,
     )  # fmt: skip
     assert same(result["winner"], before.record["winner"])
     assert same(result["front"], before.record["front"])

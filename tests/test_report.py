@@ -148,16 +148,16 @@ def test_the_command_of_a_run_makes_the_same_settings(changed, monkeypatch, caps
 
 
 def test_a_command_says_only_what_is_not_a_default():
-    """Of settings as version 0.1 recorded them."""
+    """Of settings as version 0.1 recorded them, which had no finals."""
 
     def early_command(recorded):
         return page.command(Settings.from_json(recorded))
 
-    assert (
-        early_command({"device": "torch-cpu", "budget_ms": 20.0}) == "vitnas search --budget 20ms"
+    assert early_command({"device": "torch-cpu", "budget_ms": 20.0}) == (
+        "vitnas search --budget 20ms --final-images 0"
     )
     assert early_command({"device": "x", "budget_ms": 1.5, "source_run": "runs/a"}) == (
-        "vitnas search --budget 1.5ms --device x --from runs/a"
+        "vitnas search --budget 1.5ms --device x --from runs/a --final-images 0"
     )
 
 
