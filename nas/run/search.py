@@ -59,7 +59,8 @@ def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
         searchers.append(_search_all(inputs, wanted, rng))
         if not len(searchers[0].known):
             raise no_score(searchers[0], inputs.goals[0].region, inputs.scores.ledger.errors)
-    _score_all(inputs, "largest", [inputs.space.largest])
+    resolutions = inputs.space.positions[0].values
+    _score_all(inputs, "largest", [uniform(inputs.space, size, 0) for size in resolutions])
     if error := inputs.scores.error(inputs.space.largest):
         raise EvaluationError(
             f"the largest network, which all are compared with, has no score: {error}",
