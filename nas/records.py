@@ -34,6 +34,7 @@ else:
     _LOCKS = True
 
 CHECK = "check"  # the key of a checksum
+_DIGITS = 8  # of a checksum
 
 
 @contextmanager
@@ -167,12 +168,16 @@ def parse_json(text: str) -> Any:
         found = data.pop(CHECK)
         if found != _checksum(data):
             raise ValueError("was altered after it was written: its checksum is of other content")
+    elif isinstance(data, dict) and data:
+        key, value = list(data.items())[-1]
+        if len(key) == len(CHECK) and isinstance(value, str) and len(value) == _DIGITS:
+            raise ValueError("was altered after it was written: its checksum has lost its name")
     return data
 
 
 def _checksum(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"))
-    return f"{crc32(text.encode()):08x}"
+    return f"{crc32(text.encode()):0{_DIGITS}x}"
 
 
 @dataclass(frozen=True)

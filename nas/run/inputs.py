@@ -15,13 +15,7 @@ from typing import Any
 from nas.data import Dataset, load_data
 from nas.errors import RunError, TableError, UsageError
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import (
-    Scorer,
-    ScoreRecord,
-    Scoring,
-    cargo,
-    load_scorer,
-)
+from nas.evaluation.score_task import Scorer, ScoreRecord, Scoring, cargo, load_scorer
 from nas.latency.library import find_table
 from nas.latency.profiling import profile
 from nas.latency.table import LatencyTable
