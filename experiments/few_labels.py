@@ -1,6 +1,6 @@
 """What is learning without labels worth where labels are few?
 
-    python experiments/few_labels.py --space mobilevit:micro mae=FOLDER contrastive=FOLDER
+    python experiments/few_labels.py --space vit:micro@128 mae=FOLDER contrastive=FOLDER
 
 The largest network of a space is trained on 10 and on 100 labelled scenes of each class, from
 nothing and from each supernet that is named, which learned without labels (`vitnas train
@@ -8,9 +8,10 @@ nothing and from each supernet that is named, which learned without labels (`vit
 one core: the number is chosen by the speed that is measured first, so that it takes `--minutes`.
 Each is done with three seeds, which choose the labelled items as well. On canvases of another size
 an item lies elsewhere among other clutter, as in any training on scenes. The score is the accuracy
-on 1,000 scenes of the test split. Writes `few_labels-SPACE.csv` (one line for each training) and
-`.png`, and prints the table: mean and standard deviation over the seeds, and points gained over
-training from nothing with the same seed.
+on 1,000 scenes of the test split. Writes `few_labels-SPACE.csv` (one line for each training, as
+soon as it is done) and `.png`, and prints the table: mean and standard deviation over the seeds,
+and points gained over training from nothing with the same seed. Where the file is there already,
+its lines are kept, and what is missing is trained on as many scenes.
 
 It takes `--minutes` for each of 2 numbers of labels, 3 seeds, and the starts: an hour of one core
 for two supernets.
@@ -19,14 +20,15 @@ for two supernets.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 
 from nas.data import Dataset, Part, load_data
@@ -44,8 +46,8 @@ from nas.training.trainer import Trainer
 
 OUT = Path(__file__).parent / "results"
 SCRATCH = "from nothing"
-# Small pictures first, as supernets learn; a plain network has no subnets.
-RECIPE = Recipe(images=(4_000, 2_000, 2_000), batches=(32, 32, 32), learning_rate=1e-3, subnets={})
+# Half at half the size, as supernets learn; a plain network has no subnets.
+RECIPE = Recipe(images=(0, 4_000, 4_000), batches=(32, 32, 32), learning_rate=1e-3, subnets={})
 _TRIED = 3  # steps at each size, to see how fast they are
 
 
@@ -77,7 +79,8 @@ def fitting(space, data: Dataset, minutes: float) -> Recipe:
         seconds.append(time.process_time() - begun)
     each = [float(np.median(own)) for own in np.array_split(seconds, 3)]
     whole = sum(own * steps for own, steps in zip(each, RECIPE.steps()))
-    return RECIPE.scaled(int(sum(RECIPE.images) * 60 * minutes / whole))
+    images = int(sum(RECIPE.images) * 60 * minutes / whole)
+    return RECIPE.scaled(images - images % 128)  # whole batches of each size
 
 
 def trained(space, data: Dataset, recipe: Recipe, start: str, images: int) -> tuple[float, float]:
@@ -141,28 +144,31 @@ def main() -> None:
     data = load_data("scenes")
     space = load_space(options.space, data.task)
     starts = {SCRATCH: "", **dict(own.split("=", 1) for own in options.starts)}
-    recipe = fitting(space, with_few(data, options.labels[0], 0), options.minutes)
-    print(f"{sum(recipe.images):,} scenes each: {recipe.images}", flush=True)
-    rows = []
-    for seed in range(options.seeds):
-        for labels in options.labels:
-            few = with_few(data, labels, seed)
-            for start, folder in starts.items():
-                own = replace(recipe, seed=seed)
-                percent, minutes = trained(space, few, own, folder, options.images)
-                rows.append(
-                    {
-                        "labels": labels, "start": start, "seed": seed,
-                        "test_top1_percent": round(percent, 2), "minutes": round(minutes, 2),
-                    }
-                )  # fmt: skip
-                print(rows[-1], flush=True)
     options.out.mkdir(exist_ok=True, parents=True)
     stem = f"few_labels-{options.space.replace(':', '-')}"
-    with (options.out / f"{stem}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path = options.out / f"{stem}.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    if rows:
+        recipe = RECIPE.scaled(rows[0]["scenes"])
+    else:
+        recipe = fitting(space, with_few(data, options.labels[0], 0), options.minutes)
+    print(f"{sum(recipe.images):,} scenes each: {recipe.images}", flush=True)
+    known = {(row["seed"], row["labels"], row["start"]) for row in rows}
+    for seed, labels, (start, folder) in product(
+        range(options.seeds), options.labels, starts.items()
+    ):
+        if (seed, labels, start) in known:
+            continue
+        few, own = with_few(data, labels, seed), replace(recipe, seed=seed)
+        percent, minutes = trained(space, few, own, folder, options.images)
+        rows.append(
+            {
+                "labels": labels, "start": start, "seed": seed, "scenes": sum(recipe.images),
+                "test_top1_percent": round(percent, 2), "minutes": round(minutes, 2),
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+        pd.DataFrame(rows).to_csv(path, index=False)
     lines = table(rows)
     print("| labels a class | start | top-1 [%] | points gained |\n|---|---|---|---|")
     for labels, start, mean, spread, gained, apart in lines:

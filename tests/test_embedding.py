@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import DEBUG_SPACES, paint
 from safetensors.torch import load_file
+from timm_models import timm
 from toys.average import Average
 
 from nas import cli
@@ -213,6 +214,22 @@ def test_outputs_of_another_meaning_start_anew(photo_data, tmp_path, capfd):
         head, theirs = (n.layers["head"].fc.weight for n in (other, trained))
         assert torch.equal(head, theirs) is not new
         assert ("head: 2 tensors start anew" in capfd.readouterr().err) is new
+
+
+def test_positions_are_resized_where_a_start_saw_pictures_of_another_size(
+    unlabelled, photo_data, capfd
+):
+    theirs = load_file(unlabelled / "weights.safetensors")["layers.stem.position"].float()
+    space = load_space("vit:debug@16", photo_data.task)
+    network = Network(space, space.largest)
+    start_from(network, unlabelled)
+    ours = network.state_dict()["layers.stem.position"]
+    assert ours.shape[:2] == (4, 4) != theirs.shape[:2]
+    expected = timm.layers.resample_abs_pos_embed(
+        theirs.flatten(0, 1)[None], (4, 4), num_prefix_tokens=0
+    )
+    torch.testing.assert_close(ours.detach(), expected[0].view(4, 4, -1))
+    assert "head: 2 tensors start anew" in capfd.readouterr().err
 
 
 def test_a_segmenter_starts_from_the_backbone_of_a_classifier(photo_data, tmp_path, capfd):

@@ -216,13 +216,17 @@ def load_supernet(folder: Path, space_name: str, data: Dataset) -> tuple[Network
 def start_from(network: Network, folder: Path) -> dict[str, Any]:
     """Give a network the weights of a supernet of its family that fit it; returns the other's card.
 
-    Tensors fit by name and shape, whatever the supernet learned from. What a head has for other
+    Tensors fit by name and shape, whatever the supernet learned from; what it learned for each
+    place of a picture of another size, such as positions, is resized. What a head has for other
     outputs, or as many of another meaning, starts anew, which stderr says. Raises `WeightsError`
     where nothing but a head fits.
     """
     card = check_family(folder, network.space.family)
     with _loading(folder):
         theirs = _weights(folder, card)
+        if load_space(card["space"]).base == network.space.base:
+            same_size = load_space(network.space.name, load_task(card))
+            theirs = _filled(same_size, theirs, card).state_dict()
     ours = network.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     heads = {layer.path for layer in network.space.head(network.space.largest)}
