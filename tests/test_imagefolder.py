@@ -390,6 +390,69 @@ def test_copies_are_held_out_together(tmp_path, capsys):
     assert "byte for byte" not in said(capsys)
 
 
+@pytest.mark.parametrize("inside", ["", "train/"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_all_kinds_of_data_hold_out_the_same_files(tmp_path, inside, seed):
+    """So that what was learned without labels has seen no picture of a later test."""
+    fill(tmp_path, f"{inside}cat", f"{inside}dog/old", f"{inside}fox", count=20)
+    if inside:
+        fill(tmp_path, "test/cat", "test/dog", "test/fox")
+    twins(tmp_path, (f"{inside}cat/0.png", f"{inside}fox/copy.png"))
+    rows = [f"{path.relative_to(tmp_path)},{i}" for i, path in enumerate(tmp_path.rglob("*.png"))]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    kinds = ("imagefolder", "pictures", "captions")
+    found = [load_data(f"{kind}:{tmp_path}", seed) for kind in kinds]
+    classes, *others = [[{path for path, _ in s.files} for s in splits_of(own)] for own in found]
+    assert all(own == classes for own in others)
+    assert min(map(len, classes)) >= 6  # two of each class
+
+
+def test_what_is_held_out_of_a_class_depends_on_its_own_pictures_alone(tmp_path):
+    fill(tmp_path, "cat", "dog", "fox", count=30)
+
+    def held():
+        data = load(tmp_path)
+        return [
+            {path.read_bytes() for path, _ in split.files if path.parent.name in ("cat", "puss")}
+            for split in splits_of(data)
+        ]
+
+    before = held()
+    assert list(map(len, before)) == [24, 3, 3]
+    shutil.rmtree(tmp_path / "dog")
+    for path in (tmp_path / "fox").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "z.png")
+    (tmp_path / "cat").rename(tmp_path / "puss")
+    assert held() == before
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ({"a": 1, "b": 2, "c": 1, "": 6}, [8, 1, 1]),  # pooled, with those of no folder
+        ({"a": 20, "b": 1}, [17, 2, 2]),  # a pool that is too small is trained on
+        ({"a": 2, "b": 1}, [1, 1, 1]),
+    ],
+)
+def test_folders_without_labels_that_are_too_small_are_divided_together(
+    tmp_path, folders, expected
+):
+    for folder, count in folders.items():
+        fill(tmp_path, folder, count=count)
+    assert sizes(load_data(f"pictures:{tmp_path}")) == expected
+
+
+def test_copies_in_several_folders_are_held_out_together(tmp_path, capsys):
+    fill(tmp_path, "all", count=30)
+    twins(tmp_path, *((f"all/{i}.png", f"best/{i}.png") for i in range(15)))
+    for kind in ("pictures", "imagefolder"):
+        data = load_data(f"{kind}:{tmp_path}")
+        assert sum(sizes(data)) == 45
+        assert min(sizes(data)) >= 3
+    assert "byte for byte" not in said(capsys)
+
+
 def test_a_picture_in_two_classes_is_said(tmp_path, capsys):
     fill(tmp_path, "cat", "dog", "fox")
     twins(tmp_path, ("cat/0.png", "dog/mine.png"), ("cat/1.png", "dog/too.png"))

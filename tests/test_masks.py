@@ -326,7 +326,7 @@ def test_what_is_left_out_is_said_by_reason(tmp_path, capsys):
     assert "left out 1 (a second file of the same name): masks/6.png" in said
     assert "left out 1 (neither in a folder of images nor in one of masks): notes/plan.png" in said
     assert "left out 1 (no picture by the ending of its name): .md 1" in said
-    assert "skipped 1 of 9 pairs by their pictures: images/4.png" in said
+    assert "skipped 1 unreadable of 9 pictures: images/4.png" in said
     assert "skipped 4 of 9 pairs by their masks" in said
     assert "masks/2.png (5 x 5 pixels, its picture 16 x 12)" in said
 

@@ -8,20 +8,15 @@ those of `imagefolder`, and `PATH,copies=drop` leaves out the same copies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from nas.data import SPLITS, Arrays, Dataset
+from nas.data import Arrays, Dataset
 from nas.data.imagefolder import ImageFiles, crop_and_flip
-from nas.data.imagefolder.folders import LeftOut, Walk, listed, split_of
-from nas.data.imagefolder.picture_data import PictureData, say
-from nas.data.imagefolder.splits import Files
-from nas.data.imagefolder.survey import Picture, survey
-from nas.errors import DataError
+from nas.data.imagefolder.picture_data import PictureData
+from nas.data.imagefolder.splits import by_split
 from nas.size import Size
 from nas.tasks.embedding import Embedding
 
 ARGUMENTS = ("PATH",)
-_ALL = "pictures"  # the one class by which pictures are held out
 
 
 def load(argument: str, seed: int) -> Dataset:
@@ -29,46 +24,17 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which pictures are held out where the folder has no splits of its own.
     """
-    folder = PictureData("pictures", argument, "a folder of pictures")
-    files, seen = _read(root := folder.root)
-    folder.divide(files, seen, seed)
-    folder.check_splits(files, "add some")
-    reader = folder.reader(files, seen, seed)
-    splits = {
-        split: Pictures(split, [(file, 0) for file, _ in own], reader)
-        for split, own in files.items()
-    }
-    content = [
-        (split, file.relative_to(root).as_posix(), seen[file].digest)
-        for split in SPLITS
-        for file, _ in files[split]
-    ]
-    return folder.dataset(splits, reader, Embedding(), crop_and_flip, content)
-
-
-def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
-    """The pictures of each split, and what reading them has shown; what is left out is said."""
-    left_out = LeftOut()
-    walk = Walk(root, left_out)
-    found: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    for parts in walk.pictures:
-        split = split_of(parts)
-        found[split].append(root.joinpath(*parts))
-    seen, bad = survey([path for own in found.values() for path in own])
-    if bad:
-        shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
-        say(f"skipped {len(bad):,} unreadable of {len(bad) + len(seen):,}: {listed(shown, 3)}")
-    for line in left_out.lines():
-        say(line)
-    files = {split: [(path, _ALL) for path in own if path in seen] for split, own in found.items()}
-    different = {seen[path].digest for path, _ in files["train"]}
-    needed = 1 + sum(not files[split] for split in ("search", "test"))
-    if len(different) < needed:
-        raise DataError(
-            f"{root} has {len(different)} different pictures to train on",
-            f"give a folder with at least {needed} pictures, in folders of any depth",
-        )
-    return files, seen
+    folder = PictureData("pictures", argument, seed, "a folder of pictures")
+    pictures = [folder.root.joinpath(*parts) for parts in folder.walk.pictures]
+    files = folder.read(by_split(folder.root, pictures))
+    folder.divide_pooled(files, 1, "", "in folders of any depth")
+    return folder.dataset(
+        files,
+        lambda split, own, reader: Pictures(split, [(file, 0) for file, _ in own], reader),
+        Embedding(),
+        crop_and_flip,
+        lambda file, _: (folder.seen[file].digest,),
+    )
 
 
 class Pictures(ImageFiles):

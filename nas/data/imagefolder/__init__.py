@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.data import SPLITS, Arrays, Dataset, Split, Tensors
-from nas.data.imagefolder.folders import LeftOut, Walk, arranged, listed
+from nas.data import Arrays, Dataset, Split, Tensors
+from nas.data.imagefolder.folders import arranged, listed
 from nas.data.imagefolder.picture_data import PictureData, say
 from nas.data.imagefolder.splits import Files
-from nas.data.imagefolder.survey import Picture, survey
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
 from nas.size import Size
@@ -38,57 +37,40 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which images are held out where the folder has no splits of its own.
     """
-    folder = PictureData("imagefolder", argument, "a folder of class folders")
-    files, seen = _read(root := folder.root)
-    folder.divide(files, seen, seed, "images")
+    folder = PictureData("imagefolder", argument, seed, "a folder of class folders", "images")
+    files = _read(folder)
+    folder.divide(files)
     if not files["search"]:
         raise DataError(
-            f"all images of the search split of {root} are in test, too",
+            f"all images of the search split of {folder.root} are in test, too",
             "give the search other images, or take its folder away: part of train is held out",
         )
-    classes = _classes(root, files)
+    classes = _classes(folder.root, files)
     labels = {name: label for label, name in enumerate(classes)}
-    reader = folder.reader(files, seen, seed)
-    splits = {
-        split: ImageFiles(split, [(file, labels[name]) for file, name in own], reader)
-        for split, own in files.items()
+    return folder.dataset(
+        files,
+        lambda split, own, reader: ImageFiles(
+            split, [(file, labels[name]) for file, name in own], reader
+        ),
+        Classification.of(classes),
+        crop_and_flip,
+        lambda file, name: (labels[name], folder.seen[file].digest),
+    )
+
+
+def _read(folder: PictureData) -> Files:
+    """The images of each split with their classes; classes of which none can be read are said."""
+    root, walk = folder.root, folder.walk
+    found = {
+        split: [(root.joinpath(*parts), label) for parts, label in own]
+        for split, own in arranged(root, walk.pictures, walk.folders, folder.left_out).items()
     }
-    content = [
-        (split, file.relative_to(root).as_posix(), label, seen[file].digest)
-        for split in SPLITS
-        for file, label in splits[split].files
-    ]
-    return folder.dataset(splits, reader, Classification.of(classes), crop_and_flip, content)
-
-
-def _read(root: Path) -> tuple[Files, dict[Path, Picture]]:
-    """The images of each split with their classes, and what reading them has shown.
-
-    What is left out is said, by reason.
-    """
-    left_out = LeftOut()
-    walk = Walk(root, left_out)
-    found = arranged(root, walk.pictures, walk.folders, left_out)
-    named = [(root.joinpath(*parts), label) for own in found.values() for parts, label in own]
-    seen, bad = survey([path for path, _ in named])
-    if bad:
-        shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
-        say(f"skipped {len(bad)} unreadable of {len(named)} images: {listed(shown, 3)}")
-    for line in left_out.lines():
-        say(line)
-    if walk.outside:
-        shown = [f"{link} -> {target}" for link, target in walk.outside]
-        say(f"{len(shown):,} links lead out of {root} and are followed: {listed(shown, 3)}")
-    files = {
-        split: [(path, label) for parts, label in own if (path := root.joinpath(*parts)) in seen]
-        for split, own in found.items()
-    }
-    for name in sorted(
-        {label for _, label in named} - {n for own in files.values() for _, n in own}
-    ):
+    files = folder.read(found)
+    named, kept = ({name for own in of.values() for _, name in own} for of in (found, files))
+    for name in sorted(named - kept):
         say(f"{name!r} is no class: none of its images can be read")
     _classes(root, files)
-    return files, seen
+    return files
 
 
 def _classes(root: Path, files: Files) -> list[str]:

@@ -148,11 +148,6 @@ class Walk:
         return os.path.join(self.root, *parts)
 
 
-def split_of(parts: Parts) -> str:
-    """The split that the outermost folder of a file is called as; of other files, train."""
-    return SPLIT_NAMES.get(parts[0].casefold(), "train") if len(parts) > 1 else "train"
-
-
 def _is_split(name: str) -> bool:
     return name.casefold() in SPLIT_NAMES
 

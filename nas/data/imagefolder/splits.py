@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
-from random import Random
 
-from nas.data.imagefolder.folders import listed
+from nas.data import SPLITS
+from nas.data.imagefolder.folders import SPLIT_NAMES, listed
 from nas.data.imagefolder.survey import Picture
 from nas.errors import DataError
 
@@ -16,30 +17,52 @@ Seen = Mapping[Path, Picture]
 _HELD_OUT = 0.2  # share of the images that becomes search and test where none is given
 
 
-def hold_out(files: Files, seen: Seen, missing: list[str], rng: Random) -> None:
+def by_split(root: Path, pictures: Iterable[Path]) -> Files:
+    """Pictures by the split that their outermost folder is called as, of other folders train.
+
+    The class of each is what it is to `arranged`, the outermost folder that is no split; "" where
+    there is none.
+    """
+    files: Files = {split: [] for split in SPLITS}
+    for path in pictures:
+        folders = path.relative_to(root).parts[:-1]
+        split = SPLIT_NAMES.get(folders[0].casefold()) if folders else None
+        label = next(iter(folders[split is not None :]), "")
+        files[split or "train"].append((path, label))
+    return files
+
+
+def hold_out(files: Files, seen: Seen, missing: list[str], seed: int, pooled: bool = False) -> None:
     """Move a share of each class from train to the splits that are missing.
 
-    Files with the same bytes stay together, so that no copy of a test image is trained on.
+    The order in which the images of a class are taken depends on nothing but the seed and their
+    bytes, so that all kinds of data divide a folder alike. Files with the same bytes stay together,
+    in whatever classes they lie, so that no copy of a test image is trained on. Raises `DataError`
+    for a class that is too small, unless such classes are `pooled` with files of no class (""): a
+    pool that is too small stays in train.
     """
-    train: list[tuple[Path, str]] = []
-    for label in sorted({label for _, label in files["train"]}):
-        copies: dict[str, list[tuple[Path, str]]] = {}
-        for entry in files["train"]:
-            if entry[1] == label:
-                copies.setdefault(seen[entry[0]].digest, []).append(entry)
-        own = list(copies.values())
-        rng.shuffle(own)
+    digests: dict[str, set[str]] = {}
+    for path, label in files["train"]:
+        digests.setdefault(label, set()).add(seen[path].digest)
+    if pooled:
+        small = [name for name, own in digests.items() if not name or len(own) <= len(missing)]
+        digests[""] = set().union(*map(digests.pop, small))
+    held: dict[str, str] = {}
+    for label, found in sorted(digests.items()):  # what a class holds out goes before the pool
+        own = sorted(found, key=lambda digest: sha256(f"{seed} {digest}".encode()).digest())
         share = max(1, round(len(own) * _HELD_OUT / len(missing)))
-        if len(own) <= share * len(missing):
-            different = "different " if any(len(same) > 1 for same in own) else ""
+        if len(own) > share * len(missing):
+            for i, split in enumerate(missing):
+                held |= dict.fromkeys(own[i * share : (i + 1) * share], split)
+        elif not pooled:
+            different = "different " * (len(own) < sum(name == label for _, name in files["train"]))
             raise DataError(
                 f"class {label!r} has only {len(own)} {different}images",
                 "give every class at least 3, or folders train, search and test",
             )
-        for i, split in enumerate(missing):
-            files[split] += [entry for same in own[i * share : (i + 1) * share] for entry in same]
-        train += [entry for same in own[len(missing) * share :] for entry in same]
-    files["train"] = train
+    train, files["train"] = files["train"], []
+    for entry in train:
+        files[held.get(seen[entry[0]].digest, "train")].append(entry)
 
 
 def drop_copies(files: Files, seen: Seen) -> int:

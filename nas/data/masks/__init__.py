@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nas.data import SPLITS, Arrays, Dataset
+from nas.data import Arrays, Dataset
 from nas.data.imagefolder import ImageFiles
-from nas.data.imagefolder.folders import LeftOut, Walk, listed
-from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.picture_data import PictureData
 from nas.data.imagefolder.splits import Files
-from nas.data.imagefolder.survey import Picture, survey
 from nas.data.masks.augmentation import scale_crop_and_flip
 from nas.data.masks.classes import FILE as CLASSES_FILE
 from nas.data.masks.classes import Classes, classes_of
@@ -29,7 +27,7 @@ from nas.size import Size, sides
 from nas.tasks.segmentation import Segmentation
 
 ARGUMENTS = ("PATH",)
-_ALL = "pictures"  # the one class by which pictures are held out
+_HAVING = " with usable masks"
 
 
 def load(argument: str, seed: int) -> Dataset:
@@ -37,61 +35,40 @@ def load(argument: str, seed: int) -> Dataset:
 
     `seed` fixes which pictures are held out where the folder has no splits of its own.
     """
-    folder = PictureData("masks", argument, "a folder of images and one of masks")
-    files, mask_of, seen, masks = _read(root := folder.root)
-    folder.divide(files, seen, seed)
-    folder.check_splits(files, "add some with their masks")
-    classes = classes_of(root, masks, [mask_of[image] for image, _ in files["train"]])
-    reader = folder.reader(files, seen, seed)
-    splits = {
-        split: Pairs(split, [(image, mask_of[image]) for image, _ in own], reader, classes)
+    folder = PictureData("masks", argument, seed, "a folder of images and one of masks")
+    files, mask_of, masks = _read(folder)
+    folder.divide_pooled(files, 1, _HAVING, "each with a mask of its size")
+    classes = classes_of(folder.root, masks, [mask_of[image] for image, _ in files["train"]])
+
+    def pairs(split: str, own: list[tuple[Path, str]], reader: PictureReader) -> Pairs:
+        return Pairs(split, [(image, mask_of[image]) for image, _ in own], reader, classes)
+
+    return folder.dataset(
+        files,
+        pairs,
+        Segmentation.of(classes.names, classes.colours),
+        scale_crop_and_flip,
+        lambda image, _: (folder.seen[image].digest, masks[mask_of[image]].digest),
+        sorted(classes.by_value.items()),
+    )
+
+
+def _read(folder: PictureData) -> tuple[Files, dict[Path, Path], dict[Path, Mask]]:
+    """The pictures of each split, the mask of each, and what reading the masks has shown."""
+    folder.left_out.read(CLASSES_FILE)
+    pairs = paired(folder.root, folder.walk.pictures, folder.left_out)
+    under = folder.root.joinpath
+    mask_of = {under(*pair.image): under(*pair.mask) for own in pairs.values() for pair in own}
+    files = folder.read(
+        {split: [(under(*pair.image), "") for pair in own] for split, own in pairs.items()}
+    )
+    masks, bad = survey_masks([pair for pair in mask_of.items() if pair[0] in folder.seen])
+    folder.say_skipped(bad, f"of {len(mask_of):,} pairs by their masks")
+    kept = {
+        split: [entry for entry in own if mask_of[entry[0]] in masks]
         for split, own in files.items()
     }
-    content = [
-        (split, image.relative_to(root).as_posix(), seen[image].digest, masks[mask].digest)
-        for split in SPLITS
-        for image, mask in splits[split].pairs
-    ]
-    task = Segmentation.of(classes.names, classes.colours)
-    values = sorted(classes.by_value.items())
-    return folder.dataset(splits, reader, task, scale_crop_and_flip, content, values)
-
-
-def _read(
-    root: Path,
-) -> tuple[Files, dict[Path, Path], dict[Path, Picture], dict[Path, Mask]]:
-    """The pictures of each split, the mask of each, and what reading both has shown.
-
-    What is left out is said, by reason.
-    """
-    left_out = LeftOut()
-    walk = Walk(root, left_out)
-    left_out.read(CLASSES_FILE)
-    found = {
-        split: [(root.joinpath(*pair.image), root.joinpath(*pair.mask)) for pair in own]
-        for split, own in paired(root, walk.pictures, left_out).items()
-    }
-    mask_of = dict(pair for own in found.values() for pair in own)
-    seen, bad_pictures = survey(list(mask_of))
-    masks, bad_masks = survey_masks([pair for pair in mask_of.items() if pair[0] in seen])
-    for what, bad in (("their pictures", bad_pictures), ("their masks", bad_masks)):
-        if bad:
-            shown = [f"{path.relative_to(root)} ({why})" for path, why in bad.items()]
-            say(f"skipped {len(bad):,} of {len(mask_of):,} pairs by {what}: {listed(shown, 3)}")
-    for line in left_out.lines():
-        say(line)
-    files = {
-        split: [(image, _ALL) for image, mask in own if image in seen and mask in masks]
-        for split, own in found.items()
-    }
-    different = {seen[image].digest for image, _ in files["train"]}
-    needed = 1 + sum(not files[split] for split in ("search", "test"))
-    if len(different) < needed:
-        raise DataError(
-            f"{root} has {len(different)} different pictures with usable masks to train on",
-            f"give it at least {needed}, each with a mask of its size",
-        )
-    return files, mask_of, seen, masks
+    return kept, mask_of, masks
 
 
 class Pairs(ImageFiles):
