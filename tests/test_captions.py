@@ -106,6 +106,41 @@ def test_what_is_missing_empty_twice_or_too_long_is_left_out_and_said(tmp_path, 
     assert max(map(len, every)) == 2000
 
 
+def test_captions_that_cannot_be_written_are_mended_or_empty(tmp_path, capsys):
+    names = pictures(tmp_path)
+    texts = ["half \ud83d", "whole \U0001f388", "a\x07 bell", "\0\0", "tab\tand\x85line"]
+    texts += [f"plain {i}" for i in range(7)]
+    lines = [json.dumps({"file": name, "text": text}) for name, text in zip(names, texts)]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    found = captions_of(load_data(f"captions:{tmp_path}"))
+    every = {text for own in found.values() for (text,) in own}
+    assert every == {"half ?", "whole \U0001f388", "a bell", "tab and line", *texts[5:]}
+    said = capsys.readouterr().err
+    assert "1 captions are empty, and left out" in said
+    assert "left out 1 pictures without a caption: 03.png" in said
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv"])
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_captions_end_at_newlines_alone(tmp_path, kind, separator):
+    names = pictures(tmp_path)
+    for name in names:
+        if kind == "txt":
+            text = f"upper {name}{separator}lower\r\nother {name}\n"
+            (tmp_path / name).with_suffix(".txt").write_text(text, encoding="utf-8")
+    texts = [[f"upper {name}{separator}lower", f"other {name}"] for name in names]
+    if kind == "jsonl":
+        records = [{"file": name, "text": own} for name, own in zip(names, texts)]
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        (tmp_path / "c.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    elif kind == "csv":
+        rows = [(name, text) for name, own in zip(names, texts) for text in own]
+        write_csv(tmp_path / "c.csv", rows)
+    found = captions_of(load_data(f"captions:{tmp_path}"))
+    every = sorted(own for of in found.values() for own in of)
+    assert every == sorted([f"upper {name} lower", f"other {name}"] for name in names)
+
+
 def test_captions_that_stand_at_several_pictures_are_counted(tmp_path, capsys):
     names = pictures(tmp_path)
     write_csv(tmp_path / "c.csv", [(n, "the same" if int(n[:2]) < 6 else n) for n in names])
@@ -133,6 +168,12 @@ def test_captions_of_every_script_arrive_as_they_are_written(tmp_path):
         ("c.csv", "file,caption\n00.png,ä\n".encode("latin-1"), "is not UTF-8"),
         ("c.jsonl", b'{"file": "00.png"', "line 1 is not JSON"),
         ("c.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("c.csv", b"file,caption\n00.png,a bag, open\n", "line 2 has more values than there are"),
+        ("c.tsv", b"file\tcaption\n00.png\ta bag\topen\n", "line 2 has more values than there"),
+        ("c.csv", b"caption,file\na bag,00.png\na coat\n", "line 3 names no file"),
+        ("c.csv", b"", "no columns of files and captions, but none"),
+        ("c.jsonl", b'{"file": 3, "text": "a bag"}', "line 1 names no file"),
+        ("c.jsonl", b'\n{"file": "a.png"}', "files and captions, but file"),
         ("c.csv", b"file,caption\n", "has 0 different pictures with captions"),
         ("none.md", b"", "has 0 different pictures with captions"),
     ],
@@ -143,6 +184,8 @@ def test_tables_that_cannot_be_used_are_refused_with_a_fix(tmp_path, name, conte
     with pytest.raises(DataError, match=message) as error:
         load_data(f"captions:{tmp_path}")
     assert error.value.fix
+    assert len(str(error.value).replace(str(tmp_path), "")) < 300
+    assert ("into quotes" in error.value.fix) == ("more values" in message)
 
 
 def test_one_caption_for_all_pictures_is_refused(tmp_path):

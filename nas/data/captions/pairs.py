@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +53,7 @@ def _kept(
     empty = again = cut = 0
     bare: list[str] = []
     for parts, captions in found.items():
-        plain = [" ".join(unicodedata.normalize("NFC", c).split()) for c in captions]
+        plain = [_plain(caption) for caption in captions]
         own = tuple(dict.fromkeys(c[:_LONGEST] for c in plain if c))
         empty += sum(not c for c in plain)
         again += sum(map(bool, plain)) - len(own)
@@ -72,6 +72,13 @@ def _kept(
     if bare:
         say(f"left out {len(bare):,} pictures without a caption: {listed(bare, 3)}")
     return kept
+
+
+def _plain(caption: str) -> str:
+    """A caption as it can be written: composed, in one line, without control characters."""
+    known = caption.encode(errors="replace").decode()  # JSON can hold half a character
+    letters = (c for c in known if c.isspace() or unicodedata.category(c) != "Cc")
+    return " ".join(unicodedata.normalize("NFC", "".join(letters)).split())
 
 
 def _folders(root: Path) -> list[Path]:
@@ -100,7 +107,7 @@ def _read_texts(root: Path, found: dict[Parts, list[str]], left_out: LeftOut) ->
     for parts, captions in found.items():
         path = root.joinpath(*parts).with_suffix(".txt")
         if path.is_file():
-            captions += _text(path).splitlines() or [""]
+            captions += _lines(path)
             used.add(path.relative_to(root).as_posix())
     others = [name for name in left_out.names.pop(NO_PICTURE, []) if name not in used]
     if others:
@@ -109,29 +116,43 @@ def _read_texts(root: Path, found: dict[Parts, list[str]], left_out: LeftOut) ->
 
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
     """The rows of a table: the name of a file, and one caption of it; a missing one is empty."""
-    records = _json_lines(table) if table.suffix.lower() == ".jsonl" else _separated(table)
-    for record in records:
-        keys = {str(key).strip().casefold(): value for key, value in record.items()}
-        file = next((keys[key] for key in FILES if key in keys), None)
-        text = next((keys[key] for key in TEXTS if key in keys), None)
-        if not isinstance(file, str) or not any(key in keys for key in TEXTS):
-            known = ", ".join(map(str, record))[:80]
-            raise DataError(f"{table} has no columns of files and captions, but {known}", _SHAPE)
+    for number, file, text in (
+        _json_lines(table) if table.suffix.lower() == ".jsonl" else _separated(table)
+    ):
+        if not isinstance(file, str):
+            raise DataError(f"{table}, line {number} names no file", _SHAPE)
         for caption in text if isinstance(text, list) else [text]:
             yield file.strip(), caption if isinstance(caption, str) else ""
 
 
-def _separated(table: Path) -> Iterator[dict[str, object]]:
-    by = "\t" if table.suffix.lower() == ".tsv" else ","
+def _columns(table: Path, names: Iterable[str]) -> tuple[str, str]:
+    """Which of these names of columns are those of files and of captions."""
+    known = {name.strip().casefold(): name for name in names}
+    file, text = (next((known[key] for key in of if key in known), None) for of in (FILES, TEXTS))
+    if file is None or text is None:
+        shown = ", ".join(known.values())[:80] or "none"
+        raise DataError(f"{table} has no columns of files and captions, but {shown}", _SHAPE)
+    return file, text
+
+
+def _separated(table: Path) -> Iterator[tuple[int, object, object]]:
+    by, name = ("\t", "tab") if table.suffix.lower() == ".tsv" else (",", "comma")
     rows = csv.DictReader(StringIO(_text(table), newline=""), delimiter=by)
     try:
-        yield from rows
+        file, text = _columns(table, rows.fieldnames or ())
+        for row in rows:
+            if None in row:
+                raise DataError(
+                    f"{table}, line {rows.line_num} has more values than there are columns",
+                    f'put captions that hold a {name} into quotes, "like this"',
+                )
+            yield rows.line_num, row[file], row[text]
     except csv.Error as error:
         raise DataError(f"{table}, line {rows.line_num}: {error}", _SHAPE) from None
 
 
-def _json_lines(table: Path) -> Iterator[dict[str, object]]:
-    for number, line in enumerate(_text(table).splitlines(), 1):
+def _json_lines(table: Path) -> Iterator[tuple[int, object, object]]:
+    for number, line in enumerate(_lines(table), 1):
         if not line.strip():
             continue
         try:
@@ -140,7 +161,13 @@ def _json_lines(table: Path) -> Iterator[dict[str, object]]:
             raise DataError(f"{table}, line {number} is not JSON: {error}", "mend it") from None
         if not isinstance(record, dict):
             raise DataError(f"{table}, line {number} is not a JSON object", _SHAPE)
-        yield record
+        file, text = _columns(table, record)
+        yield number, record[file], record[text]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, one at least; other separators than newlines stay in them."""
+    return _text(path).removesuffix("\n").split("\n")
 
 
 def _text(path: Path) -> str:
