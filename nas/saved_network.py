@@ -21,7 +21,7 @@ from nas.text.encoder import TextEncoder, has_texts
 from nas.training.checkpoint_files import find_checkpoint
 from nas.training.open_clip import write_open_clip
 from nas.training.pretrained import load_weights
-from nas.training.supernet import load_supernet, read_card, supernet_folder
+from nas.training.supernet import as_learned, load_supernet, read_card, supernet_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def subject(
     path = Path(what)
     if what and not _is_json(what) and path.is_dir():
         run = SavedRun.load(path)
-        return run.winner(), load_data(run.record.data)
+        return run.winner(), run.data()
     if weights:  # what is not there is said before images are read
         find_checkpoint(weights)
     if supernet:
@@ -121,7 +121,8 @@ def subject(
     text = what if _is_json(what) else _read(path) if what else ""
     architecture = the_space.parse(text) if text else the_space.largest
     folder = Path(supernet) if supernet else supernet_folder(space, images)
-    large, _ = load_supernet(folder, space, images)
+    large, card = load_supernet(folder, space, images)
+    images = as_learned(images, card)
     return Evaluator(large, images, images.search, 1).subnet(architecture), images
 
 

@@ -314,12 +314,6 @@ def test_texts_that_the_tower_reads_alike_are_no_negatives():
     assert both.nonzero().tolist() == [[0, 2], [2, 0]]
 
 
-def test_a_batch_of_one_has_nothing_to_tell_apart(learned):
-    images, texts = made_of(samples=1)
-    with pytest.raises(UsageError, match="a batch has one"):
-        learned.loss((images, texts, torch.zeros(1, 1, dtype=torch.bool)), {})
-
-
 def test_small_networks_learn_what_the_large_one_finds_near(learned):
     (small, texts), (large, _) = made_of(), made_of(seed=1)
     found = float(learned.distil((small,), (large, texts)).detach())

@@ -199,12 +199,36 @@ def test_networks_of_every_family_and_size_learn(name, objective, noise):
 
 
 def test_a_batch_of_one_is_refused_before_the_first_step(noise):
-    for objective in BOTH:
+    for objective in (*BOTH, "clip"):
         with pytest.raises(UsageError, match="batches need 2 samples, one has 1"):
             trainer_for("vit:debug", objective, noise, images=(8, 8, 8), batch=1)
     space = load_space("vit:debug")  # which classifies
     with pytest.raises(UsageError, match="not by the outputs of a classification"):
         load_objective("simclr", space).begin(Network(space, space.largest), [8])
+
+
+@pytest.mark.parametrize("objective", BOTH)
+def test_a_picture_is_not_told_from_itself(objective, noise):
+    space = load_space("vit:debug", Embedding())
+    learned = load_objective(objective, space)
+    learned.study(noise)  # 32 pictures
+    with pytest.raises(UsageError, match="a batch of 33 holds some of 32 pictures twice"):
+        learned.begin(Network(space, space.largest), [8, 33])
+    learned.begin(Network(space, space.largest), [8, 32])
+
+
+@pytest.mark.parametrize("objective", BOTH)
+def test_views_are_drawn_from_whole_pictures(objective, noise):
+    """Not from crops, which data bring for other objectives."""
+    cropped = replace(noise, augment=lambda batch, rng: pytest.fail("a crop of a crop"))
+    trainer_for("vit:debug", objective, cropped).train_step()
+
+
+@pytest.mark.parametrize("objective", [*BOTH, "clip"])
+def test_families_that_take_no_pictures_are_refused(objective):
+    with pytest.raises(UsageError, match="learns from images, and toys") as caught:
+        load_objective(objective, load_space("toys.pointset:debug"))
+    assert caught.value.fix.startswith("use a space of efficientvit, ")
 
 
 @pytest.mark.parametrize("objective", BOTH)

@@ -216,6 +216,17 @@ def test_outputs_of_another_meaning_start_anew(photo_data, tmp_path, capfd):
         assert ("head: 2 tensors start anew" in capfd.readouterr().err) is new
 
 
+def test_what_is_as_long_as_there_are_outputs_but_none_of_them_is_kept(photo_data, tmp_path):
+    space = load_space("vit:debug", Embedding())
+    width = space.largest.stages[0].width
+    trained = Network(space, space.largest)
+    torch.nn.init.uniform_(trained.layers["head"].norm.weight)
+    save_supernet(tmp_path, trained, photo_data, {})
+    other = Network(load_space("vit:debug", Embedding(width)), space.largest)
+    start_from(other, tmp_path)
+    assert torch.equal(other.layers["head"].norm.weight, trained.layers["head"].norm.weight)
+
+
 def test_positions_are_resized_where_a_start_saw_pictures_of_another_size(
     unlabelled, photo_data, capfd
 ):

@@ -285,6 +285,9 @@ def test_what_cannot_be_masked_is_refused(tmp_path):
     with pytest.raises(UsageError, match="leaves none") as caught:
         check_training("vit:debug", tmp_path / "x", False, "", "mae,masked=99")
     assert "masked=75" in str(caught.value)
+    for given in ("mae,width=64", "mae,depth=2"):
+        with pytest.raises(UsageError, match="swin draws patches by one layer"):
+            load_objective(given, load_space("swin:debug", Embedding()))
 
 
 def test_a_family_without_patches_is_refused_with_those_that_can():

@@ -27,6 +27,7 @@ from nas.network.macs import count_macs, count_params
 from nas.network.network import Network
 from nas.prediction import predict
 from nas.report.saved_run import SavedRun
+from nas.saved_network import subject
 from nas.scores import load_score
 from nas.tasks.classification import Classification
 from nas.tasks.embedding import Embedding
@@ -244,6 +245,19 @@ def test_a_search_by_zero_shot_gives_a_plain_classifier_that_still_knows_words(
     assert record["winner"]["search_zero_shot_percent"] == pytest.approx(percent)
     (found,) = predict(tmp_path / "run", picture, labels=["a bag", "a trainer"])
     assert {own["class"] for own in found.facts["answers"]} == {"a bag", "a trainer"}
+    other = replace(data, mean=(0.5,), std=(0.4,))  # of its own pictures, not of those learned from
+    monkeypatch.setattr("nas.data.load_data", lambda name: other)
+    again = SavedRun.load(tmp_path / "run").data()
+    assert (again.mean, again.std) == (data.mean, data.std)
+
+
+def test_an_architecture_of_a_supernet_takes_pictures_as_that_was_trained(words, monkeypatch):
+    data = load_data("scenes")
+    monkeypatch.setattr(
+        "nas.saved_network.load_data", lambda name: replace(data, mean=(0.5,), std=(0.4,))
+    )
+    _, found = subject("", "vit:debug", "scenes", str(words), "")
+    assert (found.mean, found.std) == (data.mean, data.std)
 
 
 def test_the_shipped_supernet_of_captions_is_found_for_any_data_and_knows_the_scenes():

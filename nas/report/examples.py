@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nas.data import Tensors, load_data
+from nas.data import Tensors
 from nas.errors import DataError, UsageError
 from nas.report.saved_run import SavedRun
 from nas.space.task import Task
@@ -41,7 +41,7 @@ def examples(run: SavedRun) -> list[Example] | None:
     network = run.winner()
     architecture = network.architecture
     try:
-        data = load_data(run.record.data)
+        data = run.data()
     except (DataError, UsageError):  # the latter of a module of one's own
         return None
     count = min(_COUNT, data.test.size)

@@ -25,6 +25,7 @@ from nas.tasks import load_task
 from nas.typed import MismatchError, mapping
 
 if TYPE_CHECKING:
+    from nas.data import Dataset
     from nas.network.network import Network
 
 
@@ -189,6 +190,18 @@ class SavedRun:
         except UsageError as error:
             file = self.folder / "run.json"
             raise RunError(f"{file}, {candidate.name}: {error.message}", error.fix) from None
+
+    def data(self) -> Dataset:
+        """The data set of this run, with pictures normalised as its networks know them.
+
+        `DataError` or `UsageError` where it can no longer be loaded, e.g. because it has moved.
+        """
+        from nas.data import load_data
+        from nas.deployment import CARD, Card
+
+        data, folder = load_data(self.record.data), self.folder / "winner"
+        pictures = Card.read(folder).pictures if (folder / CARD).exists() else None
+        return replace(data, mean=pictures.mean, std=pictures.std) if pictures else data
 
     def winner(self) -> Network:
         """The winner of the first budget with its weights; `WeightsError` if they are not its."""

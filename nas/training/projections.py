@@ -18,6 +18,10 @@ from nas.data import Dataset, Split
 from nas.errors import UsageError
 from nas.layers.elastic import ElasticLinear
 from nas.network.network import Network
+from nas.space.family import SearchSpace
+from nas.space.task import Task
+from nas.tasks.embedding import Embedding
+from nas.training.objectives import Made, Objective
 
 DIMENSIONS = 256  # of what is compared
 TEMPERATURE = 0.2
@@ -73,6 +77,44 @@ def check_batches(batches: Sequence[int]) -> None:
             f"a sample is told from others of its batch: batches need 2 samples, one has {least}",
             "raise `batches` of the recipe (nas.Recipe)",
         )
+
+
+class TwoViews(Objective):
+    """What objectives have in common that tell pictures apart by two views of each."""
+
+    takes = "images"
+    augments = True
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__(space)
+        self.different: int | None = None  # pictures to learn from, where data were studied
+
+    @classmethod
+    def task(cls, posed: Task) -> Task:
+        """Networks that make features."""
+        return Embedding()
+
+    def study(self, data: Dataset) -> None:
+        """Count the pictures to learn from."""
+        self.different = data.train.size
+
+    def begin(self, network: Network, batches: Sequence[int]) -> None:
+        """Raise `UsageError` where a batch is a single picture, or holds one twice."""
+        check_batches(batches)
+        if self.different is not None and self.different < (most := max(batches, default=0)):
+            raise UsageError(
+                f"a batch of {most} holds some of {self.different} pictures twice, and each would "
+                "be told from itself",
+                f"give {most} pictures to train on, or lower `batches` of the recipe (nas.Recipe)",
+            )
+
+    def distil(self, small: Made, large: Made) -> Tensor:
+        """How far the projections of both views are from those of the larger network."""
+        return disagreement(small[:2], large[:2])
+
+    def pictures(self, network: Network, data: Dataset) -> dict[str, Tensor]:
+        """Pictures of the search split beside their nearest neighbours."""
+        return neighbours(network, data)
 
 
 def moco_loss(queries: Tensor, keys: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from nas.data import Dataset
 from nas.errors import VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
+from nas.evaluation.zero_shot import projections
 from nas.families import load_space
 from nas.layers.elastic import inherit
 from nas.network.calibration import calibrate
@@ -230,13 +231,9 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     ours = network.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     heads = {layer.path for layer in network.space.head(network.space.largest)}
-    task = network.space.task
-    if load_task(card).describe() != task.describe():
-        fitting = {
-            name: tensor
-            for name, tensor in fitting.items()
-            if _path(name) not in heads or tensor.shape[:1] != (task.outputs,)
-        }
+    if load_task(card).describe() != network.space.task.describe():
+        outputs = projections(network.space)
+        fitting = {name: tensor for name, tensor in fitting.items() if name not in outputs}
     learned = [name for name, _ in network.named_parameters()]
     if not {_path(name) for name in learned if name in fitting} - heads:
         raise WeightsError(

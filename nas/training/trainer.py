@@ -148,7 +148,7 @@ class Trainer:
         loaded = next(self.samples)
         moved = {name: x.to(self.device, non_blocking=True) for name, x in loaded.items()}
         batch = self.data.prepare(moved)
-        if self.data.augment:
+        if self.data.augment and not self.objective.augments:
             batch = self.data.augment(batch, Random(f"crop {self.recipe.seed} {self.step}"))
         return batch
 

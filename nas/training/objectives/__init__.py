@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nas.data import Dataset, Tensors
 from nas.errors import UsageError
 from nas.extensions import load_member, member_name, parse_options
+from nas.families import families, load_space
 from nas.network.network import Network
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
@@ -31,6 +32,8 @@ class Objective(nn.Module, ABC):
     """
 
     needs_labels: ClassVar[bool] = False
+    takes: ClassVar[str] = ""  # the kind of inputs it is for, e.g. "images"; any where it is empty
+    augments: ClassVar[bool] = False  # itself, instead of the data
     meaning: ClassVar[str] = ""  # of its loss, for people: a sentence without a full stop
     usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the objective and no more
 
@@ -138,6 +141,12 @@ def load_objective(name: str, space: SearchSpace) -> Objective:
     """
     made = find_objective(name)
     plain, *words = name.split(",")
+    if made.takes not in ("", space.parts.takes):
+        able = [own for own in families() if load_space(f"{own}:debug").parts.takes == made.takes]
+        raise UsageError(
+            f"{plain} learns from {made.takes}, and {space.family} takes {space.parts.takes}",
+            f"use a space of {', '.join(able)}",
+        )
     objective = made(space, **parse_options(name, made, words))
     objective.options = name.removeprefix(plain)
     return objective

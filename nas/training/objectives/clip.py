@@ -12,7 +12,7 @@ of the sum in the softmax. The same holds for texts that are equal as the tower 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -37,6 +37,7 @@ from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower, unit
 from nas.training.objectives import Made, Objective, is_largest
 from nas.training.open_clip import read_texts
+from nas.training.projections import check_batches
 
 SIZE = 128  # numbers of an embedding
 _WIDTH, _DEPTH, _HEADS = 128, 3, 4  # of the text tower
@@ -47,6 +48,7 @@ _READ = 2_048  # samples whose captions the tokenizer learns from
 class Clip(Objective):
     """The symmetric cross-entropy of which picture has which caption, within a batch."""
 
+    takes = "images"
     text: TextTower
     tokenizer: Tokenizer
     usual: ClassVar[Mapping[str, str]] = {"data": "scenes:captions"}
@@ -72,6 +74,10 @@ class Clip(Objective):
         for name in projections(network.space):
             if tensors[name].ndim == 1:
                 nn.init.zeros_(tensors[name]).requires_grad_(False)
+
+    def begin(self, network: Network, batches: Sequence[int]) -> None:
+        """Raise `UsageError` for a batch of one, which has nothing to tell apart."""
+        check_batches(batches)
 
     def study(self, data: Dataset) -> None:
         """Learn the tokens of the captions to train on, and make the text tower, or read both.
@@ -122,16 +128,8 @@ class Clip(Objective):
         return images, unit(self.text(tokens)), shared(drawn, known, tokens)
 
     def loss(self, made: Made, batch: Tensors) -> Tensor:
-        """The mean of the cross-entropies of pictures over captions, and of captions over pictures.
-
-        Raises `UsageError` for a batch of one, which has nothing to tell apart.
-        """
+        """The mean of two cross-entropies: pictures over captions, and captions over pictures."""
         images, texts, both = made
-        if len(images) < 2:
-            raise UsageError(
-                "clip tells the pictures of a batch apart, and a batch has one",
-                "train with batches of two or more",
-            )
         logits = (self.text.scale * images @ texts.mT).masked_fill(both, -torch.inf)
         own = torch.arange(len(logits), device=logits.device)
         return (cross_entropy(logits, own) + cross_entropy(logits.mT, own)) / 2

@@ -16,30 +16,26 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from nas.data import Dataset, Tensors
+from nas.data import Tensors
 from nas.layers.elastic import PatchEmbedding
 from nas.network.network import Network
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
-from nas.space.task import Task
-from nas.tasks.embedding import Embedding
-from nas.training.objectives import Made, Objective, is_largest
+from nas.training.objectives import Made, is_largest
 from nas.training.projections import (
     DIMENSIONS,
     Projector,
-    check_batches,
-    disagreement,
+    TwoViews,
     features_of,
     hidden_width,
     moco_loss,
-    neighbours,
 )
 from nas.training.views import two_views
 
 MOMENTUM = 0.99  # at the start; it rises to 1 along half a cosine
 
 
-class Contrastive(Objective):
+class Contrastive(TwoViews):
     """The symmetric loss of MoCo v3 on two views of each picture.
 
     The projection of patches of a ViT stays as it was drawn, because training it makes the training
@@ -61,11 +57,6 @@ class Contrastive(Objective):
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
         self.total = 1
 
-    @classmethod
-    def task(cls, posed: Task) -> Task:
-        """Networks that make features."""
-        return Embedding()
-
     def prepare(self, network: Network) -> None:
         """Leave the projection of patches as it is drawn, at positions that are not learned."""
         for layer in network.layers.values():
@@ -75,7 +66,7 @@ class Contrastive(Objective):
 
     def begin(self, network: Network, batches: Sequence[int]) -> None:
         """Make projector and predictor for the network's features, and a copy of it all."""
-        check_batches(batches)
+        super().begin(network, batches)
         self.total = len(batches)
         width = features_of(network)
         self.projector = Projector(width, hidden_width(width), layers=3)
@@ -101,10 +92,6 @@ class Contrastive(Objective):
         _, _, q1, q2, k1, k2 = made
         return moco_loss(q1, k2) + moco_loss(q2, k1)
 
-    def distil(self, small: Made, large: Made) -> Tensor:
-        """How far the projections are from those of the larger network."""
-        return disagreement(small[:2], large[:2])
-
     @torch.no_grad()
     def after_step(self, network: Network) -> None:
         """Let the copy follow the weights; statistics of its norms are its own."""
@@ -113,10 +100,6 @@ class Contrastive(Objective):
         for slow, module in zip(self.slow, (network, self.projector)):
             for own, theirs in zip(slow.parameters(), module.parameters()):
                 own.lerp_(theirs, weight)
-
-    def pictures(self, network: Network, data: Dataset) -> dict[str, Tensor]:
-        """Pictures of the search split beside their nearest neighbours."""
-        return neighbours(network, data)
 
     def momentum(self) -> Tensor:
         """The share of itself that the copy keeps in this step (a scalar)."""

@@ -1,7 +1,8 @@
 """Learning to tell pictures apart by two views of each, without a second network: SimCLR.
 
-Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709. It is the form of `contrastive` that costs
-a third less, and needs larger batches, as views are compared with those of the same step only.
+Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709. It is the form of `contrastive` that has
+no second network to run, and needs larger batches, as views are compared with those of the same
+step only.
 """
 
 from __future__ import annotations
@@ -12,25 +13,21 @@ from random import Random
 import torch
 from torch import Tensor
 
-from nas.data import Dataset, Tensors
+from nas.data import Tensors
 from nas.network.network import Network
 from nas.space.architecture import Architecture
-from nas.space.task import Task
-from nas.tasks.embedding import Embedding
-from nas.training.objectives import Made, Objective
+from nas.training.objectives import Made
 from nas.training.projections import (
     Projector,
-    check_batches,
-    disagreement,
+    TwoViews,
     features_of,
     hidden_width,
-    neighbours,
     nt_xent,
 )
 from nas.training.views import two_views
 
 
-class SimClr(Objective):
+class SimClr(TwoViews):
     """The normalised and tempered cross-entropy (NT-Xent) of two views of each picture."""
 
     meaning = (
@@ -40,14 +37,9 @@ class SimClr(Objective):
 
     projector: Projector
 
-    @classmethod
-    def task(cls, posed: Task) -> Task:
-        """Networks that make features."""
-        return Embedding()
-
     def begin(self, network: Network, batches: Sequence[int]) -> None:
         """Make the projector for the features of the network."""
-        check_batches(batches)
+        super().begin(network, batches)
         width = features_of(network)
         self.projector = Projector(width, hidden_width(width), layers=2)
 
@@ -63,14 +55,6 @@ class SimClr(Objective):
         """NT-Xent over the views of the batch."""
         first, second = made
         return nt_xent(first, second)
-
-    def distil(self, small: Made, large: Made) -> Tensor:
-        """How far the projections are from those of the larger network."""
-        return disagreement(small, large)
-
-    def pictures(self, network: Network, data: Dataset) -> dict[str, Tensor]:
-        """Pictures of the search split beside their nearest neighbours."""
-        return neighbours(network, data)
 
 
 OBJECTIVE = SimClr

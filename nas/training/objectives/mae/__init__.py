@@ -29,6 +29,7 @@ from nas.training.objectives import Made, Objective
 from nas.training.objectives.mae.encoders import MaskedInputs, VisiblePatches
 
 _PIXELS = ("normalised", "plain")
+_DEPTH = 2  # of the decoder
 
 # Shape suffixes: B batch, L patches, P numbers of a patch.
 
@@ -55,7 +56,7 @@ class MaskedAutoencoder(Objective):
         *,
         masked: int = 75,
         width: int = 0,
-        depth: int = 2,
+        depth: int = 0,
         pixels: str = "normalised",
     ) -> None:
         super().__init__(space)
@@ -63,9 +64,14 @@ class MaskedAutoencoder(Objective):
             raise UnknownNameError("form of pixels", pixels, _PIXELS)
         self.plain = pixels == "plain"
         if hasattr(space.parts, "hiding"):
-            self.encoder: Any = VisiblePatches(space, masked, width, depth)
+            self.encoder: Any = VisiblePatches(space, masked, width, depth or _DEPTH)
         elif _makes_maps(space):
             self.encoder = MaskedInputs(space)
+            if width or depth:
+                raise UsageError(
+                    f"{space.family} draws patches by one layer, which has no width and no depth",
+                    "leave out `width` and `depth`",
+                )
         else:
             able = [name for name in families() if _can(name)]
             raise UsageError(

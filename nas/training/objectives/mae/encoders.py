@@ -159,7 +159,7 @@ class MaskedInputs(nn.Module):
         mask = F.interpolate(seen, scale_factor=self.side)
         mask = mask[..., : images.shape[-2], : images.shape[-1]]
         body = space.layers(architecture)[: -len(space.head(architecture))]
-        state = network.through(body, ((images * mask),))
+        state = network.through(body, (images * mask,))
         for layer in end:
             module: Any = self.end[layer.path] if layer.path in self.end else network.module(layer)
             state = module.run(state, **layer.elastic)
