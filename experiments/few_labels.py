@@ -6,12 +6,13 @@ The largest network of a space is trained on 10 and on 100 labelled scenes of ea
 nothing and from each supernet that is named, which learned without labels (`vitnas train
 --objective mae`). Every training takes as many steps of as many pictures, and so as many minutes of
 one core: the number is chosen by the speed that is measured first, so that it takes `--minutes`.
-Each is done with three seeds, which choose the labelled items as well. On canvases of another size
-an item lies elsewhere among other clutter, as in any training on scenes. The score is the accuracy
-on 1,000 scenes of the test split. Writes `few_labels-SPACE.csv` (one line for each training, as
-soon as it is done) and `.png`, and prints the table: mean and standard deviation over the seeds,
-and points gained over training from nothing with the same seed. Where the file is there already,
-its lines are kept, and what is missing is trained on as many scenes.
+One learning rate serves all starts. Each is done with three seeds, which choose the labelled items
+as well. On canvases of another size an item lies elsewhere among other clutter, as in any training
+on scenes. The score is the accuracy on 1,000 scenes of the test split. Writes `few_labels-
+SPACE.csv` (one line for each training, as soon as it is done) and `.png`, and prints the table:
+mean and standard deviation over the seeds, and points gained over training from nothing with the
+same seed. Where the file is there already, its lines are kept, and what is missing is trained on as
+many scenes.
 
 It takes `--minutes` for each of 2 numbers of labels, 3 seeds, and the starts: an hour of one core
 for two supernets.
@@ -35,13 +36,12 @@ from nas.data import Dataset, Part, load_data
 from nas.data.imagefolder import crop_and_flip
 from nas.data.scenes import photos
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.batch_norm import recalibrate
 from nas.families import load_space
 from nas.network.network import Network
 from nas.report.pictures import save
 from nas.training.objectives.supervised import Supervised
 from nas.training.recipe import Recipe
-from nas.training.supernet import start_from
+from nas.training.supernet import read_card, start_from
 from nas.training.trainer import Trainer
 
 OUT = Path(__file__).parent / "results"
@@ -90,11 +90,7 @@ def trained(space, data: Dataset, recipe: Recipe, start: str, images: int) -> tu
     for _ in recipe.sizes():
         trainer.train_step()
     minutes = (time.process_time() - begun) / 60
-    network = trainer.network.eval()
-    if network.batch_norms:
-        first = data.first(data.train, 256, space.largest.resolution)
-        recalibrate(network, first[space.parts.takes])
-    evaluator = Evaluator(network, data, data.test, images, threads=1)
+    evaluator = Evaluator(trainer.network.eval(), data, data.test, images, threads=1)
     return evaluator.percent(space.largest), minutes
 
 
@@ -147,26 +143,24 @@ def main() -> None:
     options.out.mkdir(exist_ok=True, parents=True)
     stem = f"few_labels-{options.space.replace(':', '-')}"
     path = options.out / f"{stem}.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows = pd.read_csv(path, dtype={"weights": str}).to_dict("records") if path.exists() else []
     if rows:
         recipe = RECIPE.scaled(rows[0]["scenes"])
     else:
         recipe = fitting(space, with_few(data, options.labels[0], 0), options.minutes)
     print(f"{sum(recipe.images):,} scenes each: {recipe.images}", flush=True)
-    known = {(row["seed"], row["labels"], row["start"]) for row in rows}
-    for seed, labels, (start, folder) in product(
-        range(options.seeds), options.labels, starts.items()
-    ):
-        if (seed, labels, start) in known:
+    asked = product(range(options.seeds), options.labels, starts.items())
+    for seed, labels, (start, folder) in asked:
+        weights = read_card(Path(folder))["fingerprint"] if folder else "none"
+        what = {
+            "labels": labels, "start": start, "weights": weights, "seed": seed,
+            "scenes": sum(recipe.images), "test_images": options.images,
+        }  # fmt: skip
+        if any(what.items() <= row.items() for row in rows):
             continue
         few, own = with_few(data, labels, seed), replace(recipe, seed=seed)
         percent, minutes = trained(space, few, own, folder, options.images)
-        rows.append(
-            {
-                "labels": labels, "start": start, "seed": seed, "scenes": sum(recipe.images),
-                "test_top1_percent": round(percent, 2), "minutes": round(minutes, 2),
-            }
-        )  # fmt: skip
+        rows.append({**what, "test_top1_percent": round(percent, 2), "minutes": round(minutes, 2)})
         print(rows[-1], flush=True)
         pd.DataFrame(rows).to_csv(path, index=False)
     lines = table(rows)

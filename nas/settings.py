@@ -108,7 +108,7 @@ class Settings:
     score: str = option(
         "",
         "What is maximised: knn or probe, of features; zero-shot, of labels in words; default: "
-        "the metric of the task.",
+        "the metric of the task (top-1 accuracy, mIoU).",
     )
     reference_images: int = option(
         500, "Labelled samples of the train split that such a score compares with.", least=2

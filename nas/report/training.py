@@ -58,9 +58,10 @@ def _starts(training: Mapping[str, Any]) -> Any:
 
 
 def _seen(training: Mapping[str, Any]) -> int:
-    """How many samples a training has seen."""
+    """How many samples a training has seen, in whole batches."""
     recipe = training.get("recipe", {})
-    return sum(recipe.get("images", ()))
+    pairs = zip(recipe.get("images", ()), recipe.get("batches", ()))
+    return sum(images // batch * batch for images, batch in pairs)
 
 
 def _shown(folder: Path, card: Mapping[str, Any], data: Dataset) -> dict[str, str]:
@@ -71,7 +72,7 @@ def _shown(folder: Path, card: Mapping[str, Any], data: Dataset) -> dict[str, st
     network, _ = load_supernet(folder, card["space"], data)
     objective = load_objective(card["training"]["objective"], network.space)
     objective.study(data)
-    objective.begin(network, card["training"]["recipe"]["batches"])  # no step will follow
+    objective.begin(network, [])  # no step will follow
 
     def restore(tensors: dict[str, Tensor], _: int) -> None:
         own = {n.removeprefix("objective/"): x for n, x in tensors.items() if n.startswith("obj")}

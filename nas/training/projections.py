@@ -164,7 +164,8 @@ def neighbours(network: Network, data: Dataset) -> dict[str, Tensor]:
     seen, ours = first(data.search, _SHOWN)
     known, theirs = first(data.train, _KNOWN)
     nearest = (ours @ theirs.T).topk(min(_NEAREST, len(known))).indices
-    rows = [torch.cat([image, *known[at]], 2) for image, at in zip(seen, nearest)]
+    gap = torch.full_like(seen[0, ..., : 1 + seen.shape[-1] // 8], float(seen.max()))
+    rows = [torch.cat([image, gap, *known[at]], 2) for image, at in zip(seen, nearest)]
     mosaic = torch.cat(rows, 1).permute(1, 2, 0)
     return {
         f"On the left pictures of the search split, each beside those of {len(known)} of the "

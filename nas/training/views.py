@@ -1,10 +1,11 @@
 """Two views of each picture of a batch, for objectives that learn what both have in common.
 
 A crop at any place, a flip, other brightness, contrast and colours, and a blur: the augmentation of
-SimCLR (Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709, appendix A) with the shares of
-MoCo v3. Everything is drawn on the CPU from the numbers that are handed in, and done to the whole
-batch where its tensor lives: a step gives the same views on every device, up to rounding. Left out
-are hue, which needs the pixels before they were normalised, and solarisation.
+SimCLR (Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709, appendix A) with the strengths of
+MoCo v3, but the same for both views. Everything is drawn on the CPU from the numbers that are
+handed in, and done to the whole batch where its tensor lives: a step gives the same views on every
+device, up to rounding. Left out are hue, which needs the pixels before they were normalised, and
+solarisation.
 """
 
 from __future__ import annotations
