@@ -28,6 +28,7 @@ class Listing(StrEnum):
 _ONLY_JSON = {
     Listing.tables: {"source", "rows", "p95 %", "bias %", "tau", "folder"},
     Listing.runs: {"budgets"},
+    Listing.supernets: {"space"},
 }
 
 
@@ -158,12 +159,13 @@ def _supernets() -> list[dict[str, Any]]:
     from nas.tasks import load_task
     from nas.training.supernet import ASSETS
 
-    cards = [read_json(path) for path in sorted(ASSETS.glob("*/supernet.json"))]
     rows = []
-    for card in cards:
+    for path in sorted(ASSETS.glob("*/supernet.json")):
+        card = read_json(path)
         score = f"search_{load_task(card).metric.key}"
         scores = {f"{size}_search": card.get(f"{size}_{score}") for size in ("largest", "smallest")}
-        rows.append({"space": card["space"], "data": card["data"], **scores})
+        named = {"name": path.parent.name, "space": card["space"], "data": card["data"]}
+        rows.append({**named, **scores})
     return rows
 
 
