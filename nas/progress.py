@@ -43,6 +43,11 @@ class Terminal(Console):
 console = Terminal(stderr=True)
 
 
+def say(line: str) -> None:
+    """Tell the user what is not as one may think, such as what was left out of a folder."""
+    console.print(line, style="yellow", soft_wrap=True)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields.get("unit", "")

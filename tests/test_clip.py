@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.special import log_softmax, logsumexp
 
 from nas.cli import main
-from nas.data import load_data
+from nas.data import Split, load_data
 from nas.errors import UsageError, VitnasError, WeightsError
 from nas.evaluation.retrieval import recalls
 from nas.families import load_space
@@ -379,7 +379,13 @@ def test_captioned_scenes_are_what_captions_are_learned_from_unless_others_are_g
     monkeypatch, tmp_path
 ):
     asked = []
-    monkeypatch.setattr("nas.data.load_data", lambda name: asked.append(name) or 1 / 0)
+    for kind in ("scenes", "captions"):  # not `load_data`, which modules that are imported now keep
+        monkeypatch.setattr(
+            f"nas.data.{kind}.load",
+            lambda argument, seed, kind=kind: (
+                asked.append(f"{kind}:{argument}".rstrip(":")) or 1 / 0
+            ),
+        )
     for words, wanted in (
         (["--objective", "clip"], "scenes:captions"),
         (["--objective=clip", "--data", "captions:x"], "captions:x"),
@@ -412,14 +418,33 @@ def test_the_picture_of_a_training_shows_which_captions_are_near(learned):
     assert caption == "32 pictures (rows) and their captions, by similarity"
 
 
-def test_captions_that_are_too_long_are_counted_before_a_training(capsys):
-    scenes = load_data("scenes:captions")
-    words = " ".join(f"word{i}" for i in range(60))
+class Words(Split):
+    """Captions whose pictures nobody may read; long ones stand far behind."""
 
-    class Long(type(scenes.train)):
-        def batch(self, indices, size):
-            made = super().batch(indices, size)
-            return {**made, "captions": packed([[words], *(["a bag"] for _ in indices[1:])])}
+    def batch(self, indices, size):
+        raise AssertionError
 
-    objective_of(data=replace(scenes, train=Long("train", 50)))
-    assert "1 of 50 captions have more than 30 tokens" in capsys.readouterr().err
+    def annotations(self, indices, size):
+        long = " ".join(f"word{i}" for i in range(60))
+        texts = [["a zebra"] if i > 3000 else ["a bag"] for i in indices]
+        return {
+            "captions": packed([[long] if i % 2500 == 7 else own for i, own in zip(indices, texts)])
+        }
+
+
+def test_all_captions_are_read_and_those_that_are_too_long_counted(capsys):
+    data = load_data("scenes:captions")
+    learned = objective_of(data=replace(data, train=Words("train", 5000)))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 5,000 captions have more than 30 tokens, of which the first are read" in said
+    assert "by the first" not in said
+    assert "Ġzebra" in json.loads(learned.tokenizer.content)["model"]["vocab"]
+
+
+def test_of_an_endless_split_the_first_captions_are_read(capsys):
+    data = load_data("scenes:captions")
+    learned = objective_of(data=replace(data, train=Words("train", 10**9)))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2,048 captions have more than 30 tokens" in said
+    assert "of which the first are read, by the first 2,048 samples" in said
+    assert "Ġzebra" not in json.loads(learned.tokenizer.content)["model"]["vocab"]

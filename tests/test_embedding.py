@@ -14,7 +14,8 @@ from timm_models import timm
 from toys.average import Average
 
 from nas import cli
-from nas.data import load_data
+from nas.data import Part, load_data
+from nas.data.imagefolder import ImageFiles
 from nas.errors import DataError, UsageError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.families import load_space
@@ -144,6 +145,40 @@ def test_few_labels_are_the_first_of_each_class_to_learn_from_and_to_search_with
     for split in (scenes.train, scenes.search):
         labels = split.batch(range(100), 40)["labels"]
         assert np.bincount(labels).tolist() == [10] * 10
+
+
+def test_few_labels_are_found_without_pictures_and_classes_that_have_fewer_are_said(
+    photos, monkeypatch, capsys
+):
+    read, load = [], ImageFiles._load
+    monkeypatch.setattr(
+        ImageFiles, "_load", lambda self, *what: read.append(what) or load(self, *what)
+    )
+    data = load_data(f"imagefolder:{photos}")
+    once = len(read)
+    few = load_data(f"imagefolder:{photos},labels=4")
+    assert len(read) == 2 * once
+    assert few.train.size == 8
+    assert few.search.size == data.search.size == 2
+    said = capsys.readouterr().err
+    assert "search has fewer than 4 labels of bright, dark" in said
+    assert "train has fewer" not in said
+
+
+def test_annotations_are_what_a_batch_has_beside_its_pictures(photos, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path / "x")
+    for path in (tmp_path / "x").rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"{path.parent.name} {path.stem}")
+    kinds = ("imagefolder", "pictures", "captions")
+    splits = [load_data(f"{kind}:{tmp_path / 'x'}").train for kind in kinds]
+    splits.append(Part(splits[0], [5, 3, 8, 7]))
+    batches = [split.batch([2, 0, 3], 16) for split in splits]
+    monkeypatch.setattr(ImageFiles, "_load", lambda *what: 1 / 0)
+    for split, batch in zip(splits, batches):
+        del batch["images"]
+        found = split.annotations([2, 0, 3], 16)
+        assert found.keys() == batch.keys()
+        assert all(np.array_equal(found[name], batch[name]) for name in found)
 
 
 @pytest.mark.parametrize("name", ["scenes,labels=0", "scenes,labels=x", "scenes,labels=-1"])

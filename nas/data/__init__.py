@@ -22,6 +22,7 @@ from torch import Tensor
 from nas.errors import DataError, UnknownNameError, printable
 from nas.extensions import load_member, members
 from nas.preprocessing import PictureReader, normalised
+from nas.progress import say
 from nas.records import fingerprint
 from nas.size import Size
 from nas.space.task import Task
@@ -29,6 +30,7 @@ from nas.space.task import Task
 Arrays = dict[str, NDArray[Any]]  # by name, the samples along the first axis
 Tensors = dict[str, Tensor]  # likewise
 SPLITS = ("train", "search", "test")
+ENDLESS = 10**7  # samples from which on a split makes them, in random order
 _FEW_LABELS = ",labels="  # behind the name of data
 _LISTED = 10  # names of classes in a summary
 
@@ -46,6 +48,10 @@ class Split(ABC):
         Inputs have the given size, as `Parts.example` means it: for pictures that in pixels, as
         uint8 (samples, 3 or 1, height, width) under the name `images`.
         """
+
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """What `batch` gives beside the pictures, without reading these where a split can."""
+        return self.batch(indices, size)
 
 
 class Held(Split):
@@ -70,6 +76,10 @@ class Part(Split):
     def batch(self, indices: Sequence[int], size: Size) -> Arrays:
         """The samples as the whole split has them."""
         return self.whole.batch([self.numbers[i] for i in indices], size)
+
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """The annotations as the whole split has them."""
+        return self.whole.annotations([self.numbers[i] for i in indices], size)
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,7 @@ class Dataset:
         shown = f"{classes} classes" if isinstance(classes, int) else self.task.name
         shown = shown if self.task.labelled else "no labels"
         if isinstance(classes, list):
-            first = ", ".join(printable(name, 30) for name in classes[:_LISTED])
-            more = len(classes) - _LISTED
-            shown = f"{len(classes):,} classes ({first}{f' and {more:,} more' if more > 0 else ''})"
+            shown = f"{len(classes):,} classes ({_first(classes)})"
         sizes = ", ".join(f"{s.size:,} in {s.name}" for s in (self.train, self.search, self.test))
         return f"{self.name}: {shown}; {sizes}"
 
@@ -164,8 +172,11 @@ def _with_few_labels(data: Dataset, count: str) -> Dataset:
             f"{data.name} has no classes of whole samples, of which labels={count} could be taken",
             "leave it out, or give data with a class for each sample",
         )
+    names = data.task.describe().get("classes")
+    if not isinstance(names, list):
+        names = [str(label) for label in range(data.task.outputs)]
     parts = {
-        split.name: Part(split, _few_of_each(split, int(count), data.task.outputs))
+        split.name: Part(split, _few_of_each(split, int(count), names))
         for split in (data.train, data.search)
     }
     return replace(
@@ -177,20 +188,31 @@ def _with_few_labels(data: Dataset, count: str) -> Dataset:
     )
 
 
-def _few_of_each(split: Split, count: int, classes: int) -> list[int]:
-    """The numbers of the first samples of each class, as many as there are up to `count`."""
+def _few_of_each(split: Split, count: int, classes: Sequence[str]) -> list[int]:
+    """The numbers of the first samples of each class, as many as there are up to `count`.
+
+    Classes that have fewer are said.
+    """
     found: Counter[int] = Counter()
     picked: list[int] = []
-    last = min(split.size, 1000 * count * classes)  # an endless split may lack a class
+    last = min(split.size, 1000 * count * len(classes))  # an endless split may lack a class
     for start in range(0, last, 64):
         numbers = range(start, min(start + 64, last))
-        for number, label in zip(numbers, split.batch(numbers, 32)["labels"].tolist()):
+        for number, label in zip(numbers, split.annotations(numbers, 32)["labels"].tolist()):
             if found[label] < count:
                 found[label] += 1
                 picked.append(number)
-        if len(picked) == count * classes:
-            break
+        if len(picked) == count * len(classes):
+            return picked
+    few = [name for label, name in enumerate(classes) if found[label] < count]
+    say(f"{split.name} has fewer than {count:,} labels of {_first(few)}")
     return picked
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    shown, more = ", ".join(printable(name, 30) for name in names[:_LISTED]), len(names) - _LISTED
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _arguments(kind: str) -> tuple[str, ...]:

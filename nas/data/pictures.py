@@ -40,6 +40,6 @@ def load(argument: str, seed: int) -> Dataset:
 class Pictures(ImageFiles):
     """Picture files without labels."""
 
-    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
-        """Pictures (samples, channels, height, width), bytes."""
-        return {"images": super().batch(indices, size)["images"]}
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """Nothing."""
+        return {}

@@ -8,7 +8,7 @@ from multiprocessing import get_all_start_methods
 import torch
 from torch.utils.data import DataLoader
 
-from nas.data import Split, Tensors
+from nas.data import ENDLESS, Split, Tensors
 from nas.evaluation.accuracy import cores
 from nas.size import Size
 from nas.training.recipe import Recipe
@@ -49,7 +49,7 @@ class _Steps(torch.utils.data.Dataset[Tensors]):
         count = recipe.batches[recipe.phase(step)]
         epoch, offset = divmod(step * count, split.size)
         order: Sequence[int] = range(split.size)
-        if split.size < 10**7:  # an endless split is already in random order
+        if split.size < ENDLESS:
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
             order = torch.randperm(split.size, generator=generator).tolist()
         picked = [order[(offset + i) % split.size] for i in range(count)]

@@ -14,10 +14,11 @@ from pathlib import Path
 from nas.data import Arrays, Dataset
 from nas.data.captions.pairs import captioned
 from nas.data.imagefolder import ImageFiles, crop_and_flip
-from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.picture_data import PictureData
 from nas.data.imagefolder.splits import Files, by_split
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
+from nas.progress import say
 from nas.size import Size
 from nas.tasks.embedding import Embedding
 from nas.text.packed import packed
@@ -78,7 +79,6 @@ class Pairs(ImageFiles):
         super().__init__(name, [(file, i) for i, (file, _) in enumerate(pairs)], reader)
         self.captions = [list(captions) for _, captions in pairs]
 
-    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
-        """Pictures, and as `captions` the bytes of all captions of each."""
-        images = super().batch(indices, size)["images"]
-        return {"images": images, "captions": packed([self.captions[i] for i in indices])}
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """As `captions` the bytes of all captions of each picture."""
+        return {"captions": packed([self.captions[i] for i in indices])}

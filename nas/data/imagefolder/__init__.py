@@ -21,10 +21,11 @@ from torch import Tensor
 
 from nas.data import Arrays, Dataset, Split, Tensors
 from nas.data.imagefolder.folders import arranged, listed
-from nas.data.imagefolder.picture_data import PictureData, say
+from nas.data.imagefolder.picture_data import PictureData
 from nas.data.imagefolder.splits import Files
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
+from nas.progress import say
 from nas.size import Size
 from nas.tasks.classification import Classification
 
@@ -99,13 +100,16 @@ class ImageFiles(Split):
         self._cache: dict[tuple[int, Size], NDArray[np.uint8]] = {}
 
     def batch(self, indices: Sequence[int], size: Size) -> Arrays:
-        """Pictures (samples, channels, height, width), bytes, and their labels (samples,)."""
+        """Pictures (samples, channels, height, width), bytes, and their annotations."""
         # Threads of its own for each batch: processes that load beside a training are forked, and
         # would wait for the threads of a pool that stayed behind.
         with ThreadPoolExecutor(4) as pool:
             images = list(pool.map(lambda i: self._load(i, size), indices))
-        labels = np.array([self.files[i][1] for i in indices])
-        return {"images": np.stack(images), "labels": labels}
+        return {"images": np.stack(images), **self.annotations(indices, size)}
+
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """The labels of pictures (samples,)."""
+        return {"labels": np.array([self.files[i][1] for i in indices])}
 
     def _load(self, index: int, canvas: Size) -> NDArray[np.uint8]:
         if (cached := self._cache.get((index, canvas))) is not None:

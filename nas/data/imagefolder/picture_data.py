@@ -16,7 +16,7 @@ from nas.data.imagefolder.splits import Files, copy_lines, drop_copies, hold_out
 from nas.data.imagefolder.survey import Picture, reader_for, reading_lines, survey
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
-from nas.progress import console
+from nas.progress import say
 from nas.records import fingerprint
 from nas.space.task import Task
 
@@ -139,11 +139,6 @@ class PictureData:
 
 def _missing(files: Files) -> list[str]:
     return [split for split in ("search", "test") if not files[split]]
-
-
-def say(line: str) -> None:
-    """Tell the user what was left out of a folder, or is read in a special way."""
-    console.print(line, style="yellow", soft_wrap=True)
 
 
 def root_of(path: str, fix: str) -> Path:

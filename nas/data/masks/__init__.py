@@ -85,10 +85,9 @@ class Pairs(ImageFiles):
         self.pairs, self.classes = list(pairs), classes
         self._labels: dict[tuple[int, Size], NDArray[np.uint8]] = {}
 
-    def batch(self, indices: Sequence[int], size: Size) -> Arrays:
-        """Pictures, and as `labels` (samples, height, width) bytes, 255 for an ignored pixel."""
-        labels = [self._labelled(i, size) for i in indices]
-        return {**super().batch(indices, size), "labels": np.stack(labels)}
+    def annotations(self, indices: Sequence[int], size: Size) -> Arrays:
+        """As `labels` (samples, height, width) bytes, 255 for an ignored pixel."""
+        return {"labels": np.stack([self._labelled(i, size) for i in indices])}
 
     def _labelled(self, index: int, size: Size) -> NDArray[np.uint8]:
         if (cached := self._labels.get((index, size))) is not None:

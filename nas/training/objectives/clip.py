@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from nas.data import Dataset, Tensors
+from nas.data import ENDLESS, Dataset, Split, Tensors
 from nas.errors import UsageError
 from nas.evaluation.zero_shot import projections
 from nas.network.network import Network
-from nas.progress import console
-from nas.size import each
+from nas.progress import say
+from nas.size import Size, each
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Task
@@ -42,7 +42,7 @@ from nas.training.projections import check_batches
 SIZE = 128  # numbers of an embedding
 _WIDTH, _DEPTH, _HEADS = 128, 3, 4  # of the text tower
 _SHOWN, _CELL = 32, 8  # pairs in the picture of similarities, and the pixels of one
-_READ = 2_048  # samples whose captions the tokenizer learns from
+_READ = 2_048  # samples whose captions are read at once, and all that are of an endless split
 
 
 class Clip(Objective):
@@ -85,13 +85,12 @@ class Clip(Objective):
         Says how many captions are too long. Raises `UsageError` for data without captions.
         """
         least = each(lambda side: max(1, side // 4), self.space.smallest.resolution)
-        first = data.train.batch(range(min(_READ, data.train.size)), least)
-        if "captions" not in first:
+        texts = _captions(data.train, least)
+        if texts is None:
             raise UsageError(
                 f"clip learns from captions, and {data.name} has none",
                 "give --data captions:PATH, or --data scenes:captions",
             )
-        texts = [text for own in unpacked(first["captions"]) for text in own]
         if self.text_of:
             encoder = read_texts(self.text_of)
             self.tokenizer, self.text = encoder.tokenizer, encoder.tower
@@ -103,12 +102,12 @@ class Clip(Objective):
             self.tokenizer = Tokenizer.trained(texts)
             vocabulary, context = self.tokenizer.vocabulary, self.tokenizer.context
             self.text = TextTower(TextSizes(vocabulary, context, _WIDTH, _DEPTH, _HEADS, SIZE))
-        _, cut = self.tokenizer.encode(texts)
-        if cut:
-            console.print(
+        parts = (texts[i : i + _READ] for i in range(0, len(texts), _READ))
+        if cut := sum(self.tokenizer.encode(part)[1] for part in parts):
+            first = f", by the first {_READ:,} samples" if data.train.size >= ENDLESS else ""
+            say(
                 f"{cut:,} of {len(texts):,} captions have more than {self.tokenizer.context - 2} "
-                "tokens, of which the first are read",
-                style="yellow",
+                f"tokens, of which the first are read{first}"
             )
 
     def forward(
@@ -177,6 +176,18 @@ def shared(drawn: list[str], known: list[list[str]], tokens: Tensor) -> Tensor:
     stands = torch.tensor([[text in own for text in drawn] for own in sets], device=tokens.device)
     equal = (tokens[:, None] == tokens).all(-1)
     return (stands | stands.mT | equal).fill_diagonal_(False)
+
+
+def _captions(split: Split, size: Size) -> list[str] | None:
+    """All captions of a split, of an endless one the first; None for data without captions."""
+    last = split.size if split.size < ENDLESS else _READ
+    found: list[str] = []
+    for start in range(0, last, _READ):
+        read = split.annotations(range(start, min(start + _READ, last)), size)
+        if "captions" not in read:
+            return None
+        found += [text for own in unpacked(read["captions"]) for text in own]
+    return found
 
 
 OBJECTIVE = Clip
