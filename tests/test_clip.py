@@ -203,6 +203,7 @@ def test_labels_are_read_with_or_without_an_article():
     phrases = [
         phrase_of(label) for label in ("a sneaker", "bag", "the old coat", "apple", "りんご")
     ]
+    assert phrase_of("ankle_boot") == phrase_of("an  ankle boot") == "an ankle boot"
     assert phrases == ["a sneaker", "a bag", "the old coat", "an apple", "りんご"]
 
 
@@ -213,6 +214,8 @@ def test_labels_are_read_with_or_without_an_article():
         ([], "by two labels at least, got 0"),
         (["a bag", "Bag"], "'a bag' and 'Bag' are the same"),
         (["bag", " "], "is empty"),
+        (["bag", "_"], "is empty"),
+        (["ankle_boot", "Ankle boot"], "'ankle_boot' and 'Ankle boot' are the same"),
     ],
 )
 def test_lists_of_one_or_of_equal_labels_are_refused(labels, message):

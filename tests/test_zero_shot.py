@@ -292,7 +292,7 @@ def test_what_zero_shot_needs_is_said_in_one_line(words, tmp_path):
         load_score("zero-shot", load_data("scenes:masks"), words, 500)
     with pytest.raises(UsageError, match="those of scenes have none"):
         load_score("zero-shot", replace(data, task=Classification(10)), words, 500)
-    with pytest.raises(UsageError, match="are the same"):
+    with pytest.raises(UsageError, match="are the same; rename one of these classes"):
         load_score("zero-shot", replace(data, task=Classification.of(["bag", "a bag"])), words, 500)
     encoder = TextEncoder.load(words)
     other = tmp_path / "other"

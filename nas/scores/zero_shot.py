@@ -75,7 +75,7 @@ def load(data: Dataset, supernet: Path, references: int) -> ZeroShot:
             f"zero-shot reads the names of classes, and those of {data.name} have none",
             "give --data with named classes, e.g. imagefolder:PATH",
         )
-    checked_labels(names)
+    checked_labels(names, "rename one of these classes")
     if not has_texts(supernet):
         raise UsageError(
             f"the supernet in {supernet} knows no words: it did not learn from captions",

@@ -21,11 +21,13 @@ def labels_in(text: str) -> list[str]:
     return checked_labels(label.strip() for label in text.split(","))
 
 
-def checked_labels(labels: Iterable[str]) -> list[str]:
+def checked_labels(
+    labels: Iterable[str], fix: str = "give different ones: --labels 'a sneaker, a bag'"
+) -> list[str]:
     """Labels without spaces around them; `UsageError` unless they are several different ones."""
     found = [" ".join(label.split()) for label in labels]
-    if "" in found:
-        raise UsageError("one of the labels is empty", "e.g. --labels 'a sneaker, a bag'")
+    if not all(map(_words, found)):
+        raise UsageError("one of the labels is empty", fix)
     known: dict[str, str] = {}
     for label in found:
         phrase = phrase_of(label).casefold()
@@ -33,22 +35,25 @@ def checked_labels(labels: Iterable[str]) -> list[str]:
             raise UsageError(
                 f"the labels {printable(known[phrase], 40)!r} and {printable(label, 40)!r} are the "
                 "same",
-                "give each once: --labels 'a sneaker, a bag'",
+                fix,
             )
         known[phrase] = label
     if len(found) < 2:
-        raise UsageError(
-            f"pictures are told apart by two labels at least, got {len(found)}",
-            "e.g. --labels 'a sneaker, a bag'",
-        )
+        raise UsageError(f"pictures are told apart by two labels at least, got {len(found)}", fix)
     return found
 
 
 def phrase_of(label: str) -> str:
-    """A label with its article: `sneaker` and `a sneaker` both as `a sneaker`."""
-    if label.casefold().startswith(_ARTICLES) or not label[:1].isascii():
-        return label
-    return f"{'an' if label[:1].lower() in 'aeiou' else 'a'} {label}"
+    """A label with its article: `hat_box` and `a hat box` both as `a hat box`."""
+    words = _words(label)
+    if words.casefold().startswith(_ARTICLES) or not words[:1].isascii():
+        return words
+    return f"{'an' if words[:1].lower() in 'aeiou' else 'a'} {words}"
+
+
+def _words(label: str) -> str:
+    """The words of a label; those in the names of folders have underscores between them."""
+    return " ".join(label.replace("_", " ").split())
 
 
 @torch.no_grad()
