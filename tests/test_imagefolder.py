@@ -446,11 +446,13 @@ def test_folders_without_labels_that_are_too_small_are_divided_together(
 def test_copies_in_several_folders_are_held_out_together(tmp_path, capsys):
     fill(tmp_path, "all", count=30)
     twins(tmp_path, *((f"all/{i}.png", f"best/{i}.png") for i in range(15)))
-    for kind in ("pictures", "imagefolder"):
+    for kind, classes in (("pictures", False), ("imagefolder", True)):
         data = load_data(f"{kind}:{tmp_path}")
         assert sum(sizes(data)) == 45
         assert min(sizes(data)) >= 3
-    assert "byte for byte" not in said(capsys)
+        text = said(capsys)
+        assert "byte for byte" not in text
+        assert ("15 images lie in several classes: all and best" in text) == classes
 
 
 def test_a_picture_in_two_classes_is_said(tmp_path, capsys):

@@ -22,7 +22,7 @@ from torch import Tensor
 from nas.data import Arrays, Dataset, Split, Tensors
 from nas.data.imagefolder.folders import arranged, listed
 from nas.data.imagefolder.picture_data import PictureData
-from nas.data.imagefolder.splits import Files
+from nas.data.imagefolder.splits import Files, class_lines
 from nas.errors import DataError
 from nas.preprocessing import PictureReader
 from nas.progress import say
@@ -41,6 +41,8 @@ def load(argument: str, seed: int) -> Dataset:
     folder = PictureData("imagefolder", argument, seed, "a folder of class folders", "images")
     files = _read(folder)
     folder.divide(files)
+    for line in class_lines(files, folder.seen):
+        say(line)
     if not files["search"]:
         raise DataError(
             f"all images of the search split of {folder.root} are in test, too",

@@ -78,10 +78,7 @@ def drop_copies(files: Files, seen: Seen) -> int:
 
 
 def copy_lines(files: Files, seen: Seen, fix: str) -> Iterator[str]:
-    """A line on the images of each split that another one holds, and one on those of two classes.
-
-    `fix` says how they are left out.
-    """
+    """A line on the images of each split that another one holds; `fix` says how to drop them."""
     held = {split: {seen[path].digest for path, _ in own} for split, own in files.items()}
     for split, other in (("search", "train"), ("test", "train"), ("test", "search")):
         if count := sum(seen[path].digest in held[other] for path, _ in files[split]):
@@ -89,6 +86,10 @@ def copy_lines(files: Files, seen: Seen, fix: str) -> Iterator[str]:
                 f"{count:,} of {len(files[split]):,} {split} images are also in {other}, byte for "
                 f"byte; {fix}"
             )
+
+
+def class_lines(files: Files, seen: Seen) -> Iterator[str]:
+    """A line on the images that lie in several classes."""
     classes: dict[str, set[str]] = {}
     for own in files.values():
         for path, label in own:

@@ -27,7 +27,6 @@ from nas.size import Size, sides
 from nas.tasks.segmentation import Segmentation
 
 ARGUMENTS = ("PATH",)
-_HAVING = " with usable masks"
 
 
 def load(argument: str, seed: int) -> Dataset:
@@ -37,7 +36,7 @@ def load(argument: str, seed: int) -> Dataset:
     """
     folder = PictureData("masks", argument, seed, "a folder of images and one of masks")
     files, mask_of, masks = _read(folder)
-    folder.divide_pooled(files, 1, _HAVING, "each with a mask of its size")
+    folder.divide_pooled(files, 1, " with usable masks", "each with a mask of its size")
     classes = classes_of(folder.root, masks, [mask_of[image] for image, _ in files["train"]])
 
     def pairs(split: str, own: list[tuple[Path, str]], reader: PictureReader) -> Pairs:
