@@ -84,7 +84,8 @@ def predict(
     task = load_task(card.task)
     run: Callable[[Tensor], Tensor]
     if labels:
-        run, task = _compared_with(labels, folder, network), Classification.of(labels)
+        names = checked_labels(labels)
+        run, task = _compared_with(names, folder, network), Classification.of(names)
     else:
         run = network or _program(folder, card)
     found = []
@@ -106,13 +107,12 @@ def predict(
 
 
 def _compared_with(
-    labels: Sequence[str], folder: Path, network: Network | None
+    names: Sequence[str], folder: Path, network: Network | None
 ) -> Callable[[Tensor], Tensor]:
     """What gives inputs a logit for each label, by the texts beside a network.
 
     These are the logits of CLIP: similarities of embeddings of length 1, times the learned scale.
     """
-    names = checked_labels(labels)
     if network is None or not has_texts(folder):
         raise UsageError(
             f"the network in {folder} knows no words: it did not learn from captions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from random import Random
 
@@ -164,10 +165,21 @@ def test_new_labels_are_answered_without_training(exported, picture):
     }
 
 
+def test_spaces_around_labels_are_no_part_of_the_answers(exported, picture, capsys):
+    words = ["--labels", " a sneaker, a  bag"]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(exported[0]), str(picture), "--json", *words])
+    assert ended.value.code == 0
+    (said,) = json.loads(capsys.readouterr().out)["predictions"]
+    (found,) = predict(exported[0], picture, labels=["a sneaker", "a bag"])
+    assert said == found.to_json()
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         ("a bag", "two labels at least"),
+        ("", "one of the labels is empty"),
         ("a bag,Bag", "are the same"),
         ("a bag,,a coat", "is empty"),
     ],

@@ -416,12 +416,12 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="Answers to each, the best ones.")] = 5,
     labels: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LABEL,LABEL...",
             help="Labels in words instead of its classes, of a network that learned from captions.",
         ),
-    ] = "",
+    ] = None,
     figure: Annotated[
         str,
         typer.Option(
@@ -440,7 +440,7 @@ def predict(
     from nas.prediction import predict as run_predict
     from nas.report import pictures as drawing
 
-    found = run_predict(what, pictures, top=top, labels=labels.split(",") if labels else ())
+    found = run_predict(what, pictures, top=top, labels=() if labels is None else labels.split(","))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(looked(found), path)

@@ -16,11 +16,6 @@ TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "there is {}", "a scene w
 _ARTICLES = ("a ", "an ", "the ", "some ")
 
 
-def labels_in(text: str) -> list[str]:
-    """The labels in a list with commas; `UsageError` unless `checked_labels` accepts them."""
-    return checked_labels(label.strip() for label in text.split(","))
-
-
 def checked_labels(
     labels: Iterable[str], fix: str = "give different ones: --labels 'a sneaker, a bag'"
 ) -> list[str]:
