@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections import OrderedDict
 from random import Random
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -46,6 +46,14 @@ class Block(nn.Module):
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False)[0]
         return x + self.mlp(self.ln_2(x))
+
+
+TEXTS = ["a bag", "A Sneaker at the top left, really?!", "what!ever", "日本 🎈", "", "x " * 60]
+
+
+def behind(tokens, end):
+    """Where rows of tokens have an end already."""
+    return (tokens == end).long().cumsum(1) - (tokens == end).long() > 0
 
 
 class QuickGELU(nn.Module):
@@ -244,7 +252,12 @@ def test_an_architecture_is_exported_by_the_command_line(tmp_path, capsys):
     assert ended.value.code == 0
     assert "open_clip_model.safetensors" in capsys.readouterr().out.replace("\n", "")
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"open_clip_model.safetensors", "open_clip_config.json", "tokenizer.json"}
+    assert found == {
+        "open_clip_model.safetensors",
+        "open_clip_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     command[command.index(str(words))] = ""
     with pytest.raises(SystemExit):
         main([*command[:-2], "--format", "open-clip", "--space", "efficientvit:micro"])
@@ -260,8 +273,25 @@ def test_open_clip_itself_reads_the_files(tmp_path):
     write_open_clip(network, encoder, (0.15,), (0.25,), tmp_path)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     images = torch.randn(2, *space.example(space.largest))
-    tokens, _ = encoder.tokenizer.encode(["a bag", "a sneaker"])
+    tokens, _ = encoder.tokenizer.encode(TEXTS)
     with torch.no_grad():
         assert (model.eval().encode_image(images) - network(images)).abs().max() < 2e-5
         assert (model.encode_text(tokens) - encoder.tower(tokens)).abs().max() < 2e-5
-    assert "open_clip" in sys.modules
+    pytest.importorskip("transformers")  # by which open_clip reads any tokens but OpenAI's
+    theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    ends = encoder.tokenizer.vocabulary - 1
+    assert theirs.masked_fill(behind(theirs, ends), 0).tolist() == tokens.tolist()
+    with torch.no_grad():
+        assert (model.encode_text(theirs) - encoder.tower(tokens)).abs().max() < 2e-5
+
+
+def test_the_files_of_tokens_are_read_by_their_library_and_give_the_same_rows(tmp_path):
+    network, encoder = moved(Network(dense(), dense().largest)), encoder_of()
+    write_open_clip(network, encoder, (0.15,), (0.25,), tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    named = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    library.enable_truncation(named["model_max_length"])
+    rows, _ = encoder.tokenizer.encode(TEXTS)
+    ends = library.token_to_id(named["eos_token"])
+    for text, row in zip(TEXTS, rows.tolist()):
+        assert library.encode(text).ids == row[: row.index(ends) + 1]

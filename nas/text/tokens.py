@@ -7,6 +7,7 @@ Hugging Face's `tokenizers`, which open_clip and transformers read, too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -65,6 +66,20 @@ class Tokenizer:
         tokens.train_from_iterator(texts, trainer)
         tokens.add_special_tokens([START, END])
         return cls(tokens.to_str(), context)
+
+    def published(self) -> dict[str, str]:
+        """The files from which transformers, and open_clip by it, make the same rows, by name.
+
+        They put more ends behind the end instead of zeros; towers read neither.
+        """
+        library = _library()
+        tokens = library.Tokenizer.from_str(self.content)
+        tokens.post_processor = library.processors.TemplateProcessing(
+            single=f"{START} $A {END}", special_tokens=[(START, self._start), (END, self._end)]
+        )
+        named = {"bos_token": START, "eos_token": END, "pad_token": END}
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.context}
+        return {FILE: tokens.to_str(), "tokenizer_config.json": json.dumps(kind | named)}
 
     @property
     def vocabulary(self) -> int:

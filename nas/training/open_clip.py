@@ -151,6 +151,7 @@ def write_open_clip(
         "text_cfg": {
             "context_length": sizes.context,
             "vocab_size": sizes.vocabulary,
+            "hf_tokenizer_name": TOKENIZER,  # any name: the one beside the weights is read
             "width": sizes.width,
             "heads": sizes.heads,
             "layers": sizes.depth,
@@ -167,7 +168,8 @@ def write_open_clip(
     content = save({k: v.detach().cpu().contiguous().clone() for k, v in own.items()})
     write_bytes(folder / WEIGHTS, content)
     write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
-    write_text(folder / TOKENIZER, encoder.tokenizer.content)
+    for name, text in encoder.tokenizer.published().items():
+        write_text(folder / name, text)
     return difference
 
 
