@@ -84,7 +84,10 @@ def parse_options(
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in known:
-            raise UsageError(f"{given!r} has no option {key!r}", f"its options: {shown}")
+            fix = f"its options: {shown}"
+            if not equals and options:
+                fix += "; a value has no comma, nor has a path here: use a link to it"
+            raise UsageError(f"{given!r} has no option {key!r}", fix)
         if known[key].annotation is int:
             if not value.isdecimal() or len(value) > 9 or int(value) < 1:
                 raise UsageError(

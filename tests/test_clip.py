@@ -15,19 +15,20 @@ from scipy.special import log_softmax, logsumexp
 
 from nas.cli import main
 from nas.data import Split, load_data
-from nas.errors import UsageError, VitnasError, WeightsError
+from nas.errors import RunError, UsageError, VitnasError, WeightsError
 from nas.evaluation.retrieval import recalls
 from nas.families import load_space
 from nas.network.network import Network
+from nas.report.training import report_training
 from nas.tasks.classification import Classification
 from nas.text.encoder import TextEncoder
 from nas.text.packed import packed
 from nas.text.prompts import TEMPLATES, checked_labels, classifier_of, phrase_of
 from nas.text.tokens import END, START, Tokenizer
 from nas.text.tower import TextSizes, TextTower
-from nas.training.objectives.clip import SIZE, Clip, shared
+from nas.training.objectives.clip import SIZE, Clip, shared, texts_in
 from nas.training.recipe import Recipe
-from nas.training.train import train
+from nas.training.train import check_training, train
 
 TEXTS = [
     "a photo of a sneaker",
@@ -179,11 +180,10 @@ def test_a_tokenizer_without_the_ends_of_clip_is_refused():
     assert START in trained.content
 
 
-def encoder_of(texts=TEXTS):
+def encoder_of(texts=TEXTS, embedding=10, seed=0):
     tokenizer = Tokenizer.trained(texts)
-    return TextEncoder(
-        tokenizer, tower_of(TextSizes(tokenizer.vocabulary, tokenizer.context, 24, 2, 4, 10))
-    )
+    sizes = TextSizes(tokenizer.vocabulary, tokenizer.context, 24, 2, 4, embedding)
+    return TextEncoder(tokenizer, tower_of(sizes, seed))
 
 
 def test_a_classifier_is_the_normalised_mean_of_normalised_prompts():
@@ -375,6 +375,118 @@ def test_a_training_ends_with_what_zero_shot_needs_and_resumes_to_the_same(tmp_p
         assert files[0][file] == files[1][file]
     encoder = TextEncoder.load(tmp_path / "whole")
     assert encoder.embed(["a sneaker"]).shape == (1, SIZE)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A supernet that learned from captions, the objective that it has, and its recipe."""
+    out, recipe = (
+        tmp_path_factory.mktemp("words") / "words",
+        Recipe(images=(0, 8, 0), batches=(4, 4, 4)),
+    )
+    return train("vit:debug", load_data("scenes:captions"), out, recipe, objective="clip"), recipe
+
+
+def state_of(folder):
+    return TextEncoder.load(folder).tower.state_dict()
+
+
+@pytest.mark.parametrize("start", ["adapt", "init"])
+def test_a_training_goes_on_with_the_texts_of_its_start(tmp_path, capsys, words, start):
+    folder, recipe = words
+    out = train(
+        "vit:debug",
+        load_data("scenes:captions"),
+        tmp_path / "out",
+        replace(recipe, learning_rate=1e-9, images=(0, 4, 0)),
+        objective="clip",
+        **{start: str(folder)},
+    )
+    assert "the text tower goes on" in capsys.readouterr().err
+    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    for (name, before), after in zip(state_of(folder).items(), state_of(out).values()):
+        assert torch.allclose(before, after, atol=1e-3), name
+    card = json.loads((out / "supernet.json").read_text())
+    assert card["training"]["text_fingerprint"] == TextEncoder.load(folder).fingerprint
+
+
+def test_a_training_takes_the_texts_of_any_folder_of_ours(tmp_path, words):
+    folder, recipe = words
+    out = train("vit:debug", load_data("scenes:captions"), tmp_path / "out", recipe,
+                objective=f"clip,frozen={folder}")  # fmt: skip
+    for (name, before), after in zip(state_of(folder).items(), state_of(out).values()):
+        assert name == "logit_scale" or torch.equal(before, after)
+    folder.with_name("moved").mkdir()
+    moved = folder.rename(folder.with_name("moved") / "words")
+    try:
+        assert "their captions, by similarity" in report_training(out).read_text()
+    finally:
+        moved.rename(folder)
+
+
+def test_texts_of_another_length_are_refused_with_both_numbers(tmp_path, words):
+    encoder_of().save(tmp_path)
+    learned = Clip(load_space("vit:debug", Clip.task(Classification(10))))
+    learned.take(tmp_path)
+    with pytest.raises(UsageError, match="texts have 10 numbers, and those of the network 128"):
+        learned.study(load_data("scenes:captions"))
+    assert Clip.task(Classification(10), text=str(tmp_path)).outputs == 10
+    with pytest.raises(WeightsError, match=r"for embedding \(128 outputs\), and .* \(10 outputs\)"):
+        train("vit:debug", load_data("scenes:captions"), tmp_path / "out", words[1],
+              objective=f"clip,text={tmp_path}", adapt=str(words[0]))  # fmt: skip
+
+
+def test_texts_are_read_once_and_a_change_of_them_ends_a_resumed_training(
+    tmp_path, monkeypatch, words
+):
+    data, source, out = load_data("scenes:captions"), tmp_path / "texts", tmp_path / "out"
+    sizes = state_of(words[0])["text_projection"].shape[1]
+    encoder_of(embedding=sizes).save(source)
+    reads, load = [], TextEncoder.load
+    monkeypatch.setattr(TextEncoder, "load", lambda path: reads.append(path) or load(path))
+    name, ends = f"clip,text={source}", iter(range(1))
+    check_training("vit:debug", out, False, "", name)
+    train("vit:debug", data, out, words[1], objective=name, stop=lambda: next(ends, None) is None)
+    assert reads == [source]
+    encoder_of(embedding=sizes, seed=1).save(source)
+    with pytest.raises(RunError, match="trained with another text_fingerprint"):
+        train("vit:debug", data, out, words[1], objective=name, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a,b", "a value has no comma"),
+        ("nothing", "there is no nothing"),
+        ("x" * 999, "there is no x"),
+    ],
+)
+def test_paths_of_texts_that_are_none_say_so(tmp_path, path, message):
+    with pytest.raises(VitnasError) as error:
+        check_training("vit:debug", tmp_path / "out", False, "", f"clip,text={path}")
+    assert message in str(error.value) + str(error.value.fix)
+
+
+def test_a_supernet_without_texts_is_no_source_of_texts(tmp_path):
+    (tmp_path / "supernet.json").write_text("{}")
+    with pytest.raises(VitnasError, match=r"text\.json"):
+        texts_in(str(tmp_path))
+
+
+def test_the_data_of_a_supernet_to_go_on_from_come_before_those_of_the_objective(
+    monkeypatch, words
+):
+    card = json.loads((words[0] / "supernet.json").read_text())
+    monkeypatch.setattr(
+        "nas.training.supernet.read_card", lambda *_: {**card, "data": "captions:x"}
+    )
+    asked: list[str] = []
+    monkeypatch.setattr("nas.data.load_data", lambda name: asked.append(name) or 1 / 0)
+    go_on = ["--adapt", str(words[0])], ["--objective", "clip"]
+    for options in (go_on, go_on[::-1]):
+        with pytest.raises(SystemExit):
+            main(["train", *options[0], *options[1], "--out", str(words[0].with_name("out"))])
+    assert asked == ["captions:x"] * 2
 
 
 def test_captioned_scenes_are_what_captions_are_learned_from_unless_others_are_given(

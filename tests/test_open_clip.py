@@ -142,7 +142,7 @@ def test_a_network_that_is_written_is_an_image_tower_of_open_clip(tmp_path):
         with torch.no_grad():
             assert (tower(images) - network(images)).abs().max() < 2e-5
         assert config["preprocess_cfg"]["mean"] == [0.15] * 3
-        again = read_texts(str(tmp_path))
+        again = read_texts(tmp_path)
         assert torch.equal(again.embed(["a bag"]), encoder.embed(["a bag"]))
 
 
@@ -226,7 +226,7 @@ def test_text_towers_that_cannot_be_read_say_why(tmp_path, spoil, message):
     write_open_clip(network, encoder_of(), (0.15,), (0.25,), tmp_path)
     spoil(tmp_path)
     with pytest.raises(WeightsError, match=message) as error:
-        read_texts(str(tmp_path))
+        read_texts(tmp_path)
     assert error.value.fix
 
 

@@ -86,8 +86,11 @@ Task = Annotated[
 
 
 def _take_usual_data(context: typer.Context, objective: str) -> str:
-    """Make the data that an objective usually learns from the default of `--data`."""
-    if objective != _SUPERVISED:
+    """Make the data that an objective usually learns from the default of `--data`.
+
+    Those of a supernet to go on from come first, in whatever order the options are given.
+    """
+    if objective != _SUPERVISED and not context.params.get("adapt"):
         from nas.training.objectives import find_objective
 
         with suppress(VitnasError):  # which the command says itself

@@ -71,7 +71,7 @@ def _shown(folder: Path, card: Mapping[str, Any], data: Dataset) -> dict[str, st
         return {}
     network, _ = load_supernet(folder, card["space"], data)
     objective = load_objective(card["training"]["objective"], network.space)
-    objective.study(data)
+    objective.take(folder)
     objective.begin(network, [])  # no step will follow
 
     def restore(tensors: dict[str, Tensor], _: int) -> None:

@@ -36,6 +36,12 @@ class TextEncoder:
         found: Tensor = self.tower.eval()(tokens.to(device)).float()
         return found
 
+    @property
+    def fingerprint(self) -> str:
+        """Twelve digits that change with any weight or token."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tower.state_dict().items()}
+        return fingerprint(save(tensors), self.tokenizer.content)
+
     def save(self, folder: Path) -> None:
         """Write the weights (parameters in half precision), the sizes and the tokenizer."""
         tensors = {k: v.detach().half().cpu() for k, v in self.tower.state_dict().items()}

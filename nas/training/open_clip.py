@@ -75,13 +75,12 @@ def image_tower(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def read_texts(source: str) -> TextEncoder:
+def read_texts(path: Path) -> TextEncoder:
     """The text tower in a checkpoint of open_clip, with its tokens.
 
     Beside the weights lie `tokenizer.json` of the model and `open_clip_config.json`, without which
     a head has 64 channels, and the activation is GELU. Raises `WeightsError` for what is not there.
     """
-    path = Path(source)
     folder = path if path.is_dir() else path.parent
     weights = folder / WEIGHTS if path.is_dir() and (folder / WEIGHTS).is_file() else path
     tensors = {

@@ -12,6 +12,7 @@ from nas.data import Dataset
 from nas.errors import UsageError, WeightsError
 from nas.families import load_space
 from nas.network.network import Network
+from nas.space.task import Task
 from nas.training.checkpoint_files import read_checkpoint
 from nas.training.checkpoints import last_checkpoint
 from nas.training.objectives import find_objective, learned_task, load_objective, task_of
@@ -62,6 +63,10 @@ def check_training(
         read_checkpoint(init)
 
 
+def _named(task: Task) -> str:
+    return f"{task.name} ({task.outputs} outputs)" if task.outputs else task.name
+
+
 def train(
     space_name: str,
     data: Dataset,
@@ -93,7 +98,10 @@ def train(
     network = Network(space, space.largest).to(device)
     learned = load_objective(objective, space)
     learned.prepare(network)
-    settings = {"init": init}
+    if adapt or is_supernet(init):
+        learned.take(Path(adapt or init))
+    learned.study(data)
+    settings = {"init": init, **learned.starts}
     before: dict[str, Any] = {}
     if is_supernet(init):
         card = start_from(network, Path(init))
@@ -106,8 +114,8 @@ def train(
         trained, card = load_supernet(Path(adapt), space_name, data)
         if trained.space.task != space.task:
             raise WeightsError(
-                f"the supernet in {adapt} is for {trained.space.task.name}, and {objective} trains "
-                f"networks for {space.task.name}",
+                f"the supernet in {adapt} is for {_named(trained.space.task)}, and {objective} "
+                f"trains networks for {_named(space.task)}",
                 f"start from it with a new head: vitnas train --init {adapt}",
             )
         settings["adapt"] = card["fingerprint"]
@@ -123,7 +131,6 @@ def train(
         card = read_card(Path(teacher))
         taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
         settings["teacher"] = card["fingerprint"]
-    learned.study(data)
     training = fit(
         network, data, recipe, learned, out, taught, resume,
         settings=settings, checkpoint_s=checkpoint_s, stop=stop,

@@ -41,6 +41,7 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.space = space
         self.options = ""  # as they were given behind its name
+        self.starts: dict[str, str] = {}  # fingerprints of what it starts from besides the network
 
     @property
     def name(self) -> str:
@@ -74,6 +75,12 @@ class Objective(nn.Module, ABC):
 
     def keep(self, folder: Path) -> None:
         """Write what is used beside the weights in the folder of a supernet; by default nothing."""
+
+    def take(self, folder: Path) -> None:
+        """Go on from what `keep` wrote into the folder of a supernet; by default nothing.
+
+        Called before `study`, which then makes what is lacking.
+        """
 
     @abstractmethod
     def forward(

@@ -3,7 +3,8 @@
 The network becomes the image tower: it gives vectors, which are as near as they can be to those
 that a small text tower gives for their captions. The text tower is trained along, saved beside the
 weights, and never measured. Smaller networks learn which captions the largest one finds near.
-`clip,text=PATH` starts from the text tower of a checkpoint of open_clip, and `clip,frozen=PATH`
+A training that starts from a supernet which has texts goes on with these. `clip,text=PATH` starts
+from the text tower of a checkpoint of open_clip or of another supernet, and `clip,frozen=PATH`
 leaves that as it is (Zhai et al., CVPR 2022).
 
 A caption that stands at two pictures of a batch is no negative of either: such pairs are left out
@@ -12,7 +13,11 @@ of the sum in the softmax. The same holds for texts that are equal as the tower 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import ClassVar
@@ -22,22 +27,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nas.data import ENDLESS, Dataset, Split, Tensors
-from nas.errors import UsageError
+from nas.errors import UsageError, WeightsError, printable
 from nas.evaluation.zero_shot import projections
 from nas.network.network import Network
-from nas.progress import say
+from nas.progress import console, say
 from nas.size import Size, each
 from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Task
 from nas.tasks.embedding import Embedding
-from nas.text.encoder import TextEncoder
+from nas.text.encoder import TextEncoder, has_texts
 from nas.text.packed import unpacked
 from nas.text.tokens import Tokenizer
 from nas.text.tower import TextSizes, TextTower, unit
 from nas.training.objectives import Made, Objective, is_largest
 from nas.training.open_clip import read_texts
 from nas.training.projections import check_batches
+from nas.training.supernet import is_supernet
 
 SIZE = 128  # numbers of an embedding
 _WIDTH, _DEPTH, _HEADS = 128, 3, 4  # of the text tower
@@ -56,7 +62,7 @@ class Clip(Objective):
 
     def __init__(self, space: SearchSpace, *, text: str = "", frozen: str = "") -> None:
         super().__init__(space)
-        self.text_of, self.frozen = text or frozen, bool(frozen)
+        self.source, self.frozen = text or frozen, bool(frozen)
         if text and frozen:
             raise UsageError(
                 "a text tower is trained or frozen, not both", "give text=PATH or frozen=PATH"
@@ -65,8 +71,8 @@ class Clip(Objective):
     @classmethod
     def task(cls, posed: Task, *, text: str = "", frozen: str = "") -> Task:
         """Vectors as long as those of the text tower."""
-        path = text or frozen
-        return Embedding(read_texts(path).tower.sizes.embedding if path else SIZE)
+        source = text or frozen
+        return Embedding(texts_in(source).tower.sizes.embedding if source else SIZE)
 
     def prepare(self, network: Network) -> None:
         """Leave out the bias of the projection, which CLIP has not: it is zero, and stays so."""
@@ -75,6 +81,11 @@ class Clip(Objective):
             if tensors[name].ndim == 1:
                 nn.init.zeros_(tensors[name]).requires_grad_(False)
 
+    def take(self, folder: Path) -> None:
+        """Go on with the texts of a supernet that has learned from captions."""
+        if has_texts(folder):
+            self._start_from(TextEncoder.load(folder))
+
     def begin(self, network: Network, batches: Sequence[int]) -> None:
         """Raise `UsageError` for a batch of one, which has nothing to tell apart."""
         check_batches(batches)
@@ -82,7 +93,8 @@ class Clip(Objective):
     def study(self, data: Dataset) -> None:
         """Learn the tokens of the captions to train on, and make the text tower, or read both.
 
-        Says how many captions are too long. Raises `UsageError` for data without captions.
+        Says how many captions are too long. Raises `UsageError` for data without captions, and for
+        texts whose vectors are not as long as the network's.
         """
         least = each(lambda side: max(1, side // 4), self.space.smallest.resolution)
         texts = _captions(data.train, least)
@@ -91,17 +103,7 @@ class Clip(Objective):
                 f"clip learns from captions, and {data.name} has none",
                 "give --data captions:PATH, or --data scenes:captions",
             )
-        if self.text_of:
-            encoder = read_texts(self.text_of)
-            self.tokenizer, self.text = encoder.tokenizer, encoder.tower
-            trained = [self.text.logit_scale] if self.frozen else self.text.parameters()
-            self.text.requires_grad_(False)
-            for weight in trained:
-                weight.requires_grad_(True)
-        else:
-            self.tokenizer = Tokenizer.trained(texts)
-            vocabulary, context = self.tokenizer.vocabulary, self.tokenizer.context
-            self.text = TextTower(TextSizes(vocabulary, context, _WIDTH, _DEPTH, _HEADS, SIZE))
+        self._make_tower(texts)
         parts = (texts[i : i + _READ] for i in range(0, len(texts), _READ))
         if cut := sum(self.tokenizer.encode(part)[1] for part in parts):
             first = f", by the first {_READ:,} samples" if data.train.size >= ENDLESS else ""
@@ -109,6 +111,28 @@ class Clip(Objective):
                 f"{cut:,} of {len(texts):,} captions have more than {self.tokenizer.context - 2} "
                 f"tokens, of which the first are read{first}"
             )
+
+    def _make_tower(self, captions: list[str]) -> None:
+        """Read the text tower and the tokens, go on with those that were taken, or make them."""
+        if self.source:
+            self._start_from(texts_in(self.source))
+            self.text.requires_grad_(not self.frozen).logit_scale.requires_grad_()
+        elif self.starts:
+            console.print("the text tower goes on from that of the start", style="dim")
+        else:
+            self.tokenizer = Tokenizer.trained(captions)
+            vocabulary, context = self.tokenizer.vocabulary, self.tokenizer.context
+            self.text = TextTower(TextSizes(vocabulary, context, _WIDTH, _DEPTH, _HEADS, SIZE))
+        if (size := self.text.sizes.embedding) != self.space.task.outputs:
+            raise UsageError(
+                f"the vectors of the texts have {size} numbers, and those of the network "
+                f"{self.space.task.outputs}",
+                "give the folder of the texts: --objective clip,text=FOLDER",
+            )
+
+    def _start_from(self, encoder: TextEncoder) -> None:
+        self.tokenizer, self.text = encoder.tokenizer, encoder.tower
+        self.starts = {"text_fingerprint": encoder.fingerprint}
 
     def forward(
         self, network: Network, architecture: Architecture, batch: Tensors, rng: Random
@@ -188,6 +212,28 @@ def _captions(split: Split, size: Size) -> list[str] | None:
             return None
         found += [text for own in unpacked(read["captions"]) for text in own]
     return found
+
+
+def texts_in(source: str) -> TextEncoder:
+    """The texts in a checkpoint of open_clip, or beside a supernet that learned from captions.
+
+    They are read once, however often a training asks. Raises `WeightsError` for what is neither.
+    """
+    if not os.path.exists(source):  # which, unlike `Path.exists`, takes a path of any length
+        fix = "give a folder with text.json, or a checkpoint of open_clip"
+        raise WeightsError(f"there is no {printable(source, 80)}", fix)
+    path = Path(source)
+    files = (path if path.is_dir() else path.parent).iterdir()
+    written = sorted(file.stat().st_mtime_ns for file in files if file.is_file())
+    encoder = _loaded(path, tuple(written))
+    return replace(encoder, tower=deepcopy(encoder.tower))
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, written: tuple[int, ...]) -> TextEncoder:
+    """The texts in a file or folder; the files beside it, or in it, were written at these times."""
+    ours = has_texts(path) or is_supernet(str(path))
+    return TextEncoder.load(path) if ours else read_texts(path)
 
 
 OBJECTIVE = Clip
