@@ -22,7 +22,6 @@ from pathlib import Path
 import pandas as pd
 
 import nas
-from nas.report.saved_run import SavedRun
 from nas.run.finetuning import finetune, shorter
 from nas.run_record import Answer, FineTuning
 from nas.settings import Settings
@@ -58,7 +57,9 @@ def main() -> None:
             out=folder,
             resume=(folder / "settings.json").exists(),
         )
-        tuned = tuned_of(folder, options.finetune) if options.finetune and not seed else None
+        tuned = None
+        if options.finetune and not seed:
+            tuned = finetune(folder, recipe=shorter(options.finetune, 0), resume=True)
         for answer in result.answers:
             rows.append({"seed": seed, **row(answer, tuned, result.test_images)})
             print(rows[-1], flush=True)
@@ -69,16 +70,6 @@ def main() -> None:
         for name in ("pareto", "kept"):
             picture = options.out / f"{slug}-0" / "pictures" / f"{name}.png"
             shutil.copy(picture, OUT / f"{name}.png")
-
-
-def tuned_of(folder: Path, images: int) -> FineTuning:
-    """How winners and dense rivals of a run were trained further, now or before."""
-    tuned = SavedRun.load(folder).finetuned
-    if tuned is None or tuned.images != shorter(images, 0).images[2]:
-        (folder / "finetuned.json").unlink(missing_ok=True)
-        tuned = finetune(folder, recipe=shorter(images, 0), resume=True)
-        assert tuned is not None  # nothing stops it early here
-    return tuned
 
 
 def row(answer: Answer, tuned: FineTuning | None, scenes: int) -> dict[str, float | str]:

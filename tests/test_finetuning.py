@@ -60,7 +60,7 @@ def test_without_a_rate_everything_stays_as_inherited(run):
     assert all(torch.equal(ours[name], theirs[name]) for name in same)
 
 
-def test_training_changes_the_weights_and_the_report_says_both_accuracies(run):
+def test_training_changes_the_weights_and_the_report_says_both_accuracies(run, monkeypatch):
     assert "no network was fine-tuned" in (run / "report.html").read_text()
     found = finetune(run, recipe=SHORT)
     assert found == SavedRun.load(run).finetuned
@@ -73,6 +73,8 @@ def test_training_changes_the_weights_and_the_report_says_both_accuracies(run):
     assert not (run / "finetuning").exists()
     with pytest.raises(RunError, match="is fine-tuned already"):
         finetune(run, recipe=SHORT)
+    monkeypatch.setattr(nas.run.finetuning, "train_alone", lambda *_, **__: pytest.fail("trained"))
+    assert finetune(run, recipe=SHORT, resume=True) == found  # there is nothing to go on with
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(run, finished, tmp_path):

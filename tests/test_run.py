@@ -439,6 +439,36 @@ def test_another_run_answers_at_once_or_is_gone_on_from(finished, settings, tmp_
         nas.search(out=tmp_path / "no", source_run=tmp_path, **own)
 
 
+def test_a_run_is_inspected_by_its_own_table_and_its_exported_folders_too(finished, capsys):
+    folder, record = finished
+    found = {}
+    for what in (folder, folder / "winner"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["inspect", str(what), "--json"])
+        found[what] = json.loads(capsys.readouterr().out)
+    assert found[folder]["predicted_ms"] == record["winner"]["predicted_ms"]
+    assert found[folder / "winner"]["predicted_ms"] is None  # no table of this space is known here
+    assert len({own["params"] for own in found.values()}) == 1
+
+
+def test_dense_networks_are_searched_where_those_of_another_run_do_not_answer(
+    finished, settings, tmp_path
+):
+    folder, _ = finished
+    base = shutil.copytree(folder, tmp_path / "base")
+    journal = base / "candidates.jsonl"
+    dense, lines = SPACE.restrict("sparsity", 0), journal.read_text().splitlines(keepends=True)
+    pruned = [x for x in lines if SPACE.parse(json.loads(x)["architecture"]) not in dense]
+    journal.write_text("".join(pruned))
+    assert len(pruned) >= settings["evaluations"]
+    own = {k: v for k, v in settings.items() if k != "table"}
+    again = nas.search(out=tmp_path / "again", source_run=base, **own)
+    assert again["evaluations"] == 0
+    scored = Journal(tmp_path / "again" / "candidates.jsonl").read()
+    assert {r["origin"] for r in scored} == {"largest", "dense"}
+    assert again["dense_evaluations"] == settings["evaluations"]
+
+
 def test_scores_of_other_layers_are_not_gone_on_from(finished, settings, tmp_path):
     folder, _ = finished
     base = tmp_path / "base"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,8 +20,15 @@ from nas.errors import RunError, UsageError, VitnasError
 from nas.extensions import load_member
 from nas.progress import Terminal
 from nas.records import require_writable
-from nas.settings import Settings
+from nas.settings import DEVICE, Settings
 from nas.size import Size
+
+if TYPE_CHECKING:
+    from nas.latency.table import LatencyTable
+    from nas.report.saved_run import SavedRun
+    from nas.runtimes import Runtime
+    from nas.space.architecture import Architecture
+    from nas.space.family import SearchSpace
 
 app = typer.Typer(
     name="vitnas",
@@ -40,6 +47,13 @@ Data = Annotated[str, option_of(Settings, "data")]
 Supernet = Annotated[str, option_of(Settings, "supernet")]
 Seed = Annotated[int, option_of(Settings, "seed")]
 Device = Annotated[str, typer.Option(help="Device to run on; see `vitnas list devices`.")]
+DeviceOfRun = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help=f"Device to run on (`vitnas list devices`); default: that of the run, else {DEVICE}.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 Classes = Annotated[
     int | None,
@@ -110,25 +124,53 @@ Objective = Annotated[
 ]
 
 
-def find_architecture(
-    what: str, space_name: str, classes: int | None, resolution: Size | None = None
-) -> tuple[Any, Any]:
-    """The space and the architecture that ARCH (JSON or its file), RUN or MODEL stands for."""
+def find_network(
+    what: str, space_name: str, device: str, classes: int | None, resolution: Size | None = None
+) -> tuple[SearchSpace, Architecture, Runtime, LatencyTable | None]:
+    """What ARCH (JSON or its file), RUN, FOLDER (exported) or MODEL stands for.
+
+    That is its space, the architecture, the device that is named (else that of the run, else the
+    usual one), and what is known of its latency there.
+    """
+    from nas.latency.library import known_table
+    from nas.report.saved_run import SavedRun, is_run
+    from nas.runtimes import load_runtime
+
+    named = bool(what) and not what.lstrip().startswith("{")
+    run = SavedRun.load(Path(what)) if named and is_run(Path(what)) else None
+    device = device or (run.record.device if run else DEVICE)
+    runtime = load_runtime(device)
+    space, architecture = _architecture(what, space_name, classes, run, resolution)
+    if run and device == run.record.device and not resolution:
+        return space, architecture, runtime, run.table
+    return space, architecture, runtime, known_table(space, runtime)
+
+
+def _architecture(
+    what: str,
+    space_name: str,
+    classes: int | None,
+    run: SavedRun | None,
+    resolution: Size | None,
+) -> tuple[SearchSpace, Architecture]:
     from dataclasses import replace
+
+    from nas.deployment import CARD, Card
 
     is_json = what.lstrip().startswith("{")
     path = Path("" if is_json else what)
     if is_json or path.is_file():
         space = find_space(space_name, classes)
         architecture = space.parse(what if is_json else path.read_text(errors="replace"))
-    elif what and path.is_dir():
-        from nas.report.saved_run import SavedRun
-
-        run = SavedRun.load(path)
+    elif run:
         space, architecture = run.space, run.architecture(run.record.answers[0].winner)
+    elif (path / CARD).exists():
+        card = Card.read(path)
+        space, architecture = card.loaded_space, card.chosen
     elif "/" in what or what.endswith(".json"):
         raise UsageError(
-            f"there is no {what}", "give a run directory, or architecture JSON or its file"
+            f"there is no network in {what}" if path.is_dir() else f"there is no {what}",
+            "give a run directory, an exported folder, or architecture JSON or its file",
         )
     else:
         space = find_space(what or space_name, classes)

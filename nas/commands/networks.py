@@ -11,20 +11,20 @@ from nas.budget import readable_ms
 from nas.commands import (
     Classes,
     Data,
-    Device,
+    DeviceOfRun,
     Json,
     Space,
     Supernet,
     app,
     draw,
     figure_path,
-    find_architecture,
+    find_network,
     grid_of,
     out,
     print_json,
 )
 from nas.errors import UsageError
-from nas.settings import DEVICE, Settings
+from nas.settings import Settings
 from nas.size import Size, read_size, sides
 from nas.space.family import LARGEST
 
@@ -49,18 +49,14 @@ def inspect(
         Any,
         typer.Option(parser=_size, metavar="PIXELS", help="E.g. 384 or 256x512; default: its own."),
     ] = None,
-    device: Device = DEVICE,
+    device: DeviceOfRun = "",
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """List parameters, MACs and latency by layer."""
-    from nas.latency.library import known_table
     from nas.network.macs import count_macs, count_params, sum_params
-    from nas.runtimes import load_runtime
 
-    runtime = load_runtime(device)
-    the_space, architecture = find_architecture(what, space, classes, resolution)
-    table = known_table(the_space, runtime)
+    the_space, architecture, _, table = find_network(what, space, device, classes, resolution)
     rows = [
         {
             "layer": layer.path,

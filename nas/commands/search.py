@@ -124,12 +124,9 @@ def search(
 
 def _finetuned(run: Path, images: int, seed: int) -> FineTuning:
     """The winner of a run after training alone, which a run that is resumed has behind it."""
-    from nas.report.saved_run import SavedRun
     from nas.run.finetuning import finetune, shorter
 
-    done = SavedRun.load(run).finetuned
-    if done is None or done.images != images:
-        done = finetune(run, recipe=shorter(images, seed), resume=True)
+    done = finetune(run, recipe=shorter(images, seed), resume=True)
     assert done is not None  # nothing stops it early here
     return done
 

@@ -11,12 +11,13 @@ from nas.budget import readable_ms
 from nas.commands import (
     Classes,
     Device,
+    DeviceOfRun,
     Json,
     Space,
     app,
     draw,
     figure_path,
-    find_architecture,
+    find_network,
     find_space,
     grid_of,
     out,
@@ -182,7 +183,7 @@ def measure(
         str, typer.Argument(metavar="ARCH|RUN|MODEL", help="Architecture JSON, run or model.")
     ],
     space: Space = Settings.space,
-    device: Device = DEVICE,
+    device: DeviceOfRun = "",
     classes: Classes = None,
     rounds: Annotated[int, typer.Option(min=1, help="Visits, of three samples each.")] = 17,
     figure: Annotated[
@@ -197,18 +198,15 @@ def measure(
     import numpy as np
 
     from nas.latency.end_to_end import measure_fresh
-    from nas.latency.library import known_table
     from nas.progress import bar
-    from nas.runtimes import VERBS, load_runtime
+    from nas.runtimes import VERBS
 
     path = figure_path(figure)
-    runtime = load_runtime(device)
+    the_space, architecture, runtime, table = find_network(what, space, device, classes)
     described = runtime.describe()
-    the_space, architecture = find_architecture(what, space, classes)
-    table = known_table(the_space, runtime)
     with bar("measure", rounds, "rounds") as advance:
         (measured,) = measure_fresh(
-            device, the_space, [architecture], rounds, layers=True, advance=advance
+            runtime.device, the_space, [architecture], rounds, layers=True, advance=advance
         )
     samples, verb = measured.samples, VERBS[runtime.source]
     result: dict[str, Any] = {
@@ -246,7 +244,7 @@ def measure(
     unit, total = runtime.unit, result["measured_ms"]
     p20, p95, least = (readable_ms(result[f"measured_{of}_ms"]) for of in ("p20", "p95", "min"))
     out.print(
-        f"{architecture.id} on {device}: {readable_ms(total)} {unit} {verb} (median of "
+        f"{architecture.id} on {runtime.device}: {readable_ms(total)} {unit} {verb} (median of "
         f"{len(samples)}; p20 {p20}, p95 {p95}, min {least})"
     )
     if measured.wall_over_cpu > 1.1:
@@ -269,7 +267,8 @@ def measure(
         grid.add_row(row["layer"], *cells)
     out.print(grid)
     if not table:
-        why = f"there is no table yet (vitnas profile --device {device} --space {the_space.name})"
+        how = f"vitnas profile --device {runtime.device} --space {the_space.name}"
+        why = f"there is no table yet ({how})"
         if ":" not in the_space.name:
             why = "tables are fitted to spaces, and this is a single model"
         out.print(f"no prediction: {why}")

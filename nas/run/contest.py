@@ -166,20 +166,24 @@ def further_inside(inputs: Inputs, goal: Goal, watch: Stopwatch, tries: int) -> 
     Raises `InfeasibleError` where that is nothing, or after the last try.
     """
     ratios = {device: watch.ratio(device) for device in goal.budgets}
+    within = " and ".join(
+        f"{ms:g} ms" if device == inputs.settings.device else f"{ms:g} ms on {device}"
+        for device, ms in goal.budgets.items()
+    )
     if tries <= _TRIES:
         slower = {device: max(1.0, ratio) * _MARGIN**tries for device, ratio in ratios.items()}
         wanted = Wanted(goal.budgets, slower)
         with suppress(InfeasibleError):
             region = wanted.region(inputs.limits)
             console.print(
-                f"all that was predicted within {goal.budget_ms:g} ms measured above it: "
+                f"nothing of what was predicted within {within} measured so: "
                 f"searching on within {region.limits[0].bound:.4g} ms (predicted)",
                 style="yellow",
             )
             return wanted
     now = " and ".join(f"{device} {ratio:.2f}" for device, ratio in ratios.items())
     raise InfeasibleError(
-        f"every candidate predicted within {goal.budget_ms:g} ms measured above it "
+        f"nothing of what was predicted within {within} measured so "
         f"(measured over predicted: {now})",
         "measure the table again when the machine is quiet (vitnas profile --again), "
         "or raise the budget",

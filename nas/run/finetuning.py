@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -30,6 +29,7 @@ from nas.progress import bar, console
 from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
 from nas.run.inputs import chosen_metric, source_of
+from nas.run.stopwatch import Samples
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
 from nas.space.architecture import Architecture, at_precision
 from nas.space.task import Metric
@@ -60,15 +60,18 @@ def finetune(
     longer those of the run.
     """
     run = SavedRun.load(Path(folder))
-    if (run.folder / "finetuned.json").exists() and not resume:
+    known, wanted = run.finetuned, _wanted(run, dense)
+    if known is not None and not resume:
         raise RunError(
             f"{run.folder} is fine-tuned already",
             f"remove {run.folder / 'finetuned.json'} to do it again",
         )
+    if known is not None and _is_done(known, recipe, wanted):
+        return known
     started = time.monotonic()
     network, data, metric = _supernet(run)
     done = []
-    for answer, candidate, name in _wanted(run, dense):
+    for answer, candidate, name in wanted:
         own = run.architecture(candidate)
         largest = answer.baseline("largest dense")
         worse = largest is not None and largest.expected_percent < candidate.expected_percent
@@ -121,6 +124,16 @@ def finetune(
 
     write_report([run.folder])
     return found
+
+
+def _is_done(
+    known: FineTuning, recipe: Recipe, wanted: Sequence[tuple[Answer, Candidate, str]]
+) -> bool:
+    """Whether all wanted networks were trained by this recipe."""
+    same = (known.images, known.learning_rate, known.seed) == (
+        sum(recipe.images), recipe.learning_rate, recipe.seed
+    )  # fmt: skip
+    return same and {c.id for _, c, _ in wanted} <= {own.id for own in known.networks}
 
 
 def _supernet(run: SavedRun) -> tuple[Network, Dataset, Metric]:
@@ -212,14 +225,17 @@ def _measured(run: SavedRun, networks: Sequence[Architecture]) -> list[float | N
     """Median milliseconds on the device of the run, in turns; None where it cannot be measured."""
     if run.record.verb != "measured":
         return [None] * len(networks)
+    explicit = read_object(run.folder / "settings.json").get("explicit_in_windows")
     try:
         with bar("measure", _ROUNDS, "rounds") as advance:
             found = measure_fresh(
-                run.record.device, run.space, networks, _ROUNDS, advance=lambda n: advance(n, "")
-            )
+                run.record.device, run.space, networks, _ROUNDS,
+                advance=lambda n: advance(n, ""), kernel="explicit" if explicit else "fused",
+            )  # fmt: skip
     except EvaluationError:  # another machine, or a device that is no longer there
         return [None] * len(networks)
-    return [round(median(own.samples), 4) for own in found]
+    threads = run.record.device_described.get("threads", 1)
+    return [round(Samples.of(own, threads).median_ms, 4) for own in found]
 
 
 def shorter(images: int, seed: int) -> Recipe:

@@ -217,13 +217,16 @@ def _greet(inputs: Inputs, final: Examination) -> None:
             f"{scores.images + final.images:,} of the search split"
         )
     for device, table in inputs.tables.items():
-        if said := _doubts(table):
+        if said := _doubts(table, f"vitnas profile --device {device} --space {inputs.space.name}"):
             console.print(f"{device}: {said}", style="yellow")
 
 
-def _doubts(table: LatencyTable) -> str:
-    """What a user should know of how a table was measured; "" if that went well."""
-    after = "a search without --table measures more rounds" if table.wanting else ""
+def _doubts(table: LatencyTable, again: str) -> str:
+    """What a user should know of how a table was measured; "" if that went well.
+
+    `again` is the command that measures more rounds.
+    """
+    after = f"more rounds lower it ({again})" if table.wanting else ""
     busy = "the machine was busy while its table was measured" if table.busy else ""
     if busy:
         busy += f" ({table.manifest['held_up_percent']:.0f} % of the samples were held up)"

@@ -49,8 +49,9 @@ class Searched:
 
 
 def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
-    """Score candidates and baselines, or nothing new where known scores answer every goal."""
-    searchers, answered = [], _answered(inputs)
+    """Score candidates and baselines; no new candidates where known scores answer every goal."""
+    searchers = []
+    answered = _answered(inputs, inputs.space, [goal.region for goal in inputs.goals])
     wanted = [Wanted(goal.budgets) for goal in inputs.goals]
     if answered:
         source = inputs.settings.source_run
@@ -66,8 +67,7 @@ def search(inputs: Inputs, rng: np.random.Generator) -> Searched:
             f"the largest network, which all are compared with, has no score: {error}",
             "mend the cause; what was scored is kept",
         )
-    if not answered:
-        _search_dense(inputs, wanted, rng)
+    _search_dense(inputs, wanted, rng, unless_answered=answered)
     baselines = [_baselines(inputs, goal, goal.region, new=not answered) for goal in inputs.goals]
     return Searched(tuple(searchers), tuple(baselines))
 
@@ -96,18 +96,19 @@ def _search_all(inputs: Inputs, wanted: Sequence[Wanted], rng: np.random.Generat
     return _evolve(inputs, inputs.space, regions, rng, "search")
 
 
-def _answered(inputs: Inputs) -> bool:
-    """Whether the run that this one starts from answers every goal.
+def _answered(inputs: Inputs, space: SearchSpace, regions: Sequence[Region]) -> bool:
+    """Whether the run that this one starts from answers the question for every region of a space.
 
     That is where it has as many scores that fit as were asked for, and one of a network that uses
     the budget, unless everything fits it.
     """
-    if not inputs.settings.source_run or not inputs.prior:
+    known = [a for a in inputs.prior if a in space]
+    if not inputs.settings.source_run or not known:
         return False
-    paths = np.array([encode(inputs.space, a) for a in inputs.prior])
-    for goal in inputs.goals:
-        limit = goal.region.limits[0]
-        costs = limit.costs_of(paths)[goal.region.fits(paths)]
+    paths = np.array([encode(space, a) for a in known])
+    for region in regions:
+        limit = region.limits[0]
+        costs = limit.costs_of(paths)[region.fits(paths)]
         loose = limit.trellis is not None and limit.trellis.slowest <= limit.bound
         full = loose or bool((costs > _FULL * limit.bound).any())
         if len(costs) < inputs.settings.evaluations or not full:
@@ -115,11 +116,17 @@ def _answered(inputs: Inputs) -> bool:
     return True
 
 
-def _search_dense(inputs: Inputs, wanted: Sequence[Wanted], rng: np.random.Generator) -> None:
+def _search_dense(
+    inputs: Inputs,
+    wanted: Sequence[Wanted],
+    rng: np.random.Generator,
+    unless_answered: bool = False,
+) -> None:
     """Search the networks that prune nothing, of all resolutions, widths and depths.
 
     It has what the search of the whole space has: as many evaluations, all known scores of its
-    networks, and budgets that its networks fit. There is none where no network prunes.
+    networks, and budgets that its networks fit. There is none where no network prunes, nor, with
+    `unless_answered`, where known scores of dense networks answer every goal.
     """
     dense = dense_space(inputs.space)
     limits = Limits(inputs.settings, dense, inputs.tables)
@@ -129,7 +136,7 @@ def _search_dense(inputs: Inputs, wanted: Sequence[Wanted], rng: np.random.Gener
     for own in wanted:
         with suppress(InfeasibleError):
             regions.append(own.region(limits))
-    if regions:
+    if regions and not (unless_answered and _answered(inputs, dense, regions)):
         _evolve(inputs, dense, regions, rng, "dense")
 
 

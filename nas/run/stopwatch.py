@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from nas.errors import VitnasError
+from nas.latency.end_to_end import Measurement
 from nas.latency.noise import held_up, undisturbed
 from nas.progress import bar, console
 from nas.records import Journal
@@ -37,6 +38,14 @@ class Samples:
     ms: tuple[float, ...]
     cpu_ms: tuple[float, ...] = ()
     quantile: float = 0.5
+
+    @classmethod
+    def of(cls, measured: Measurement, threads: int, quantile: float = 0.5) -> Samples:
+        """Those of a network that was measured end to end on so many threads."""
+        # The processor time of several threads is their sum.
+        cpu = measured.cpu if threads == 1 else ()
+        ms, cpu_ms = (tuple(round(x, 4) for x in own) for own in (measured.samples, cpu))
+        return cls(ms, cpu_ms, quantile)
 
     @cached_property
     def _undisturbed(self) -> Sequence[float]:
@@ -130,6 +139,7 @@ class Stopwatch:
         self.inputs = inputs
         self.first: dict[Architecture, Candidate] = {}
         self.others: dict[Candidate, dict[str, OtherDevice]] = {}
+        self._untimed: set[tuple[str, Architecture]] = set()  # where a device failed
         self._journal = Journal(inputs.folder / "measured.jsonl")
         self._kept = {
             (r["device"], r["id"]): (r["samples_ms"], r.get("cpu_ms", []))
@@ -151,21 +161,23 @@ class Stopwatch:
         """Time a candidate on the further devices too; whether it fits on each.
 
         A device that cannot be reached does not time it: there the prediction, whose limit holds
-        the confidence, stands alone and is called one.
+        the confidence, stands alone and is called one. It is not asked for that network again, so
+        that the answer stays the same.
         """
-        fits, inputs = True, self.inputs
+        fits, inputs, own = True, self.inputs, candidate.architecture
         known = self.others.setdefault(candidate, {})
         for device, budget in list(budgets.items())[1:]:
             samples = None
             try:
-                if device in inputs.described:  # else it is a label of a table
-                    timed = self._time(device, [candidate.architecture])
-                    samples = timed[candidate.architecture]
+                # Where it is not described, it is a label of a table.
+                if device in inputs.described and (device, own) not in self._untimed:
+                    samples = self._time(device, [own])[own]
             except VitnasError as error:
+                self._untimed.add((device, own))
                 console.print(f"{device}: predicted only ({error})", style="yellow")
             known[device] = OtherDevice(
                 budget,
-                round(inputs.predict_ms(candidate.architecture, device), 4),
+                round(inputs.predict_ms(own, device), 4),
                 None if samples is None else round(samples.median_ms, 4),
                 VERBS[inputs.tables[device].measured_source],
                 None if samples is None else asked_ms(samples),
@@ -205,18 +217,17 @@ class Stopwatch:
         from nas.latency.end_to_end import measure_fresh
 
         space, rounds = self.inputs.space, rounds_for(self.inputs.settings.quantile)
-        serial = self.inputs.described[device].get("threads", 1) == 1
+        threads = self.inputs.described[device].get("threads", 1)
         kernel = self.inputs.network.kernel
         named = kernel.__name__ if kernel else ""
         with bar("measure", rounds, "rounds") as advance:
             new = measure_fresh(device, space, architectures, rounds, advance=advance, kernel=named)
         for a, own in zip(architectures, new):
-            samples = [round(x, 4) for x in own.samples]
-            cpu = [round(x, 4) for x in own.cpu if serial]
-            self._kept[device, a.id] = samples, cpu
+            samples = Samples.of(own, threads)
+            self._kept[device, a.id] = samples.ms, samples.cpu_ms
             self._journal.append(
-                {"device": device, "id": a.id, "architecture": a.to_json(), "samples_ms": samples,
-                 "cpu_ms": cpu}
+                {"device": device, "id": a.id, "architecture": a.to_json(),
+                 "samples_ms": list(samples.ms), "cpu_ms": list(samples.cpu_ms)}
             )  # fmt: skip
         shares = [Samples(*self._kept[device, a.id]).held_up for a in architectures]
         if (share := sum(shares) / len(shares)) > _BUSY:
