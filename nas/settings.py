@@ -91,7 +91,9 @@ class Settings:
         "`masks:PATH`, `captions:PATH`, `pictures:PATH` (no labels), or `MODULE:ARGUMENT` of your "
         "own; `...,labels=10`: ten of each class.",
     )
-    confidence: float = option(0.95, "That what is predicted within the budget measures within it.")
+    confidence: float = option(
+        0.95, "Confidence that a network which is predicted to fit measures within the budget, too."
+    )
     quantile: float = option(
         0.5, "Share of single inferences that stay within the budget; 0.5: their median."
     )
