@@ -21,7 +21,7 @@ from nas.text.encoder import TextEncoder, has_texts
 from nas.training.checkpoint_files import find_checkpoint
 from nas.training.open_clip import write_open_clip
 from nas.training.pretrained import load_weights
-from nas.training.supernet import as_learned, load_supernet, read_card, supernet_folder
+from nas.training.supernet import as_learned, folder_of, load_supernet, read_card, supernet_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def subject(
     if weights:  # what is not there is said before images are read
         find_checkpoint(weights)
     if supernet:
-        read_card(Path(supernet), space)
+        read_card(folder_of(supernet), space)
     images = load_data(data)
     if _is_model(what):
         return _model(what, images, weights), images
@@ -120,7 +120,7 @@ def subject(
         the_space = the_space.with_int8()
     text = what if _is_json(what) else _read(path) if what else ""
     architecture = the_space.parse(text) if text else the_space.largest
-    folder = Path(supernet) if supernet else supernet_folder(space, images)
+    folder = folder_of(supernet) if supernet else supernet_folder(space, images)
     large, card = load_supernet(folder, space, images)
     images = as_learned(images, card)
     return Evaluator(large, images, images.search, 1).subnet(architecture), images

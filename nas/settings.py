@@ -97,7 +97,11 @@ class Settings:
     quantile: float = option(
         0.5, "Share of single inferences that stay within the budget; 0.5: their median."
     )
-    supernet: str = option("", "Folder of a trained supernet; default: the shipped one.")
+    supernet: str = option(
+        "",
+        "Folder of a trained supernet, or a name in `vitnas list supernets`; default: the shipped "
+        "one of the space and the data.",
+    )
     source_run: str = option(
         "", "Run whose scores are known: it may answer at once.", name="from", metavar="RUN"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -30,7 +31,13 @@ from nas.tasks.embedding import Embedding
 from nas.tasks.segmentation import Segmentation
 from nas.training.objectives.supervised import Supervised
 from nas.training.recipe import Recipe
-from nas.training.supernet import load_supernet, save_supernet, start_from
+from nas.training.supernet import (
+    folder_of,
+    is_supernet,
+    load_supernet,
+    save_supernet,
+    start_from,
+)
 from nas.training.train import check_training, train
 
 RECIPE = Recipe(images=(64, 64, 64), batches=(8, 8, 8), learning_rate=3e-3)
@@ -290,6 +297,18 @@ def test_a_segmenter_starts_from_the_backbone_of_a_classifier(photo_data, tmp_pa
     shared = [n for n in theirs if not n.startswith("layers.head.")]
     assert shared
     assert all(torch.equal(ours[n], theirs[n]) for n in shared)
+
+
+def test_a_supernet_that_ships_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = folder_of("efficientvit-micro-captions")
+    assert (shipped / "weights.safetensors").is_file()
+    assert is_supernet("efficientvit-micro-captions")
+    for name in ("no-such-supernet", f"{tmp_path}/efficientvit-micro-captions", "x" * 300):
+        assert folder_of(name) == Path(name)
+        assert not is_supernet(name)
+    Path("efficientvit-micro-captions").mkdir()  # one's own comes first
+    assert folder_of("efficientvit-micro-captions") == Path("efficientvit-micro-captions")
 
 
 def test_a_start_that_cannot_be_is_refused(unlabelled, picture_data, tmp_path):

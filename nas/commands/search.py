@@ -184,10 +184,10 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
 def _take_trained(context: typer.Context, folder: str) -> str:
     """Make the space and the data of a supernet the defaults of the other options."""
     if folder:
-        from nas.training.supernet import read_card
+        from nas.training.supernet import folder_of, read_card
 
         with suppress(VitnasError):  # which the command raises
-            card = read_card(Path(folder))
+            card = read_card(folder_of(folder))
             at = f"@{card['resolution']}" if "resolution" in card else ""
             set_defaults(context, {"space": card["space"] + at, "data": card["data"]})
     return folder
@@ -212,8 +212,9 @@ def train(
     init: Annotated[
         str,
         typer.Option(
-            help="What to start from: a checkpoint (a file, or a model on timm's hub), or the "
-            "folder of another supernet of the family, whatever it learned from."
+            help="What to start from: a checkpoint (a file, or a model on timm's hub), or another "
+            "supernet of the family, whatever it learned from: its folder, or its name in `vitnas "
+            "list supernets`."
         ),
     ] = "",
     adapt: Annotated[
@@ -393,8 +394,10 @@ def export(
         )  # fmt: skip
     if Format.open_clip in formats:
         from nas.training.open_clip import WEIGHTS
+        from nas.training.supernet import folder_of
 
-        differences[WEIGHTS] = saved.write_open_clip(where, Path(supernet) if supernet else None)
+        source = folder_of(supernet) if supernet else None
+        differences[WEIGHTS] = saved.write_open_clip(where, source)
     if as_json:
         return print_json({"folder": str(where), "largest_difference": differences})
     for name, difference in differences.items():

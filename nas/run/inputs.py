@@ -35,7 +35,7 @@ from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Metric
 from nas.strategy.constraints import Region
-from nas.training.supernet import as_learned, load_supernet, read_card, supernet_folder
+from nas.training.supernet import as_learned, folder_of, load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
 from nas.versions import installed, layer_code, search_code
 from nas.workers import Pool, open_pool
@@ -94,7 +94,8 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
     """
     s, folder = request.settings, request.folder
     if s.supernet:
-        read_card(Path(s.supernet), s.space)  # what is wrong with it is said before images are read
+        # What is wrong with it is said before images are read.
+        read_card(folder_of(s.supernet), s.space)
     data = load_data(s.data)
     source = source_of(s, data)
     _check_base(request)
@@ -149,7 +150,7 @@ def opened(request: Request, timed: Timed) -> Iterator[Inputs]:
 def source_of(settings: Settings, data: Dataset) -> Path:
     """The folder of the supernet: the one that is given, or the shipped one."""
     if settings.supernet:
-        return Path(settings.supernet)
+        return folder_of(settings.supernet)
     return supernet_folder(settings.space, data, reads_words(settings.score))
 
 

@@ -251,10 +251,20 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     return card
 
 
+def folder_of(name: str) -> Path:
+    """The folder of a supernet, which is named by its path, or by its name if it is a shipped one.
+
+    A folder of the same name comes first.
+    """
+    path = Path(name)
+    ships = len(path.parts) == 1 and _is_file(ASSETS / path / "supernet.json")
+    return ASSETS / path if ships and not path.exists() else path
+
+
 def is_supernet(name: str) -> bool:
-    """Whether a training's `--init` names the folder of a supernet, finished or not."""
+    """Whether a training's `--init` names a supernet, finished or not."""
     return bool(name) and any(
-        _is_file(Path(name) / file) for file in ("supernet.json", "checkpoint.json")
+        _is_file(folder_of(name) / file) for file in ("supernet.json", "checkpoint.json")
     )
 
 

@@ -20,6 +20,7 @@ from nas.training.pretrained import load_weights
 from nas.training.recipe import Recipe
 from nas.training.supernet import (
     check_family,
+    folder_of,
     is_supernet,
     load_supernet,
     read_card,
@@ -46,9 +47,9 @@ def check_training(
             "leave out --init or --adapt",
         )
     if adapt:
-        read_card(Path(adapt), space_name)
+        read_card(folder_of(adapt), space_name)
     if teacher:
-        read_card(Path(teacher))
+        read_card(folder_of(teacher))
         if not find_objective(objective).needs_labels:
             raise UsageError(
                 f"a teacher teaches its answers to labels, of which {objective} knows nothing",
@@ -58,7 +59,7 @@ def check_training(
     with torch.device("meta"):
         load_objective(objective, load_space(space_name, learned))
     if is_supernet(init):
-        check_family(Path(init), space.family)
+        check_family(folder_of(init), space.family)
     elif last_checkpoint(out, resume) is None and init:
         read_checkpoint(init)
 
@@ -99,19 +100,19 @@ def train(
     learned = load_objective(objective, space)
     learned.prepare(network)
     if adapt or is_supernet(init):
-        learned.take(Path(adapt or init))
+        learned.take(folder_of(adapt or init))
     learned.study(data)
     settings = {"init": init, **learned.starts}
     before: dict[str, Any] = {}
     if is_supernet(init):
-        card = start_from(network, Path(init))
+        card = start_from(network, folder_of(init))
         settings["init_fingerprint"] = card["fingerprint"]
         before["before"] = card["training"]
     elif last_checkpoint(out, resume) is None and init:
         load_weights(network, init)
         network.reorder()
     if adapt:
-        trained, card = load_supernet(Path(adapt), space_name, data)
+        trained, card = load_supernet(folder_of(adapt), space_name, data)
         if trained.space.task != space.task:
             raise WeightsError(
                 f"the supernet in {adapt} is for {_named(trained.space.task)}, and {objective} "
@@ -128,8 +129,8 @@ def train(
             "leave out --teacher",
         )
     if teacher:
-        card = read_card(Path(teacher))
-        taught = load_supernet(Path(teacher), card["space"], data)[0].to(device)
+        card = read_card(folder_of(teacher))
+        taught = load_supernet(folder_of(teacher), card["space"], data)[0].to(device)
         settings["teacher"] = card["fingerprint"]
     training = fit(
         network, data, recipe, learned, out, taught, resume,
