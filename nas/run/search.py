@@ -244,13 +244,16 @@ def _uniform(inputs: Inputs, region: Region) -> list[Architecture]:
 
 def _random(inputs: Inputs, region: Region, new: bool) -> list[Architecture]:
     """As many random draws as there were scores to search with: the shipped draws that fit,
-    and uniform draws from inside the budget up to the number of evaluations."""
+    and uniform draws from inside the budget up to the number of evaluations. Those of the run that
+    this one starts from are added, as far as they fit."""
     settings = inputs.settings
     chosen = [a for a in inputs.scores.drawn if inputs.fits(a, region)]
     if new and (missing := settings.evaluations - len(chosen)) > 0:
         paths = region.within.sample(missing, np.random.default_rng(settings.seed + 1))
         chosen += [decode(inputs.space, path) for path in paths[region.fits(paths)]]
-    return chosen
+    before = (r for r in inputs.imported if r.get("origin") == "random" and "error" not in r)
+    drawn = [inputs.space.parse(record["architecture"]) for record in before]
+    return list(dict.fromkeys([*chosen, *(a for a in drawn if inputs.fits(a, region))]))
 
 
 def _known(inputs: Inputs, name: str, wanted: list[Architecture], new: bool) -> list[Architecture]:
