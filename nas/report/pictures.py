@@ -202,14 +202,15 @@ def convergence(runs: Sequence[SavedRun]) -> Figure:
         axes.set(ylabel="best on the\nsearch split [%]")
         for panel in below:
             panel.set(ylabel="hypervolume\n[% of best]")
+            panel.ticklabel_format(axis="y", useOffset=False)
         for panel in (axes, *below):
             panel.grid(True)
             panel.set_axisbelow(True)
         last = (axes, *below)[-1]
         last.set(xlabel="candidates scored in this run")
         last.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if lines > 1:
-            axes.legend(fontsize=8)
+        if lines > 1:  # above the panels, where it hides no line
+            figure.legend(loc="outside upper center", ncols=3 if len(runs) == 1 else 1, fontsize=8)
         figure.align_ylabels()
     return figure
 
