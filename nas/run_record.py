@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nas.errors import RunError
-from nas.latency.fit import Calibration
+from nas.latency.fit import Agreement, Calibration
 from nas.records import read_json
 from nas.settings import Settings
 from nas.strategy.quality import Quality
@@ -68,6 +68,8 @@ class Candidate:
     `final_percent` is that on the samples of the finals (None: it was no finalist).
     `measured_quantile_ms` is the quantile of single inferences that the budget holds for, where it
     is not the median. `test_by_class` are the accuracies of the classes on the test split.
+    `difference_error_points` is the standard error of the difference of a baseline's accuracy on
+    the test split and the winner's, which saw the same samples (None: not known by sample).
     """
 
     name: str
@@ -88,6 +90,7 @@ class Candidate:
         default=None,
         metadata={"key": "final_{}_percent", "least": 0, "most": 100, "only_if_any": True},
     )
+    difference_error_points: float | None = field(default=None, metadata={"only_if_any": True})
 
     @property
     def tail_ms(self) -> float | None:
@@ -100,8 +103,9 @@ class Winner(Candidate):
     """The network that answers a budget, with what the table says of its latency.
 
     `upper_ms` is the upper 95 % confidence limit of what the budget holds for: the measured median,
-    or the measured quantile. `test_error_points` is the standard error of the accuracy on the test
-    split.
+    or the measured quantile; `chance_within_budget` is the share of the timed inferences that were
+    within the budget (in earlier runs: what the table said of it). `test_error_points` is the
+    standard error of the accuracy on the test split.
     """
 
     measured_ms: float
@@ -140,7 +144,9 @@ class Answer:
 
     `budgets` are milliseconds by device, the first device the one that is searched on; a prediction
     of at most `limit_ms` measures within the budget with the confidence asked for.
-    `best_known_percent` is the best score within the budget before the run began.
+    `best_known_percent` is the best score within the budget before the run began, `random_draws`
+    the number of networks of which the random baseline is the best (0: none, or not known), and
+    `above_dense_error_points` is `difference_error_points` of the best dense network.
     """
 
     budget_ms: float
@@ -153,6 +159,8 @@ class Answer:
     front: tuple[Candidate, ...]
     quality: Quality
     exported: Exported
+    random_draws: int = field(default=0, metadata={"only_if_any": True})
+    above_dense_error_points: float | None = None
 
     def baseline(self, name: str) -> Candidate | None:
         """The baseline of this name; None where no such network fits."""
@@ -175,6 +183,7 @@ class RunRecord(dict[str, Any]):
     Defaults stand for what an early version did not record. `answers` are in the order of the
     budgets asked for. `task` holds the keys of the task, which `nas.tasks.load_task` reads.
     `reference_images` are the labelled training samples that a score of features compares with.
+    `table` is the error on networks of its own campaign, `agreement` that on those `measured` now.
     """
 
     vitnas_version: str
@@ -221,11 +230,17 @@ class RunRecord(dict[str, Any]):
     answers: tuple[Answer, ...]
     measured: tuple[Candidate, ...]
     table: Calibration
+    agreement: Agreement | None = field(default=None, metadata={"only_if_any": True})
     table_manifest: dict[str, Any]
     seconds: dict[str, float]
 
     def __post_init__(self) -> None:
         self.update(self.to_json())
+
+    @property
+    def times(self) -> list[tuple[float, float]]:
+        """What was predicted and what was measured of each network, in ms."""
+        return [(c.predicted_ms, c.measured_ms) for c in self.measured if c.measured_ms is not None]
 
     @property
     def tail(self) -> str:
@@ -292,11 +307,13 @@ def _whole(answer: Any, run: Mapping[str, Any]) -> dict[str, Any]:
     share = {"share_within_budget": 0.0}
     if isinstance(every, int) and isinstance(fitting, int) and 0 <= fitting <= every and every:
         share = {"share_within_budget": fitting / every}
+    is_first = answer.get("budget_ms") == run.get("budget_ms")  # whose draws alone were counted
     unknown = dict.fromkeys(("bound", "gap", "error", "gain_10_percent"))
     return {
         "budgets": {str(run.get("device", "")): answer.get("budget_ms")},
         "limit_ms": answer.get("budget_ms"),
         "best_known_percent": None,
+        "random_draws": run.get("random_draws", 0) if is_first else 0,
         **answer,
         "exported": exported if "folder" in exported else {"differences": exported},
         "quality": answer.get("quality") or {**unknown, **counts, **share},

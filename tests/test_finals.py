@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import export_weights_alone, made_up_table, measure_as_predicted
+from scipy.stats import sem
 
 import nas
 from nas.data import load_data
+from nas.errors import RunError
 from nas.evaluation.accuracy import Evaluator
+from nas.evaluation.score_task import AccuracyRecord
 from nas.families import load_space
 from nas.network.network import Network
 from nas.records import Journal, read_json, write_json
@@ -100,6 +105,58 @@ def test_a_resumed_run_examines_nothing_again(run, settings):
     again = nas.search(out=folder, final_images=FINAL, resume=True, **settings)
     assert again.answers[0].winner == result.answers[0].winner
     assert (folder / "finals.jsonl").read_bytes() == before
+
+
+def test_the_lead_has_the_error_of_pairs(run, settings, scenes, tmp_path):
+    """By the standard error of the mean of SciPy, on what each network answers to each image."""
+    folder, result = run
+    network, _ = load_supernet(settings["supernet"], result.space, scenes)
+    evaluator = Evaluator(network, scenes, scenes.test, result.test_images)
+    (answer,) = result.answers
+
+    def hits(candidate):
+        return evaluator.observed(network.space.domain.parse(candidate.architecture))
+
+    for baseline in answer.baselines:
+        pairs = 100.0 * hits(answer.winner) - 100.0 * hits(baseline)
+        gain = answer.winner.test_percent - baseline.test_percent
+        assert pairs.mean() == pytest.approx(gain)
+        assert baseline.difference_error_points == pytest.approx(sem(pairs, ddof=0), abs=1e-4)
+    dense = answer.baseline("best dense")
+    assert result["above_dense_error_points"] == dense.difference_error_points
+    kept = {r["id"]: r["hits"] for r in Journal(folder / "test.jsonl").read()}
+    assert kept[dense.id] == np.packbits(hits(dense)).tobytes().hex()
+    # Journals of before they were kept are gone on with, and the error then is not known.
+    old = shutil.copytree(folder, tmp_path / "old")
+    (old / "run.json").unlink()
+    for name in ("test", "finals"):
+        records = Journal(old / f"{name}.jsonl").read()
+        (old / f"{name}.jsonl").unlink()
+        Journal(old / f"{name}.jsonl").write(
+            [{k: v for k, v in r.items() if k not in ("hits", "check")} for r in records]
+        )
+    again = nas.search(out=old, final_images=FINAL, resume=True, **settings)
+    assert again["above_dense_error_points"] is None
+    assert again.answers[0].winner.test_percent == answer.winner.test_percent
+
+
+def test_pairs_say_more_than_each_accuracy_alone():
+    """Three of four samples each, by hand: as right on the same ones, or on others."""
+    right = np.array([True, True, True, False] * 25)
+    one, other = (Examined(75.0, 4.33, (), x) for x in (right, np.roll(right, 1)))
+    assert one.difference_error_points(one) == 0
+    assert one.difference_error_points(other) == pytest.approx(100 * 0.5**0.5 / 10)
+    assert one.difference_error_points(Examined(75.0, 4.33)) is None
+
+
+@pytest.mark.parametrize(
+    ("hits", "whole"), [("ff00", True), ("", True), ("ff", False), ("zz00", False)]
+)
+def test_hits_are_of_as_many_images_as_their_record_says(hits, whole, tmp_path):
+    journal = Journal(tmp_path / "finals.jsonl")
+    journal.write([{"id": "a", "images": 16, "top1_percent": 50.0, "hits": hits}])
+    with nullcontext() if whole else pytest.raises(RunError, match="line 1: "):
+        assert len(journal.read(AccuracyRecord, "top1")) == 1
 
 
 def test_without_finals_the_best_expected_wins(settings, tmp_path):

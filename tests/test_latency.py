@@ -87,10 +87,9 @@ def test_a_prediction_is_overhead_and_the_sum_of_its_rows(table):
     assert trellis.cost(encode(SPACE, SPACE.largest)) == pytest.approx(expected)
 
 
-def test_limit_and_chance_agree(table):
+def test_limit_and_interval_agree(table):
     for confidence in (0.5, 0.8, 0.95):
         limit = table.limit(20.0, confidence)
-        assert table.chance_within(limit, 20.0) == pytest.approx((1 + confidence) / 2)
         assert table.interval(limit, confidence)[1] == pytest.approx(20.0)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import export_weights_alone, made_up_table, measure_as_predicted
+from scipy.stats import norm
 
 import nas
 import nas.run.main
 from nas import cli
+from nas.commands.search import _print_agreement as print_agreement
 from nas.commands.search import _print_answer as print_answer
 from nas.errors import RunError
 from nas.families import load_space
 from nas.records import Journal, read_json, write_json
 from nas.report import wording as page
+from nas.report.pictures import convergence
 from nas.report.report import write_report
 from nas.report.saved_run import SavedRun
 from nas.report.schedules import schedule
@@ -259,6 +263,9 @@ def test_what_version_0_1_0_recorded_is_read_and_written_again():
     assert again.pop("metric") == {"name": "top1", "label": "top-1 accuracy", "heading": "top-1"}
     assert [again.pop(f"dense_{of}") for of in ("evaluations", "known")] == [None, None]
     assert again.pop("quantile") == 0.5
+    (answer,) = again["answers"]
+    assert answer.pop("random_draws") == again["random_draws"] == 12
+    assert [own.pop("above_dense_error_points") for own in (answer, again)] == [None, None]
     assert json.dumps(again) == json.dumps(read_json(file))
     assert load_task(record.task) == Classification(2)
     assert page.headline(record).endswith("above the best dense network found within it.")
@@ -381,3 +388,193 @@ def test_a_report_is_written_again_when_the_images_have_moved(finished, tmp_path
     assert re.findall(r'src="data:image/png;base64,[^"]+"', after) == picture
     (run / "pictures" / "kept.png").unlink()
     assert "What each block looks at" not in write_report([run]).read_text()
+
+
+def changed(folder, tmp_path, change):
+    """A copy of a finished run whose `run.json` was changed."""
+    copy = shutil.copytree(folder, tmp_path / "changed")
+    result = read_json(copy / "run.json")
+    change(result)
+    write_json(copy / "run.json", result)
+    return copy
+
+
+def test_a_table_is_judged_by_the_networks_that_the_run_measured(finished, tmp_path, capsys):
+    """On the page and in the terminal; by hand, with the quantile of SciPy."""
+    ratios = np.random.default_rng(0).uniform(0.9, 1.0, 500)
+
+    def change(result):
+        for c, ratio in zip(result["measured"], ratios):
+            c["measured_ms"] = round(c["predicted_ms"] * ratio, 4)
+        result["answers"][0]["feasible"]["slowest_ms"] = 9.9  # all of the other budget fits it
+
+    folder = changed(finished, tmp_path, change)
+    run, result = SavedRun.load(folder), read_json(folder / "run.json")
+    bias, p95 = (result["table"][f"{of}_percent"] / 100 for of in ("bias", "p95"))
+    inside, errors, seen = 0, [], []
+    for c in result["measured"]:
+        reach = norm.ppf(0.975) * max(p95, 0.001) / 1.96
+        center = c["predicted_ms"] / (1 + bias)
+        inside += center * (1 - reach) <= c["measured_ms"] <= center * (1 + reach)
+        errors.append(100 * abs(c["predicted_ms"] / c["measured_ms"] - 1))
+        seen.append(c["measured_ms"] / c["predicted_ms"])
+    n = len(seen)
+    assert 0 < n < len(ratios)
+    line = (
+        f"{n} networks of this run: mean error {statistics.mean(errors):.1f} %, measured "
+        f"{statistics.median(seen):.3f} of predicted (median), {inside} of {n} inside the 95 % "
+        "interval"
+    )
+    assert page.agreed(run.agreement, run.record) == line
+    text = write_report([folder]).read_text()
+    made = text.partition("<h2>How it was made")[2]
+    figure = text.partition("<h2>Predicted and measured")[2].partition("</figure>")[0]
+    assert line in made
+    assert "what differs between processes and hours" in made
+    assert line in figure
+    print_agreement(replace(run.record, agreement=run.agreement))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert line in shown
+    # What is left of each budget, by which the search could have aimed higher.
+    faster = 1 - statistics.median(seen)
+    assert f"networks ran {100 * faster:.1f} % faster than predicted" in shown
+    for answer in run.record.by_budget:
+        left = min(faster * answer.budget_ms, answer.budget_ms - answer.winner.measured_ms)
+        said = f"{left:.2g} ms of {answer.budget_ms:g} ms" in shown
+        assert said == (answer.feasible.slowest_ms > answer.limit_ms)
+    slow = replace(run.agreement, ratio=1.02)
+    assert page.unused(slow, run.record) == ""
+
+
+def test_a_run_says_in_its_record_how_its_table_agrees(finished):
+    result = read_json(finished / "run.json")
+    assert result["agreement"]["networks"] == len(result["measured"])
+    assert result["agreement"]["ratio"] == pytest.approx(1, abs=1e-3)  # measured as predicted
+    assert result["agreement"]["mape_percent"] == pytest.approx(0, abs=0.1)
+    assert SavedRun.load(finished).agreement == RunRecord.read(finished / "run.json").agreement
+    assert all(a["winner"]["chance_within_budget"] == 1 for a in result["answers"])
+
+
+def as_answer(record, winner, **baselines):
+    """The record with one answer, of which winner and baselines are (ms, test percent, id)."""
+    answer = record.answers[0]
+    one = answer.baselines[0]
+
+    def made(c, ms, percent, own):
+        return replace(c, measured_ms=ms, test_percent=percent, id=own)
+
+    others = tuple(
+        replace(made(one, *own), name=name.replace("_", " "), difference_error_points=1.25)
+        for name, own in baselines.items()
+    )
+    won = made(answer.winner, *winner)
+    answer = replace(answer, winner=won, baselines=others, above_dense_error_points=1.55)
+    return replace(record, answers=(answer,))
+
+
+def test_the_lead_stands_with_its_error_in_headline_and_terminal(finished, tmp_path, capsys):
+    run = RunRecord.read(finished / "run.json")
+    record = as_answer(run, (9.0, 78.0, "w"), best_dense=(9.5, 75.6, "d"))
+    assert page.headline(record).endswith(
+        "; it is 2.4 ± 1.6 points above the best dense network found within it."
+    )
+    print_answer(record.answers[0], record)
+    assert "the winner is 2.4 ± 1.6 points above the best dense" in capsys.readouterr().out
+    unknown = replace(record.answers[0], above_dense_error_points=None)
+    assert "; it is 2.4 points above" in page.headline(replace(record, answers=(unknown,)))
+
+    def change(result):
+        for answer in result["answers"]:
+            answer["above_dense_error_points"] = 1.55
+            answer["winner"]["test_top1_percent"] = 50.0
+            for c in answer["baselines"]:
+                c["test_top1_percent"] = 47.6
+            answer["winner"]["id"] = "another"
+
+    text = write_report([changed(finished, tmp_path, change)]).read_text()
+    assert text.count("<td>+2.4 ± 1.6</td>") == len(run.answers)
+    assert "that of a difference, written after ±, is of pairs" in text
+
+
+def test_a_winner_that_prunes_nothing_is_called_dense(finished, tmp_path, capsys):
+    run = RunRecord.read(finished / "run.json")
+    record = as_answer(run, (9.0, 78.0, "w"), best_dense=(9.0, 78.0, "w"))
+    assert page.headline(record).endswith(
+        "; it is itself dense: the best dense network found within it."
+    )
+    assert "points" not in page.headline(record)
+    print_answer(record.answers[0], record)
+    shown = capsys.readouterr().out
+    assert "winner, itself dense" in shown
+    assert "the winner is itself dense: the best dense network." in shown
+
+    def change(result):
+        for answer in result["answers"]:
+            (dense,) = (c for c in answer["baselines"] if c["name"] == "best dense")
+            answer["winner"]["id"] = dense["id"]
+
+    text = write_report([changed(finished, tmp_path, change)]).read_text()
+    assert text.count("<td>winner, itself dense</td>") == len(run.answers)
+    assert text.count("<td>is itself dense</td>") == len(run.answers)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "drawn", "said"),
+    [
+        ((8.0, 79.6, "u"), (8.5, 79.0, "r"), "best uniform sparsity is faster, and 1.6 ± 1.2"),
+        ((8.0, 78.5, "u"), (8.5, 79.0, "r"), "best of random draws is faster, and 1.0 ± 1.2"),
+        ((9.1, 79.6, "u"), (8.5, 77.9, "r"), ""),  # slower; less accurate
+        ((9.0, 79.6, "u"), (8.5, 78.0, "w"), ""),  # as fast; as accurate
+    ],
+)
+def test_a_baseline_that_is_faster_and_better_is_said(finished, uniform, drawn, said):
+    run = RunRecord.read(finished / "run.json")
+    record = as_answer(
+        run, (9.0, 78.0, "w"), best_uniform_sparsity=uniform, best_dense=(9.5, 75.6, "d"),
+        best_of_random_draws=drawn,
+    )  # fmt: skip
+    assert page.better(record.answers[0]) == (
+        f" The {said} points above it on the test split." if said else ""
+    )
+    assert page.headline(record).endswith(page.better(record.answers[0]))
+
+
+def test_draws_are_said_where_there_are_any(finished):
+    run = RunRecord.read(finished / "run.json")
+
+    def drawn(*counts):
+        answers = [replace(a, random_draws=n) for a, n in zip(run.answers, counts)]
+        return page.draws(replace(run, answers=tuple(answers)))
+
+    high, low = (answer.budget_ms for answer in run.answers)
+    assert drawn(0, 0) == ""
+    assert drawn(1200, 1200) == " The random baseline is the best of 1,200 draws."
+    each = f"5 draws within {low:g} ms, 7 draws within {high:g} ms"
+    assert drawn(7, 5) == f" The random baseline is the best of {each}."
+    assert drawn(7, 0) == f" The random baseline is the best of 7 draws within {high:g} ms."
+
+
+@pytest.mark.parametrize(
+    ("threads", "said"), [(1, "1 thread, "), (4, "4 threads, "), (None, "batch 1")]
+)
+def test_threads_are_counted(finished, tmp_path, threads, said):
+    folder = changed(finished, tmp_path, lambda r: r["device_described"].update(threads=threads))
+    text = write_report([folder]).read_text()
+    note = text.partition("in turn in a fresh process, ")[2]
+    assert note.startswith(said)
+    assert (text.count(" thread, ") + text.count(" threads, ")) == (2 if threads else 0)
+
+
+def test_the_convergence_of_several_budgets_hides_nothing(finished):
+    """The legend lies beside the panels, and the numbers of an axis are whole ones."""
+    run = SavedRun.load(finished)
+    volumes = tuple(0.6872 + 1e-5 * np.linspace(0, 1, len(run.record.hypervolume)))
+    figure = convergence([replace(run, record=replace(run.record, hypervolume=volumes))])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"{answer.budget_ms:g} ms" for answer in run.record.by_budget
+    ]
+    for axes in figure.axes:
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert axes.yaxis.get_offset_text().get_text() == ""

@@ -469,6 +469,37 @@ def test_dense_networks_are_searched_where_those_of_another_run_do_not_answer(
     assert again["dense_evaluations"] == settings["evaluations"]
 
 
+def test_random_draws_are_counted_for_each_budget_and_with_those_of_the_run_before(
+    finished, settings, tmp_path
+):
+    """Against the journals: what was drawn within each budget, and has a score of all images."""
+    folder, before = finished
+    low = settings["budget"].latency_ms
+    drawn = {r["id"] for r in known_scores(folder, "top1") if r["origin"] == "random"}
+    assert before.answers[0].random_draws == before["random_draws"] > 0
+    assert drawn
+    page = (folder / "report.html").read_text()
+    assert f"The random baseline is the best of {before['random_draws']} draws." in page
+    same = nas.search(out=tmp_path / "same", source_run=folder, **settings)
+    assert same["evaluations"] == 0
+    assert same.answers[0].random_draws == before.answers[0].random_draws
+    assert same.answers[0].baseline("best of random draws") is not None
+    table = nas.LatencyTable.load(settings["table"])
+    budgets = [0.7 * low, low]
+    own = {**settings, "budget": budgets, "evaluations": 3}
+    again = nas.search(out=tmp_path / "again", source_run=folder, **own)
+    own_scores = Journal(tmp_path / "again" / "candidates.jsonl").read()
+    everything = {r["id"]: SPACE.parse(r["architecture"]) for r in known_scores(folder, "top1")}
+    everything |= {r["id"]: SPACE.parse(r["architecture"]) for r in own_scores}
+    drawn |= {r["id"] for r in own_scores if r["origin"] == "random"}
+    for answer in again.answers:
+        limit = table.limit(answer.budget_ms, 0.95)
+        fits = {i for i in drawn if table.predict(SPACE, everything[i]) <= limit}
+        # A draw that the search had scored as something else counts as well.
+        assert len(fits) <= answer.random_draws <= len(fits) + 3
+        assert (answer.baseline("best of random draws") is None) == (answer.random_draws == 0)
+
+
 def test_scores_of_other_layers_are_not_gone_on_from(finished, settings, tmp_path):
     folder, _ = finished
     base = tmp_path / "base"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 from conftest import export_weights_alone, made_up_table
-from scipy.stats import binom
+from scipy.stats import binom, ecdf
 from test_campaign import Known
 
 import nas
@@ -51,6 +51,14 @@ def test_few_samples_say_nothing_of_a_high_quantile():
     assert Samples(tuple(range(1, 31)), quantile=0.95).upper_ms == float("inf")
     assert rounds_for(0.5) == 10
     assert rounds_for(0.95) < rounds_for(0.99) <= 240
+
+
+def test_the_chance_within_a_budget_is_the_share_of_inferences_as_they_were():
+    """By the empirical distribution of SciPy; waiting is not left out."""
+    ms = np.random.default_rng(0).gamma(20, 1, 90)
+    samples = Samples(tuple(ms), cpu_ms=(1.0,) * 90)
+    for budget in (0.0, 15.0, 20.0, ms[0], 99.0):
+        assert samples.share_within(budget) == pytest.approx(ecdf(ms).cdf.evaluate(budget))
 
 
 def test_the_median_leaves_out_waiting_and_a_quantile_does_not():

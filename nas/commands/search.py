@@ -29,6 +29,7 @@ from nas.commands import (
 )
 from nas.commands.options import with_options
 from nas.errors import UsageError, VitnasError
+from nas.report import wording
 from nas.settings import DEVICE, Distribution, Settings, check_seed
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def search(
     if not as_json:
         for answer in record.answers:
             _print_answer(answer, record)
+        _print_agreement(record)
     tuned = _finetuned(Path(record.run_dir), images, record.seed) if images else None
     if as_json:
         name = record.metric.name
@@ -154,8 +156,11 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
         by_split = {"search": c.search_percent, "final": c.final_percent, "test": c.test_percent}
         percents = [by_split[split] for split in splits]
         cells += ["-" if percent is None else f"{percent:.1f} %" for percent in percents]
-        grid.add_row(c.name, *cells, style="bold" if i == 0 else "")
+        name = f"{c.name}, itself dense" if i == 0 and wording.is_dense(answer) else c.name
+        grid.add_row(name, *cells, style="bold" if i == 0 else "")
     out.print(grid)
+    if compared := wording.lead(answer):
+        out.print(f"the winner is {compared}.{wording.better(answer)}")
     if min(record.search_images, record.test_images) < _FEW:
         out.print(
             f"few samples: {record.search_images} of the search split, {record.test_images} of "
@@ -179,6 +184,14 @@ def _print_answer(answer: Answer, record: RunRecord) -> None:
             f"{q.gain_10_percent:.1f}",
             style="dim",
         )
+
+
+def _print_agreement(record: RunRecord) -> None:
+    """What the measured networks say of the table, and of the budgets."""
+    if record.agreement:
+        out.print(wording.agreed(record.agreement, record), style="dim")
+        if line := wording.unused(record.agreement, record):
+            out.print(line, style="dim")
 
 
 def _take_trained(context: typer.Context, folder: str) -> str:

@@ -99,20 +99,34 @@ class ScoreRecord:
             raise ValueError("its id is not that of its architecture")
         if self.error is None and (self.percent is None or self.images is None):
             raise ValueError("it has neither a score of images nor an error")
-        bytes.fromhex(self.hits + self.outcomes.removeprefix(_FLOATS))
-        if self.hits and len(self.hits) != 2 * -(-(self.images or 0) // 8):
-            raise ValueError(f"hits are not those of {self.images} images")
+        bytes.fromhex(self.outcomes.removeprefix(_FLOATS))
+        require_hits_of(self.hits, self.images or 0)
 
 
 @dataclass(frozen=True)
 class AccuracyRecord:
-    """A line of a journal of examinations: of finals, or on the test split."""
+    """A line of a journal of examinations: of finals, or on the test split.
+
+    `hits` say which samples were right, packed; empty where they are not known, or a sample is not
+    just right or wrong.
+    """
 
     id: str
     images: int = field(metadata={"least": 1})
     percent: float = field(metadata=_PERCENT)
     variance: float | None = field(default=None, metadata={"least": 0})
     by_class: tuple[float | None, ...] = ()
+    hits: str = ""
+
+    def __post_init__(self) -> None:
+        require_hits_of(self.hits, self.images)
+
+
+def require_hits_of(hits: str, images: int) -> None:
+    """Raise `ValueError` unless packed hits are those of so many images, or none at all."""
+    bytes.fromhex(hits)
+    if hits and len(hits) != 2 * -(-images // 8):
+        raise ValueError(f"hits are not those of {images} images")
 
 
 def record_of(scored: Scored) -> Record:
@@ -135,12 +149,14 @@ def record_of(scored: Scored) -> Record:
 
 def tested_record(scored: Scored) -> Record:
     """An accuracy in an examination as JSON, as `AccuracyRecord` has it beside the id."""
-    by_class = rounded_by_class(scored)
+    by_class, found = rounded_by_class(scored), scored.outcomes
+    hits = {} if found is None or found.dtype != bool else {"hits": pack(found)}
     return {
         scored.metric.key: scored.percent,
         "images": scored.images,
         "variance": scored.variance,
         **({"by_class": list(by_class)} if by_class else {}),
+        **hits,
     }
 
 

@@ -78,6 +78,20 @@ class Calibration:
         )
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How predictions agree with `networks` that were measured at another time than their table.
+
+    `mape_percent` is the mean error, `ratio` the median of measured over predicted, and
+    `inside_interval` how many measured within the interval of their prediction.
+    """
+
+    networks: int
+    mape_percent: float
+    ratio: float
+    inside_interval: int
+
+
 # How strongly the factors of kinds are held at 1: each deviation costs as an error of so many
 # percent would, times this. Infinite: one scale for all.
 _STIFFNESS = (0.03, 0.1, 0.3, 1.0, math.inf)

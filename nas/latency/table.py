@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from nas.errors import TableError
 from nas.latency.files import read, write
-from nas.latency.fit import Calibration
+from nas.latency.fit import Agreement, Calibration
 from nas.latency.noise import wanting
 from nas.latency.rows import Reference, Row
 from nas.space.architecture import Architecture
@@ -125,15 +125,25 @@ class LatencyTable:
         return max(self.calibration.p95_percent, 0.1) / 196
 
     def interval(self, predicted: float, confidence: float) -> tuple[float, float]:
-        """The interval in which a network of this prediction measures with this confidence."""
+        """The interval in which a network of this prediction measures with this confidence.
+
+        Within the minutes of the campaign, that is: what differs between processes and hours, and
+        other programs, are not in it.
+        """
         center = predicted / (1 + self.calibration.bias_percent / 100)
         reach = NormalDist().inv_cdf((1 + confidence) / 2) * self._sigma
         return center * (1 - reach), center * (1 + reach)
 
-    def chance_within(self, predicted: float, budget: float) -> float:
-        """The chance that a network of this prediction measures within the budget."""
-        center = predicted / (1 + self.calibration.bias_percent / 100)
-        return NormalDist(center, self._sigma * center).cdf(budget)
+    def agreement(self, times: Sequence[tuple[float, float]], confidence: float) -> Agreement:
+        """How predictions agree with networks timed later, of each the predicted and measured."""
+        predicted, measured = np.array(times).T
+        low, high = np.array([self.interval(x, confidence) for x in predicted]).T
+        return Agreement(
+            networks=len(times),
+            mape_percent=round(float(100 * np.abs(predicted / measured - 1).mean()), 3),
+            ratio=round(float(np.median(measured / predicted)), 4),
+            inside_interval=int(((low <= measured) & (measured <= high)).sum()),
+        )
 
     def limit(self, budget: float, confidence: float) -> float:
         """The largest prediction whose interval of this confidence ends within the budget."""

@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 
 from nas.budget import readable_ms
 from nas.records import write_bytes, write_text
-from nas.report import pictures
+from nas.report import pictures, wording
 from nas.report.examples import examples
 from nas.report.saved_run import SavedRun
 from nas.report.schedules import Made, layer_times, winner_made
-from nas.report.wording import above_dense, class_scores, headline, number, odds, verdict
 from nas.size import Sides
 
 _PHOTOS = ("kept", "masks")  # pictures that show test images
@@ -85,15 +84,9 @@ def environment() -> Environment:
         "pct": lambda v: "-" if v is None else f"{v:.1f}",
         "short": lambda v: f"{v:g}",
         "size": lambda v: str(Sides(*v)) if isinstance(v, list) else v,
-        "number": number,
+        "number": wording.number,
     }
-    environment.globals |= {
-        "headline": headline,
-        "above_dense": above_dense,
-        "class_scores": class_scores,
-        "odds": odds,
-        "verdict": verdict,
-    }
+    environment.globals["wording"] = wording
     return environment
 
 

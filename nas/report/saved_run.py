@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nas.errors import RunError, UsageError, VitnasError
 from nas.families import load_space
+from nas.latency.fit import Agreement
 from nas.latency.table import LatencyTable
 from nas.records import Journal, read_json, read_text
 from nas.report.wording import command, ladder
@@ -132,6 +133,11 @@ class SavedRun:
     def table(self) -> LatencyTable:
         """The latency table of the device that was searched on."""
         return LatencyTable.load(self.folder / "table")
+
+    @cached_property
+    def agreement(self) -> Agreement:
+        """How the table agrees with what this run measured, which early versions did not say."""
+        return self.table.agreement(self.record.times, self.record.confidence)
 
     @cached_property
     def finetuned(self) -> FineTuning | None:

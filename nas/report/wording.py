@@ -9,11 +9,13 @@ from decimal import Decimal
 from typing import Any
 
 from nas.budget import Budget, readable_ms
+from nas.latency.fit import Agreement
 from nas.run_record import Answer, RunRecord
 from nas.settings import DEVICE, Settings
 from nas.strategy.quality import Quality
 
 _ROUND = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)  # budgets of a ladder, in a decade
+_SHOWN = 0.05  # points, the least that are not written as 0.0
 _TIMES = " \N{MULTIPLICATION SIGN} "
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -96,11 +98,52 @@ def headline(record: RunRecord) -> str:
         f"{w.test_percent:.1f} % in {readable_ms(ms, 1)} ms{often}: the winner uses "
         f"{100 * ms / budget:.0f} % of the {budget:g} ms budget"
     )
+    compared = lead(answer)
+    if not compared:
+        return f"{text}; no dense network fits."
+    return f"{text}; it is {compared} found within it.{better(answer)}"
+
+
+def lead(answer: Answer) -> str:
+    """What the winner is beside the best dense network of its budget; "" where there is none."""
     gain = above_dense(answer)
     if gain is None:
-        return text + "; no dense network fits."
-    side = "above" if gain >= 0 else "below"
-    return f"{text}, {abs(gain):.1f} points {side} the best dense network found within it."
+        return ""
+    if is_dense(answer):
+        return "itself dense: the best dense network"
+    side, error = "above" if gain >= 0 else "below", answer.above_dense_error_points
+    return f"{points(abs(gain), error)} {side} the best dense network"
+
+
+def points(difference: float, error: float | None) -> str:
+    """A difference of accuracies, with its standard error where that is known."""
+    spread = "" if error is None else f" ± {error:.1f}"
+    return f"{difference:.1f}{spread} points"
+
+
+def is_dense(answer: Answer) -> bool:
+    """Whether the winner is the best dense network, and so prunes nothing."""
+    dense = answer.baseline("best dense")
+    return dense is not None and dense.id == answer.winner.id
+
+
+def better(answer: Answer) -> str:
+    """A sentence on the most accurate baseline that beats the winner at less time; "" for none.
+
+    It beats it by what was measured, and on the test split, which has chosen neither.
+    """
+    w = answer.winner
+    found = [
+        (c.test_percent - w.test_percent, c)
+        for c in answer.baselines
+        if c.measured_ms is not None and c.measured_ms < w.measured_ms
+        if c.test_percent is not None and c.test_percent >= w.test_percent + _SHOWN
+    ]
+    if not found:
+        return ""
+    gain, best = max(found, key=lambda pair: pair[0])
+    more = points(gain, best.difference_error_points)
+    return f" The {best.name} is faster, and {more} above it on the test split."
 
 
 def above_dense(answer: Answer) -> float | None:
@@ -109,6 +152,49 @@ def above_dense(answer: Answer) -> float | None:
     if dense is None or dense.test_percent is None:
         return None
     return answer.winner.test_percent - dense.test_percent
+
+
+def draws(record: RunRecord) -> str:
+    """A sentence on how many random draws the random baselines are the best of; "" for none."""
+    counts = {a.budget_ms: a.random_draws for a in record.by_budget if a.random_draws}
+    if not counts:
+        return ""
+    if len(set(counts.values())) == 1 and len(counts) == len(record.answers):
+        return f" The random baseline is the best of {min(counts.values()):,} draws."
+    each = ", ".join(f"{n:,} draws within {ms:g} ms" for ms, n in counts.items())
+    return f" The random baseline is the best of {each}."
+
+
+def agreed(agreement: Agreement, record: RunRecord) -> str:
+    """How the table agrees with the networks that a run has measured, in one line."""
+    n = agreement.networks
+    return (
+        f"{n} {'networks' if n > 1 else 'network'} of this run: mean error "
+        f"{agreement.mape_percent:.1f} %, {record.verb} {agreement.ratio:.3f} of predicted "
+        f"(median), {agreement.inside_interval} of {n} inside the "
+        f"{100 * record.confidence:g} % interval"
+    )
+
+
+def unused(agreement: Agreement, record: RunRecord) -> str:
+    """What networks that ran faster than predicted leave of the budgets, in one line.
+
+    "" where that is less than the error that the table states, or a slower network is not there.
+    """
+    faster, least = 1 - agreement.ratio, record.table.mape_percent / 100
+    left = []
+    for answer in record.by_budget:
+        w, budget = answer.winner, answer.budget_ms
+        ms = min(faster * budget, budget - (w.measured_quantile_ms or w.measured_ms))
+        if ms > least * budget and answer.feasible.slowest_ms > answer.limit_ms:
+            several = len(record.answers) > 1
+            left.append(f"{ms:.2g} ms of {f'{budget:g} ms' if several else 'the budget'}")
+    if not left:
+        return ""
+    return (
+        f"networks ran {100 * faster:.1f} % faster than predicted: about {', '.join(left)} "
+        f"{'is' if len(left) == 1 else 'are'} unused"
+    )
 
 
 def ladder(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nas.data import Part, Split
 from nas.evaluation.accuracy import Evaluator
-from nas.evaluation.score_task import AccuracyRecord, tested_record, variance_in
+from nas.evaluation.racing import Outcomes
+from nas.evaluation.score_task import AccuracyRecord, tested_record, unpack, variance_in
 from nas.progress import bar
 from nas.records import Journal
 from nas.run.inputs import Inputs
@@ -20,13 +21,28 @@ from nas.space.architecture import Architecture
 from nas.workers.ledger import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examined:
-    """The accuracy of a network on further samples, its standard error in points, and by class."""
+    """The accuracy of a network on further samples, its standard error in points, and by class.
+
+    `hits` (samples,) are what was right; None where a record has none.
+    """
 
     percent: float
     error_points: float
     by_class: tuple[float | None, ...] = ()
+    hits: Outcomes | None = None
+
+    def difference_error_points(self, other: Examined) -> float | None:
+        """The standard error of the difference to the accuracy of another network.
+
+        Both have seen the same samples, so it is that of the mean of paired differences. None where
+        the samples of one of them are not known.
+        """
+        if self.hits is None or other.hits is None:
+            return None
+        differences = 100.0 * self.hits - 100.0 * other.hits
+        return float(differences.std() / sqrt(len(differences)))
 
 
 class Examination:
@@ -65,7 +81,9 @@ class Examination:
                     self._journal.append(self._kept[own.id])
                 record = self._kept[own.id]
                 percent, by_class = record[metric.key], tuple(record.get("by_class", ()))
-                self.found[own] = Examined(percent, sqrt(variance_in(record, metric)), by_class)
+                error, packed = sqrt(variance_in(record, metric)), record.get("hits")
+                hits = unpack(packed, self.images) if packed else None
+                self.found[own] = Examined(percent, error, by_class, hits)
                 advance(1, f"{wanted[own]} {percent:.1f} %")
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -56,6 +56,10 @@ def make_record(
         rejections.update(searcher.rejections)  # a sum would leave out what is 0
     dense = dense_space(inputs.space)
     baselines = {c for outcome in outcomes for c in outcome.baselines}
+    answers = tuple(
+        _answer(inputs, goal, outcome, seen, exported, len(found["best of random draws"]))
+        for goal, outcome, found in zip(inputs.goals, outcomes, searched.baselines)
+    )
     settings = {f.name: getattr(inputs.settings, f.name) for f in fields(Settings)}
     settings |= {  # a split may have fewer than were asked for
         "search_images": inputs.evaluator.images,
@@ -64,7 +68,7 @@ def make_record(
         "reference_images": metric.references or None,
     }
     asked = settings.keys() & {f.name for f in fields(RunRecord)} - {"supernet", "evaluations"}
-    return RunRecord(
+    record = RunRecord(
         **{name: settings[name] for name in asked},
         vitnas_version=version("vitnas"),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,7 +85,7 @@ def make_record(
             r["origin"] == "dense" for r in inputs.scores.ledger.records.values()
         ),
         dense_known=sum(a in dense for a in inputs.prior),
-        random_draws=len(searched.baselines[0]["best of random draws"]),
+        random_draws=answers[0].random_draws,
         shipped_scores=len(inputs.scores.shipped),
         imported_scores=len(inputs.imported),
         proposals=sum(searcher.proposals for searcher in searched.searchers),
@@ -89,10 +93,7 @@ def make_record(
         surrogate_rank_correlation=_rank_correlation(searched),
         hypervolume=_hypervolume(inputs, own),
         verb=VERBS[table.measured_source],
-        answers=tuple(
-            _answer(inputs, goal, outcome, seen, exported)
-            for goal, outcome in zip(inputs.goals, outcomes)
-        ),
+        answers=answers,
         measured=tuple(
             run_record.Candidate(**_written(c, seen, tested=c in baselines))
             for c in seen.watch.first.values()
@@ -101,6 +102,7 @@ def make_record(
         table_manifest={k: v for k, v in table.manifest.items() if k != "calibration"},
         seconds=seconds,
     )
+    return replace(record, agreement=table.agreement(record.times, record.confidence))
 
 
 def _answer(
@@ -109,8 +111,15 @@ def _answer(
     outcome: Outcome,
     seen: Seen,
     exported: Mapping[Architecture, Exported],
+    random_draws: int,
 ) -> Answer:
-    scores = inputs.scores
+    scores, tested = inputs.scores, seen.tests.found
+    won = tested[outcome.winner.architecture]
+    errors = {
+        c: None if error is None else round(error, 4)
+        for c in outcome.baselines
+        for error in [won.difference_error_points(tested[c.architecture])]
+    }
     fitting = [scores.known[a] for a in inputs.prior if inputs.fits(a, goal.region)]
     return Answer(
         goal.budget_ms,
@@ -119,10 +128,15 @@ def _answer(
         goal.feasible,
         max(fitting, default=None),
         _winner(inputs, goal, outcome, seen),
-        tuple(run_record.Candidate(**_written(c, seen)) for c in outcome.baselines),
+        tuple(
+            run_record.Candidate(**_written(c, seen), difference_error_points=error)
+            for c, error in errors.items()
+        ),
         tuple(run_record.Candidate(**_written(c, seen, tested=False)) for c in outcome.front),
         Quality(**_quality(inputs, goal, outcome.winner).summary()),
         exported[outcome.winner.architecture],
+        random_draws,
+        next((error for c, error in errors.items() if c.name == "best dense"), None),
     )
 
 
@@ -131,13 +145,11 @@ def _winner(inputs: Inputs, goal: Goal, outcome: Outcome, seen: Seen) -> Winner:
     samples = seen.watch.samples(winner)
     assert samples is not None  # it won as measured
     low, high = table.interval(winner.predicted_ms, inputs.settings.confidence)
-    wanted_ms = goal.budget_ms / table.tail(inputs.settings.quantile)
-    chance = table.chance_within(winner.predicted_ms, wanted_ms)
     return Winner(
         **{**_written(winner, seen), "name": "winner"},
         upper_ms=round(samples.upper_ms, 4),
         interval_ms=(round(low, 4), round(high, 4)),
-        chance_within_budget=round(chance, 4),
+        chance_within_budget=round(samples.share_within(goal.budget_ms), 4),
         test_error_points=round(seen.tests.found[winner.architecture].error_points, 4),
     )
 

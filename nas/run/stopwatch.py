@@ -78,6 +78,10 @@ class Samples:
         """The 95th percentile."""
         return float(np.percentile(self.ms, 95))
 
+    def share_within(self, ms: float) -> float:
+        """The share of inferences, as they were, that took no longer."""
+        return float(np.mean(np.array(self.ms) <= ms))
+
     @property
     def upper_ms(self) -> float:
         """The upper end of the 95 % confidence interval of `quantile_ms`, by order statistics.

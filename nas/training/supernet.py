@@ -17,6 +17,7 @@ from nas.data import Dataset
 from nas.errors import VitnasError, WeightsError
 from nas.evaluation.accuracy import Evaluator
 from nas.evaluation.batch_norm import recalibrate
+from nas.evaluation.score_task import require_hits_of
 from nas.evaluation.zero_shot import projections
 from nas.families import load_space
 from nas.layers.elastic import inherit
@@ -98,6 +99,10 @@ class _Test:
 
     images: int = field(metadata={"least": 1})
     percent: float = field(metadata={"key": "{}_percent", "least": 0, "most": 100})
+    hits: str = ""
+
+    def __post_init__(self) -> None:
+        require_hits_of(self.hits, self.images)
 
 
 @dataclass(frozen=True)
