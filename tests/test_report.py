@@ -521,8 +521,16 @@ def test_a_winner_that_prunes_nothing_is_called_dense(finished, tmp_path, capsys
 @pytest.mark.parametrize(
     ("uniform", "drawn", "said"),
     [
-        ((8.0, 79.6, "u"), (8.5, 79.0, "r"), "best uniform sparsity is faster, and 1.6 ± 1.2"),
-        ((8.0, 78.5, "u"), (8.5, 79.0, "r"), "best of random draws is faster, and 1.0 ± 1.2"),
+        (
+            (8.0, 79.6, "u"),
+            (8.5, 79.0, "r"),
+            "best uniform sparsity is faster and, on the test split, 1.6 ± 1.2",
+        ),
+        (
+            (8.0, 78.5, "u"),
+            (8.5, 79.0, "r"),
+            "best of random draws is faster and, on the test split, 1.0 ± 1.2",
+        ),
         ((9.1, 79.6, "u"), (8.5, 77.9, "r"), ""),  # slower; less accurate
         ((9.0, 79.6, "u"), (8.5, 78.0, "w"), ""),  # as fast; as accurate
     ],
@@ -534,7 +542,7 @@ def test_a_baseline_that_is_faster_and_better_is_said(finished, uniform, drawn, 
         best_of_random_draws=drawn,
     )  # fmt: skip
     assert page.better(record.answers[0]) == (
-        f" The {said} points above it on the test split." if said else ""
+        f" The {said} points above the winner." if said else ""
     )
     assert page.headline(record).endswith(page.better(record.answers[0]))
 

@@ -143,7 +143,7 @@ def better(answer: Answer) -> str:
         return ""
     gain, best = max(found, key=lambda pair: pair[0])
     more = points(gain, best.difference_error_points)
-    return f" The {best.name} is faster, and {more} above it on the test split."
+    return f" The {best.name} is faster and, on the test split, {more} above the winner."
 
 
 def above_dense(answer: Answer) -> float | None:
