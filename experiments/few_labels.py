@@ -21,6 +21,7 @@ for two supernets.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -141,7 +142,7 @@ def main() -> None:
     space = load_space(options.space, data.task)
     starts = {SCRATCH: "", **dict(own.split("=", 1) for own in options.starts)}
     options.out.mkdir(exist_ok=True, parents=True)
-    stem = f"few_labels-{options.space.replace(':', '-')}"
+    stem = "few_labels-" + re.sub("[:@]", "-", options.space)
     path = options.out / f"{stem}.csv"
     rows = pd.read_csv(path, dtype={"weights": str}).to_dict("records") if path.exists() else []
     if rows:
