@@ -57,7 +57,7 @@ def inspect(
     from nas.network.macs import count_macs, count_params, sum_params
 
     the_space, architecture, _, table = find_network(what, space, device, classes, resolution)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "layer": layer.path,
             "key": layer.key,
@@ -68,7 +68,7 @@ def inspect(
         for layer in the_space.layers(architecture)
     ]
     plain = the_space.name.partition("@")[0]
-    result = {
+    result: dict[str, Any] = {
         "name": f"{plain} {architecture.id}" if ":" in plain else plain,
         "resolution": architecture.resolution,
         "params": sum_params(the_space.layers(architecture)),
