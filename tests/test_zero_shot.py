@@ -280,7 +280,7 @@ def test_the_shipped_supernet_of_captions_is_found_for_any_data_and_knows_the_sc
     metric = load_score("zero-shot", data, folder, 500)
     network = metric.searched(supernet, as_learned(data, card))
     evaluator = Evaluator(network, data, data.search, 100, metric=metric)
-    assert evaluator.percent(network.space.largest) > 55  # 71.5 % on 400
+    assert evaluator.percent(network.space.largest) > 65  # 77.0 % on 400
     with pytest.raises(WeightsError, match="has not learned from captions"):
         supernet_folder("swin:micro", data, words=True)
 
