@@ -263,7 +263,7 @@ def test_a_stopped_training_resumes_to_the_same_curve_and_weights(objective, pho
     assert "whose features are nearest" in page
     (caption,) = (shown := load_objective(objective, network.space).pictures(network, photo_data))
     assert "nearest" in caption
-    assert shown[caption].shape == (2 * 24, 6 * 24, 3)
+    assert shown[caption].shape == (2 * 24, 6 * 24 + 4, 3)  # a gap behind the first
 
 
 def test_views_follow_from_the_random_numbers_alone():
