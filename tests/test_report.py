@@ -421,9 +421,9 @@ def test_a_table_is_judged_by_the_networks_that_the_run_measured(finished, tmp_p
     n = len(seen)
     assert 0 < n < len(ratios)
     line = (
-        f"{n} networks of this run: mean error {statistics.mean(errors):.1f} %, measured "
-        f"{statistics.median(seen):.3f} of predicted (median), {inside} of {n} inside the 95 % "
-        "interval"
+        f"{n} networks of this run took {statistics.median(seen):.3f} of what the table predicted "
+        f"(median): it erred by {statistics.mean(errors):.1f} % in the mean, and {inside} of {n} "
+        "lie inside its 95 % interval"
     )
     assert page.agreed(run.agreement, run.record) == line
     text = write_report([folder]).read_text()

@@ -169,10 +169,10 @@ def agreed(agreement: Agreement, record: RunRecord) -> str:
     """How the table agrees with the networks that a run has measured, in one line."""
     n = agreement.networks
     return (
-        f"{n} {'networks' if n > 1 else 'network'} of this run: mean error "
-        f"{agreement.mape_percent:.1f} %, {record.verb} {agreement.ratio:.3f} of predicted "
-        f"(median), {agreement.inside_interval} of {n} inside the "
-        f"{100 * record.confidence:g} % interval"
+        f"{n} {'networks' if n > 1 else 'network'} of this run took {agreement.ratio:.3f} of what "
+        f"the table predicted (median): it erred by {agreement.mape_percent:.1f} % in the mean, "
+        f"and {agreement.inside_interval} of {n} lie inside its {100 * record.confidence:g} % "
+        "interval"
     )
 
 
