@@ -8,7 +8,7 @@ none is given the shipped one) by `--score zero-shot` within two budgets, and sc
 subnets, spread over their latency, on the test split. Then the winner's `model.onnx` runs in ONNX
 Runtime on a picture of a test scene, with the names of classes as words, and `vitnas predict`
 answers for the same picture with words that are no class. Writes `zero_shot.csv` and
-`zero_shot.png`.
+`zero_shot.png`; takes four minutes of a quiet machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from nas.scores import load_score
 from nas.training.supernet import as_learned, load_supernet, supernet_folder
 from nas.trellis.graph import decode
 
-OUT = Path(__file__).parent / "results"
 WORDS = "a trainer,a handbag,a pair of trousers,a jacket,a gown"
 
 
@@ -71,10 +70,8 @@ def draw(rows: list[tuple[str, float, float]], path: Path) -> None:
             best = percent
             front.append((ms, percent))
     axes.step(*np.array(front).T, where="post", lw=1, color="0.5", label="front")
-    axes.set(
-        xlabel="predicted latency (ms)", ylabel="zero-shot accuracy, test split (%)", xscale="log"
-    )
-    axes.axhline(10, ls=":", color="0.5")
+    axes.set(xlabel="predicted latency (ms)", ylabel="zero-shot accuracy, test split (%)")
+    axes.axhline(10, ls=":", color="0.5", label="a guess")
     axes.legend()
     figure.savefig(path, dpi=150)
 
