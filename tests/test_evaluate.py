@@ -23,6 +23,7 @@ from nas.families import load_space
 from nas.layers import attention
 from nas.network.calibration import calibrate
 from nas.network.network import Network
+from nas.run.scores import Scores
 from nas.space.architecture import at_precision
 from nas.tasks.classification import Classification, Top1
 
@@ -296,3 +297,17 @@ def test_copies_keep_values_and_layout_and_share_nothing():
         assert copy.stride() == original.stride()
         assert copy.data_ptr() != original.data_ptr()
     assert count_bytes(copied((x, (x, None)))) == 2 * 24 * 4
+
+
+def test_the_noise_of_a_dropped_candidate_is_that_of_its_few_images_alone():
+    """The images are the same for all full scores, and so is a half of their noise."""
+    space = load_space("swin:debug", Classification(2))
+    full, dropped = space.largest, space.smallest
+    records = [
+        {"architecture": a.to_json(), "top1_percent": 80.0, "images": n, "dropped": n < 400}
+        for a, n in ((full, 400), (dropped, 64))
+    ]
+    scores = Scores(space, None, 400, space.task.metric, imported=records)
+    assert scores.noise(dropped) == pytest.approx(100**2 * 0.8 * 0.2 / 64, rel=0.05)
+    assert scores.noise(full) == pytest.approx(100**2 * 0.8 * 0.2 / 400 / 2, rel=0.05)
+    assert scores.full(space) == [full]

@@ -82,8 +82,12 @@ class Scores:
             self.seen[architecture] = record["images"]
 
     def noise(self, architecture: Architecture) -> float:
-        """The variance of a score that differs between subnets, in points squared."""
-        return (1 - SHARED) * self.variances[architecture]
+        """The variance of a score that differs between subnets, in points squared.
+
+        A dropped candidate has seen the first images alone, whose difficulty is not that of all.
+        """
+        shared = 0.0 if architecture in self.seen else SHARED
+        return (1 - shared) * self.variances[architecture]
 
     def own(self, origin: str) -> list[Record]:
         """The records of this run that are of one origin, such as "search" or "dense"."""
