@@ -66,8 +66,8 @@ def _run(words: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         print(
-            "vitnas: interrupted; what was done is kept, the same command goes on "
-            "(search and train: with --resume)",
+            "vitnas: interrupted; the same command goes on from what is kept (search and train: "
+            "with --resume; a training keeps its state about once a minute)",
             file=sys.stderr,
         )
         return _INTERRUPTED

@@ -129,10 +129,10 @@ class Card:
         """The card of an exported network; `RunError` for a folder that holds none."""
         path = folder / CARD
         if not path.exists():
-            raise RunError(
-                f"{folder} holds no {CARD}",
-                "give a run, or a folder that this version of vitnas exported or quantized into",
-            )
+            fix = "give a run, or a folder that this version of vitnas exported or quantized into"
+            if (folder / "supernet.json").exists():
+                fix = f"it is a supernet: vitnas search --supernet {folder} makes a run of it"
+            raise RunError(f"{folder} holds no {CARD}", fix)
         return cls.parse(read_json(path), str(path))
 
     @classmethod

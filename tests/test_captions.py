@@ -172,6 +172,7 @@ def test_captions_of_every_script_arrive_as_they_are_written(tmp_path):
         ("c.tsv", b"file\tcaption\n00.png\ta bag\topen\n", "line 2 has more values than there"),
         ("c.csv", b"caption,file\na bag,00.png\na coat\n", "line 3 names no file"),
         ("c.csv", b"", "no columns of files and captions, but none"),
+        ("c.jsonl", b'{"file": "a", "text": "b"}\n{"text": "c"}', r"line 2 has no .*, but text"),
         ("c.jsonl", b'{"file": 3, "text": "a bag"}', "line 1 names no file"),
         ("c.jsonl", b'\n{"file": "a.png"}', "files and captions, but file"),
         ("c.csv", b"file,caption\n", "has 0 different pictures with captions"),

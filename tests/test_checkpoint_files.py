@@ -426,8 +426,8 @@ def test_folders(network, model, tmp_path):
 
 
 def test_weights_of_vitnas_itself_are_no_checkpoint(network, debug_supernet, tmp_path):
-    fails(network, debug_supernet, "is a supernet of vitnas", f"--adapt {debug_supernet}")
-    fails(network, network.state_dict(), "these are weights of vitnas", "--adapt FOLDER")
+    fails(network, debug_supernet, "is a supernet of vitnas", f"--init {debug_supernet}")
+    fails(network, network.state_dict(), "these are weights of vitnas", "--init FOLDER")
 
 
 def test_the_name_of_a_file_says_nothing(network, model, tmp_path):

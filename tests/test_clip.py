@@ -469,7 +469,7 @@ def test_paths_of_texts_that_are_none_say_so(tmp_path, path, message):
 
 def test_a_supernet_without_texts_is_no_source_of_texts(tmp_path):
     (tmp_path / "supernet.json").write_text("{}")
-    with pytest.raises(VitnasError, match=r"text\.json"):
+    with pytest.raises(VitnasError, match="has not learned from captions"):
         texts_in(str(tmp_path))
 
 
@@ -483,10 +483,20 @@ def test_the_data_of_a_supernet_to_go_on_from_come_before_those_of_the_objective
     asked: list[str] = []
     monkeypatch.setattr("nas.data.load_data", lambda name: asked.append(name) or 1 / 0)
     go_on = ["--adapt", str(words[0])], ["--objective", "clip"]
-    for options in (go_on, go_on[::-1]):
+    for options in (go_on, go_on[::-1], (go_on[0], [])):  # the objective is its own by default
         with pytest.raises(SystemExit):
             main(["train", *options[0], *options[1], "--out", str(words[0].with_name("out"))])
-    assert asked == ["captions:x"] * 2
+    assert asked == ["captions:x"] * 3
+
+
+def test_a_training_goes_on_by_the_objective_of_its_supernet(monkeypatch, words):
+    asked = []
+    monkeypatch.setattr(
+        "nas.training.train.check_training", lambda *given: asked.append(given[4]) or 1 / 0
+    )
+    with pytest.raises(SystemExit):
+        main(["train", "--adapt", str(words[0]), "--out", str(words[0].with_name("out"))])
+    assert asked == ["clip"]
 
 
 def test_captioned_scenes_are_what_captions_are_learned_from_unless_others_are_given(
@@ -529,7 +539,7 @@ def test_the_picture_of_a_training_shows_which_captions_are_near(learned):
     assert shown.shape == (256, 256, 1)  # 32 pairs, eight pixels each
     assert float(shown.min()) == 0
     assert float(shown.max()) == 1
-    assert caption == "32 pictures (rows) and their captions, by similarity"
+    assert caption.startswith("32 pictures (rows) and their captions, by similarity")
 
 
 class Words(Split):

@@ -299,6 +299,12 @@ def test_a_segmenter_starts_from_the_backbone_of_a_classifier(photo_data, tmp_pa
     assert all(torch.equal(ours[n], theirs[n]) for n in shared)
 
 
+def test_vectors_are_said_to_be_no_classes():
+    meaning = Embedding().meaning(torch.tensor([[1.0, 2.0]]), 5)
+    assert meaning.line == "a vector of 2 numbers, and no class"
+    assert meaning.facts == {"outputs": [1.0, 2.0]}
+
+
 def test_a_supernet_that_ships_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = folder_of("efficientvit-micro-captions")
@@ -346,3 +352,12 @@ def test_the_commands_pretrain_and_report(pictures, tmp_path, capsys):
         cli.main(["report", str(folder)])
     assert not stop.value.code
     assert "Training of vit:debug (objective: mae)" in page.read_text()
+    for words, fix in (
+        (["report", str(folder), str(folder)], "vitnas search --supernet"),
+        (["predict", str(folder), str(pictures)], "vitnas search --supernet"),
+        (["train", "--init", "efficientvit-micro-caption", "--out", f"{tmp_path}/x"], "did you"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code
+        assert fix in capsys.readouterr().err.replace("\n", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import fields, replace
 from enum import StrEnum
@@ -195,14 +196,17 @@ def _print_agreement(record: RunRecord) -> None:
 
 
 def _take_trained(context: typer.Context, folder: str) -> str:
-    """Make the space and the data of a supernet the defaults of the other options."""
+    """Make space, data and objective of a supernet the defaults of the other options."""
     if folder:
         from nas.training.supernet import folder_of, read_card
 
         with suppress(VitnasError):  # which the command raises
             card = read_card(folder_of(folder))
             at = f"@{card['resolution']}" if "resolution" in card else ""
-            set_defaults(context, {"space": card["space"] + at, "data": card["data"]})
+            own = card["training"].get("objective", "supervised")
+            # Texts of elsewhere would take the place of those that it has learned.
+            learned = {} if re.search(",(text|frozen)=", own) else {"objective": own}
+            set_defaults(context, {"space": card["space"] + at, "data": card["data"], **learned})
     return folder
 
 
@@ -233,8 +237,8 @@ def train(
     adapt: Annotated[
         str,
         typer.Option(
-            help="Folder of a supernet to go on from: pruned networks get better. Its space and "
-            "data are then the default.",
+            help="Folder of a supernet to go on from: pruned networks get better. Its space, data "
+            "and objective are then the default.",
             callback=_take_trained,
             is_eager=True,
         ),

@@ -28,6 +28,7 @@ from nas.run_record import Candidate, RunRecord
 INK, GREY, BLUE, RED, GREEN, SAND = "#1b2733", "#9aa5b1", "#2563a8", "#c2402f", "#2f8f5b", "#d9a441"
 TINT = np.array([0.05, 0.13, 0.28])  # of what a block leaves out
 SERIES = (BLUE, SAND, GREEN, RED, "#7a5aa6")
+_FEW = 20  # points of a line, up to which each is marked
 _LINES = (BLUE, RED, GREEN, "#7a5aa6", "#b07d12", INK)  # dark enough for text
 _PRODUCTS = "attention_matmul_macs"
 _KINDS: dict[str, Any] = {  # of MACs, and how their curves look
@@ -223,8 +224,11 @@ def losses(curve: Sequence[Mapping[str, Any]]) -> Figure:
     for phase, (name, color) in enumerate(zip(names, _cycle(3))):
         own = [r for r in curve if r.get("canvas", 2) == phase]
         if own:
-            axes.plot([r["step"] for r in own], [r["loss"] for r in own], color=color, label=name)
+            marker = "" if len(curve) > _FEW else "."
+            steps, mean = [r["step"] for r in own], [r["loss"] for r in own]
+            axes.plot(steps, mean, color=color, marker=marker, label=name)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss")
     axes.legend()
     return figure

@@ -109,6 +109,10 @@ class SavedRun:
             fix = f"finished runs here: {', '.join(known)}" if known else "make one: vitnas search"
             if is_run(folder):
                 fix = f"finish it: vitnas search with its options and --out {folder} --resume"
+            elif (folder / "supernet.json").exists():
+                fix = f"it is a supernet: vitnas search --supernet {folder} makes a run of it"
+            elif (folder / "loss.jsonl").exists():
+                fix = f"finish it: vitnas train with its options and --out {folder} --resume"
             raise RunError(f"{folder} is not a finished run", fix)
         from nas.evaluation.score_task import ScoreRecord
 

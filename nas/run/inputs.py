@@ -35,6 +35,7 @@ from nas.space.architecture import Architecture
 from nas.space.family import SearchSpace
 from nas.space.task import Metric
 from nas.strategy.constraints import Region
+from nas.text.encoder import has_texts
 from nas.training.supernet import as_learned, folder_of, load_supernet, read_card, supernet_folder
 from nas.trellis.graph import encode
 from nas.versions import installed, layer_code, search_code
@@ -159,10 +160,12 @@ def chosen_metric(settings: Settings, space: SearchSpace, data: Dataset, superne
     if settings.score:
         return load_score(settings.score, data, supernet, settings.reference_images)
     if not space.task.labelled:
+        named = settings.supernet or supernet
+        words = "--score zero-shot, " if has_texts(supernet) else ""
         raise UsageError(
-            f"the networks of {supernet} learned without labels, and have no score of their own",
-            "add --score knn or --score probe; or make them classifiers: vitnas train --init "
-            f"{supernet}",
+            f"the networks of {named} learned without labels, and have no score of their own",
+            f"add {words}--score knn or --score probe; or make them classifiers: vitnas train "
+            f"--init {named}",
         )
     return space.task.metric
 

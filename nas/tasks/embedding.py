@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from nas.errors import UsageError
-from nas.space.task import Metric, Task
+from nas.space.task import Meaning, Metric, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,11 @@ class Embedding(Task):
     def distillation(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """Raise `UsageError`: an objective says what vectors of two sizes have in common."""
         _refuse("are not learned from those of another network by themselves")
+
+    def meaning(self, outputs: Tensor, top: int) -> Meaning:
+        """The vector of one sample, which nobody can read."""
+        said = f"a vector of {outputs.shape[1]} numbers, and no class"
+        return Meaning(said, {"outputs": outputs[0].tolist()})
 
     def caption(self, outputs: Tensor, batch: Batch) -> str:
         """The length of the vector."""

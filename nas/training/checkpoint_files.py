@@ -138,7 +138,7 @@ def _in_folder(folder: Path) -> Path:
     if (folder / "supernet.json").exists():
         raise WeightsError(
             f"{folder} is a supernet of vitnas, and not a checkpoint of another project",
-            f"go on from it: vitnas train --adapt {folder}",
+            f"start from it: vitnas train --init {folder}",
         )
     found = sorted(p.name for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if len(found) != 1:

@@ -240,7 +240,7 @@ def _misfit(
         what = f"{theirs} has the shape {got}, {path} needs {needed}"
     if f"layers.{path}" in tensors:
         what, besides = "these are weights of vitnas, not of timm or torchvision", ""
-        fix = "go on from the supernet in a folder: vitnas train --adapt FOLDER"
+        fix = "start from the folder of the supernet: vitnas train --init FOLDER"
     else:
         fix = f"give one of {name}"
     return WeightsError(what + besides, fix)

@@ -105,7 +105,8 @@ class TwoViews(Objective):
             raise UsageError(
                 f"a batch of {most} holds some of {self.different} pictures twice, and each would "
                 "be told from itself",
-                f"give {most} pictures to train on, or lower `batches` of the recipe (nas.Recipe)",
+                f"give {most} pictures to train on, or learn by --objective mae; from Python, "
+                "lower `batches` of the recipe (nas.Recipe)",
             )
 
     def distil(self, small: Made, large: Made) -> Tensor:

@@ -256,6 +256,11 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     return card
 
 
+def shipped_names() -> list[str]:
+    """The names of all supernets that ship."""
+    return sorted(file.parent.name for file in ASSETS.glob("*/supernet.json"))
+
+
 def folder_of(name: str) -> Path:
     """The folder of a supernet, which is named by its path, or by its name if it is a shipped one.
 

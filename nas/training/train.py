@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas.data import Dataset
-from nas.errors import UsageError, WeightsError
+from nas.errors import UnknownNameError, UsageError, WeightsError
 from nas.families import load_space
 from nas.network.network import Network
 from nas.space.task import Task
@@ -25,6 +26,7 @@ from nas.training.supernet import (
     load_supernet,
     read_card,
     save_supernet,
+    shipped_names,
     start_from,
 )
 from nas.training.trainer import fit
@@ -61,6 +63,8 @@ def check_training(
     if is_supernet(init):
         check_family(folder_of(init), space.family)
     elif last_checkpoint(out, resume) is None and init:
+        if get_close_matches(init, shipped := shipped_names(), cutoff=0.9):
+            raise UnknownNameError("supernet", init, shipped)
         read_checkpoint(init)
 
 
@@ -117,6 +121,7 @@ def train(
             raise WeightsError(
                 f"the supernet in {adapt} is for {_named(trained.space.task)}, and {objective} "
                 f"trains networks for {_named(space.task)}",
+                f"go on with --objective {card['training'].get('objective', 'supervised')}, or "
                 f"start from it with a new head: vitnas train --init {adapt}",
             )
         settings["adapt"] = card["fingerprint"]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nas.data import Dataset, Tensors
 from nas.errors import RunError, VitnasError
 from nas.network.network import Network
-from nas.progress import bar
+from nas.progress import bar, console
 from nas.records import Journal
 from nas.size import Size, each
 from nas.space.architecture import Architecture
@@ -229,6 +229,8 @@ def fit(
             f"{out} was trained with another {' and '.join(differing)}",
             "resume with the same options, or choose another --out",
         )
+    if resume and not saved:
+        console.print(f"no checkpoint is in {out} yet: the training begins anew", style="yellow")
     if saved:
         bf16 = saved["bf16"]
     elif bf16 is None:

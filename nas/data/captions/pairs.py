@@ -125,13 +125,13 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
             yield file.strip(), caption if isinstance(caption, str) else ""
 
 
-def _columns(table: Path, names: Iterable[str]) -> tuple[str, str]:
+def _columns(where: str, names: Iterable[str]) -> tuple[str, str]:
     """Which of these names of columns are those of files and of captions."""
     known = {name.strip().casefold(): name for name in names}
     file, text = (next((known[key] for key in of if key in known), None) for of in (FILES, TEXTS))
     if file is None or text is None:
         shown = ", ".join(known.values())[:80] or "none"
-        raise DataError(f"{table} has no columns of files and captions, but {shown}", _SHAPE)
+        raise DataError(f"{where} has no columns of files and captions, but {shown}", _SHAPE)
     return file, text
 
 
@@ -139,7 +139,7 @@ def _separated(table: Path) -> Iterator[tuple[int, object, object]]:
     by, name = ("\t", "tab") if table.suffix.lower() == ".tsv" else (",", "comma")
     rows = csv.DictReader(StringIO(_text(table), newline=""), delimiter=by)
     try:
-        file, text = _columns(table, rows.fieldnames or ())
+        file, text = _columns(str(table), rows.fieldnames or ())
         for row in rows:
             if None in row:
                 raise DataError(
@@ -161,7 +161,7 @@ def _json_lines(table: Path) -> Iterator[tuple[int, object, object]]:
             raise DataError(f"{table}, line {number} is not JSON: {error}", "mend it") from None
         if not isinstance(record, dict):
             raise DataError(f"{table}, line {number} is not a JSON object", _SHAPE)
-        file, text = _columns(table, record)
+        file, text = _columns(f"{table}, line {number}", record)
         yield number, record[file], record[text]
 
 

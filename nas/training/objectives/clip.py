@@ -58,7 +58,10 @@ class Clip(Objective):
     text: TextTower
     tokenizer: Tokenizer
     usual: ClassVar[Mapping[str, str]] = {"data": "scenes:captions"}
-    meaning = "the cross-entropy of which caption is a picture's, among those of a batch"
+    meaning = (
+        "the cross-entropy of which caption is a picture's, among those of a batch, both ways: the "
+        "logarithm of the batch's size is a guess"
+    )
 
     def __init__(self, space: SearchSpace, *, text: str = "", frozen: str = "") -> None:
         super().__init__(space)
@@ -183,7 +186,10 @@ class Clip(Objective):
             cosines = unit(network.eval()(inputs)) @ unit(self.text.eval()(tokens)).mT
         low, high = cosines.min(), cosines.max()
         shown = ((cosines - low) / (high - low)).cpu().repeat_interleave(_CELL, 0)
-        caption = f"{len(texts)} pictures (rows) and their captions, by similarity"
+        caption = (
+            f"{len(texts)} pictures (rows) and their captions, by similarity: white is the "
+            "nearest, and a bright diagonal right"
+        )
         return {caption: shown.repeat_interleave(_CELL, 1)[..., None]}
 
     def keep(self, folder: Path) -> None:
@@ -232,8 +238,14 @@ def texts_in(source: str) -> TextEncoder:
 @lru_cache(maxsize=1)
 def _loaded(path: Path, written: tuple[int, ...]) -> TextEncoder:
     """The texts in a file or folder; the files beside it, or in it, were written at these times."""
-    ours = has_texts(path) or is_supernet(str(path))
-    return TextEncoder.load(path) if ours else read_texts(path)
+    if has_texts(path):
+        return TextEncoder.load(path)
+    if is_supernet(str(path)):
+        raise WeightsError(
+            f"the supernet in {path} has not learned from captions",
+            "give one that has, or a checkpoint of open_clip",
+        )
+    return read_texts(path)
 
 
 OBJECTIVE = Clip
