@@ -228,6 +228,7 @@ def losses(curve: Sequence[Mapping[str, Any]]) -> Figure:
             steps, mean = [r["step"] for r in own], [r["loss"] for r in own]
             axes.plot(steps, mean, color=color, marker=marker, label=name)
     axes.set_xlabel("step")
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss")
     axes.legend()
