@@ -8,11 +8,11 @@ nothing and from each supernet that is named, which learned without labels (`vit
 one core: the number is chosen by the speed that is measured first, so that it takes `--minutes`.
 One learning rate serves all starts. Each is done with three seeds, which choose the labelled items
 as well. On canvases of another size an item lies elsewhere among other clutter, as in any training
-on scenes. The score is the accuracy on 1,000 scenes of the test split. Writes `few_labels-
-SPACE.csv` (one line for each training, as soon as it is done) and `.png`, and prints the table:
-mean and standard deviation over the seeds, and points gained over training from nothing with the
-same seed. Where the file is there already, its lines are kept, and what is missing is trained on as
-many scenes.
+on scenes. The score is the accuracy on 1,000 scenes of the test split. Writes
+`few_labels-SPACE.csv` (one line for each training, as soon as it is done) and `.png`, and prints
+the table: mean and standard deviation over the seeds, and points gained over training from nothing
+with the same seed. Where the file is there already, its lines are kept, and what is missing is
+trained on as many scenes.
 
 It takes `--minutes` for each of 2 numbers of labels, 3 seeds, and the starts: an hour of one core
 for two supernets.

@@ -157,15 +157,14 @@ def _tables() -> list[dict[str, Any]]:
 def _supernets() -> list[dict[str, Any]]:
     from nas.records import read_json
     from nas.tasks import load_task
-    from nas.training.supernet import ASSETS
+    from nas.training.supernet import ASSETS, shipped_names
 
     rows = []
-    for path in sorted(ASSETS.glob("*/supernet.json")):
-        card = read_json(path)
+    for name in shipped_names():
+        card = read_json(ASSETS / name / "supernet.json")
         score = f"search_{load_task(card).metric.key}"
         scores = {f"{size}_search": card.get(f"{size}_{score}") for size in ("largest", "smallest")}
-        named = {"name": path.parent.name, "space": card["space"], "data": card["data"]}
-        rows.append({**named, **scores})
+        rows.append({"name": name, "space": card["space"], "data": card["data"], **scores})
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import fields, replace
 from enum import StrEnum
@@ -198,15 +197,16 @@ def _print_agreement(record: RunRecord) -> None:
 def _take_trained(context: typer.Context, folder: str) -> str:
     """Make space, data and objective of a supernet the defaults of the other options."""
     if folder:
+        from nas.training.objectives import starts_elsewhere
         from nas.training.supernet import folder_of, read_card
 
         with suppress(VitnasError):  # which the command raises
             card = read_card(folder_of(folder))
             at = f"@{card['resolution']}" if "resolution" in card else ""
+            set_defaults(context, {"space": card["space"] + at, "data": card["data"]})
             own = card["training"].get("objective", "supervised")
-            # Texts of elsewhere would take the place of those that it has learned.
-            learned = {} if re.search(",(text|frozen)=", own) else {"objective": own}
-            set_defaults(context, {"space": card["space"] + at, "data": card["data"], **learned})
+            if not starts_elsewhere(own):  # which would replace what the supernet has learned
+                set_defaults(context, {"objective": own})
     return folder
 
 

@@ -15,7 +15,7 @@ from nas.settings import DEVICE, Settings
 from nas.strategy.quality import Quality
 
 _ROUND = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)  # budgets of a ladder, in a decade
-_SHOWN = 0.05  # points, the least that are not written as 0.0
+SHOWN = 0.05  # points, the least that are not written as 0.0
 _TIMES = " \N{MULTIPLICATION SIGN} "
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -137,7 +137,7 @@ def better(answer: Answer) -> str:
         (c.test_percent - w.test_percent, c)
         for c in answer.baselines
         if c.measured_ms is not None and c.measured_ms < w.measured_ms
-        if c.test_percent is not None and c.test_percent >= w.test_percent + _SHOWN
+        if c.test_percent is not None and c.test_percent >= w.test_percent + SHOWN
     ]
     if not found:
         return ""

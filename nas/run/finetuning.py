@@ -28,7 +28,8 @@ from nas.network.network import Network
 from nas.progress import bar, console
 from nas.records import read_object, write_json
 from nas.report.saved_run import SavedRun
-from nas.run.inputs import chosen_metric, source_of
+from nas.report.wording import SHOWN
+from nas.run.inputs import chosen_metric, recorded_kernel, source_of
 from nas.run.stopwatch import Samples
 from nas.run_record import Answer, Candidate, FineTuned, FineTuning
 from nas.space.architecture import Architecture, at_precision
@@ -41,7 +42,6 @@ from nas.training.trainer import fit
 # A tenth of the rate of a training from nothing; all at the network's own size.
 RECIPE = Recipe(images=(0, 0, 6_400), batches=(64, 32, 16), learning_rate=3e-4, subnets={})
 _ROUNDS = 10  # of measuring
-_SEEN = 0.05  # points, the least that shows where accuracies are written
 
 
 def finetune(
@@ -84,7 +84,7 @@ def finetune(
         if trained is None:
             return None
         accuracies = _accuracies(run, data, trained, metric)
-        if (percent := accuracies[0].percent) < candidate.search_percent - _SEEN:
+        if (percent := accuracies[0].percent) < candidate.search_percent - SHOWN:
             console.print(
                 f"{candidate.name}: fine-tuning lowered the accuracy on the search split from "
                 f"{candidate.search_percent:.1f} to {percent:.1f} %; try a lower --rate, or keep "
@@ -226,12 +226,12 @@ def _measured(run: SavedRun, networks: Sequence[Architecture]) -> list[float | N
     """Median milliseconds on the device of the run, in turns; None where it cannot be measured."""
     if run.record.verb != "measured":
         return [None] * len(networks)
-    explicit = read_object(run.folder / "settings.json").get("explicit_in_windows")
+    kernel = recorded_kernel(read_object(run.folder / "settings.json"))
     try:
         with bar("measure", _ROUNDS, "rounds") as advance:
             found = measure_fresh(
                 run.record.device, run.space, networks, _ROUNDS,
-                advance=lambda n: advance(n, ""), kernel="explicit" if explicit else "fused",
+                advance=lambda n: advance(n, ""), kernel=kernel.__name__,
             )  # fmt: skip
     except EvaluationError:  # another machine, or a device that is no longer there
         return [None] * len(networks)

@@ -244,7 +244,12 @@ def _kernel(request: Request, identity: Record) -> Kernel:
             f"{request.folder} was made with another {' and '.join(differing)}",
             f"resume with the same {same}, or start a new run without --resume",
         )
-    return explicit if before.get("explicit_in_windows") else fused
+    return recorded_kernel(before)
+
+
+def recorded_kernel(identity: Record) -> Kernel:
+    """The kernel of attention in windows that the `settings.json` of a run names."""
+    return explicit if identity.get("explicit_in_windows") else fused
 
 
 def _pool(request: Request, space: SearchSpace, evaluator: Evaluator, kernel: Kernel) -> Pool:

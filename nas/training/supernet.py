@@ -134,7 +134,7 @@ def supernet_folder(space_name: str, data: Dataset, words: bool = False) -> Path
     base = load_space(space_name).base
     how = "--objective clip" if words else f"--data {data.name}"
     fix = f"train one: vitnas train --space {base} {how} --out supernet"
-    cards = {file.parent: read_card(file.parent) for file in sorted(ASSETS.glob("*/supernet.json"))}
+    cards = {ASSETS / name: read_card(ASSETS / name) for name in shipped_names()}
     of_space = [folder for folder, card in cards.items() if card["space"] == base]
     if not of_space:
         raise WeightsError(f"no supernet is shipped for {space_name}", fix)
@@ -230,10 +230,11 @@ def start_from(network: Network, folder: Path) -> dict[str, Any]:
     card = check_family(folder, network.space.family)
     with _loading(folder):
         theirs = _weights(folder, card)
-        if load_space(card["space"]).base == network.space.base:
+        ours = network.state_dict()
+        alike = all(v.shape == ours[k].shape for k, v in theirs.items() if k in ours)
+        if not alike and load_space(card["space"]).base == network.space.base:
             same_size = load_space(network.space.name, load_task(card))
             theirs = _filled(same_size, theirs, card).state_dict()
-    ours = network.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     heads = {layer.path for layer in network.space.head(network.space.largest)}
     if load_task(card).describe() != network.space.task.describe():

@@ -34,6 +34,7 @@ class Objective(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     takes: ClassVar[str] = ""  # the kind of inputs it is for, e.g. "images"; any where it is empty
     augments: ClassVar[bool] = False  # itself, instead of the data
+    sources: ClassVar[tuple[str, ...]] = ()  # options that name what it starts from
     meaning: ClassVar[str] = ""  # of its loss, for people: a sentence without a full stop
     usual: ClassVar[Mapping[str, str]] = {}  # settings of who names the objective and no more
 
@@ -116,6 +117,12 @@ def find_objective(name: str) -> type[Objective]:
     plain = name.partition(",")[0]
     made: type[Objective] = load_member("objective", __name__, plain, "OBJECTIVE")
     return made
+
+
+def starts_elsewhere(name: str) -> bool:
+    """Whether options of an objective name what it starts from, besides the network."""
+    given = {word.partition("=")[0] for word in name.split(",")[1:]}
+    return not given.isdisjoint(find_objective(name).sources)
 
 
 def task_of(name: str, data: Dataset) -> Task:

@@ -55,6 +55,7 @@ class Clip(Objective):
     """The symmetric cross-entropy of which picture has which caption, within a batch."""
 
     takes = "images"
+    sources = ("text", "frozen")
     text: TextTower
     tokenizer: Tokenizer
     usual: ClassVar[Mapping[str, str]] = {"data": "scenes:captions"}
